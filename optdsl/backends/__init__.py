@@ -1,0 +1,1 @@
+"""Programs to files: one folder per backend, each with `NAME`, `supports(program)`, `emit(...)`."""

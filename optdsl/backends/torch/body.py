@@ -1,0 +1,247 @@
+"""The bodies of the update functions: states loaded where they are used, statements, states stored."""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from optdsl.backends.layout import assignment
+from optdsl.backends.torch.printer import Printer
+from optdsl.core.ops import CORE, FACTS, Rule
+from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
+from optdsl.ir.expr import Call, Expr, Var, call, var, variables
+from optdsl.ir.program import Program
+from optdsl.ir.structure import Branch, Set, Statement, Structured, structure
+from optdsl.passes.intervals import Intervals
+
+#: Python names that a variable of the step must not take.
+RESERVED = frozenset(
+    [
+        *keyword.kwlist,
+        *keyword.softkwlist,
+        *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
+        *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped"),
+        *("as_matrix", "like", "newton_schulz"),
+        *(f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")),
+        *FACTS,
+    ]
+)
+
+
+def uses_matrices(program: Program) -> bool:
+    """True when the step sees a tensor as a matrix, so that every array is handled with two dimensions."""
+    plain = (ROWS, COLS, ELEMENT)
+    if any(s.type.level is Level.ARRAY and s.type.shape not in plain for s in program.states):
+        return True
+    return any(
+        CORE[node.op].rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX)
+        for node in program.nodes()
+        if isinstance(node, Call)
+    )
+
+
+@dataclass(slots=True)
+class Arm:
+    """A list of statements with what is loaded in front of it and stored behind it."""
+
+    body: list[Statement]
+    path: tuple[tuple[Expr, bool], ...] = ()
+    loads: list[str] = field(default_factory=list)
+    stores: list[tuple[str, Expr]] = field(default_factory=list)
+
+
+class Body:
+    """Statements of one program with the places of loads and stores worked out.
+
+    `reach` maps each state to the paths (conditions) under which it is loaded or stored.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        mangle = {name: f"{name}_" for name in inputs(program) if name in RESERVED}
+        self.structured: Structured = structure(program, RESERVED, mangle)
+        self.names = self.structured.names
+        self.matrices = uses_matrices(program)
+        self.arms: dict[int, Arm] = {}
+        self.root = self._index(self.structured.body, ())
+        self.reach: dict[str, list[tuple[tuple[Expr, bool], ...]]] = {s.name: [] for s in program.states}
+        for state in program.states:
+            self._place_load(state.name)
+            if state.name in program.results:
+                self._place_store(state.name)
+
+    def _index(self, body: list[Statement], path: tuple[tuple[Expr, bool], ...]) -> Arm:
+        arm = Arm(body, path)
+        self.arms[id(body)] = arm
+        for item in body:
+            if isinstance(item, Branch):
+                self._index(item.then, (*path, (item.condition, True)))
+                self._index(item.other, (*path, (item.condition, False)))
+        return arm
+
+    # ---- loads ------------------------------------------------------------------------------------------
+
+    def _place_load(self, state: str) -> None:
+        """Loads a state in the innermost arm that holds all its reads."""
+        arm = self._reader(self.root, state)
+        results = [name for name, expr in self.program.results.items() if state in variables(expr)]
+        if [name for name in results if name != state]:
+            arm = self.root
+        if arm is not None:
+            arm.loads.append(state)
+            self.reach[state].append(arm.path)
+
+    def _reader(self, arm: Arm, state: str) -> Arm | None:
+        """The innermost arm below `arm` that holds every read of `state`, or None when there is none."""
+        found: Arm | None = None
+        for item in arm.body:
+            if isinstance(item, Set):
+                inner = arm if state in variables(item.expr) else None
+            else:
+                if state in variables(item.condition):
+                    return arm
+                sides = [self._reader(self.arms[id(side)], state) for side in (item.then, item.other)]
+                used = [side for side in sides if side is not None]
+                inner = arm if len(used) > 1 else (used[0] if used else None)
+            if inner is not None:
+                if found is not None or inner is arm:
+                    return arm
+                found = inner
+        return found
+
+    # ---- stores -----------------------------------------------------------------------------------------
+
+    def _place_store(self, state: str) -> None:
+        value = self.program.results[state]
+        if isinstance(value, Var) and self._push_store(self.root, state, value):
+            return
+        self._store(self.root, state, value)
+
+    def _store(self, arm: Arm, state: str, value: Expr) -> None:
+        self.reach[state].append(arm.path)
+        arm.stores.append((state, value))
+
+    def _push_store(self, arm: Arm, state: str, value: Var) -> bool:
+        """Stores a joined value in the branches that change the state, if one of them leaves it alone."""
+        made = next((a for a in self.program.body if a.name == value.name), None)
+        if made is None or not self._leaves_alone(value, state):
+            return False
+        condition, *sides = made.expr.args
+        branch = next((b for b in arm.body if isinstance(b, Branch) and b.condition is condition), None)
+        if branch is None:
+            return False
+        for side, body in zip(sides, (branch.then, branch.other), strict=True):
+            if isinstance(side, Var) and side.name == state:
+                continue
+            inner = self.arms[id(body)]
+            if not (isinstance(side, Var) and self._push_store(inner, state, side)):
+                self._store(inner, state, side)
+        return True
+
+    def _leaves_alone(self, value: Var, state: str) -> bool:
+        """True when `value` joins branches of which one keeps the stored state."""
+        made = next((a for a in self.program.body if a.name == value.name), None)
+        if made is None or not isinstance(made.expr, Call) or made.expr.op != "select":
+            return False
+        if not made.expr.args[0].type.is_host:
+            return False
+        return any(
+            isinstance(side, Var) and (side.name == state or self._leaves_alone(side, state))
+            for side in made.expr.args[1:]
+        )
+
+    # ---- lines ------------------------------------------------------------------------------------------
+
+    def lines(self, printer: Printer) -> list[str]:
+        """The statements as Python lines, ending with the return of the new parameter."""
+        lines = self._prologue(printer) + self._arm(self.root, printer)
+        value = self.program.results.get("p", var("p", element()))
+        return [*lines, f"return {self._whole(value, 'shaped', printer)}"]
+
+    def _prologue(self, printer: Printer) -> list[str]:
+        """Arrays as matrices, for a step that multiplies them."""
+        if not self.matrices:
+            return []
+        read = used_inputs(self.program)
+        lines = ["shaped = p"]
+        for name in ("p", "g"):
+            if name in read:
+                matrix = f"[as_matrix(x) for x in {name}]" if printer.foreach else f"as_matrix({name})"
+                lines.append(f"{name} = {matrix}")
+        return lines
+
+    def _whole(self, value: Expr, target: str, printer: Printer) -> str:
+        """`value` as what is stored: a list in the foreach form, in the shape of `target` for matrices."""
+        text = printer.text(value)
+        if printer.foreach and not printer.is_list(value):
+            return f"[{text}] * len(p)"
+        if not self.matrices or value.type.level < Level.ARRAY:
+            return text
+        if printer.foreach:
+            return f"[like(x, y) for x, y in zip({text}, {target}, strict=True)]"
+        return f"like({text}, {target})"
+
+    def _arm(self, arm: Arm, printer: Printer) -> list[str]:
+        lines = [self._load(state, printer) for state in arm.loads]
+        for item in arm.body:
+            if isinstance(item, Set):
+                lines += assignment(item.target, printer.text(item.expr))
+                continue
+            lines += self._branch(item, printer)
+        for state, value in arm.stores:
+            lines += self._store_lines(state, value, printer)
+        return lines
+
+    def _branch(self, branch: Branch, printer: Printer) -> list[str]:
+        then = self._arm(self.arms[id(branch.then)], printer)
+        other = self._arm(self.arms[id(branch.other)], printer)
+        condition = branch.condition
+        if not then:
+            then, other, condition = other, [], call("not", condition)
+        if not then:
+            return []
+        lines = [f"if {printer.text(condition)}:", *("    " + line for line in then)]
+        if other:
+            nested = branch.other[0] if len(branch.other) == 1 else None
+            arm = self.arms[id(branch.other)]
+            if isinstance(nested, Branch) and not arm.loads and not arm.stores and other[0].startswith("if "):
+                return [*lines, "el" + other[0], *other[1:]]
+            lines += ["else:", *("    " + line for line in other)]
+        return lines
+
+    def _load(self, name: str, printer: Printer) -> str:
+        state = self.program.state(name)
+        source = f'state["{state.key}"]'
+        if self.matrices and state.type.level is Level.ARRAY:
+            source = f"[as_matrix(x) for x in {source}]" if printer.foreach else f"as_matrix({source})"
+        return f"{self.names[name]} = {source}"
+
+    def _store_lines(self, name: str, value: Expr, printer: Printer) -> list[str]:
+        state = self.program.state(name)
+        target = f'state["{state.key}"]'
+        if state.type.level < Level.TENSOR:
+            return assignment(target, printer.text(value))
+        return assignment(target, self._whole(value, target, printer))
+
+
+def inputs(program: Program) -> set[str]:
+    """Names of hyperparameters and states."""
+    return {h.name for h in program.hypers} | {s.name for s in program.states}
+
+
+def used_inputs(program: Program) -> set[str]:
+    """Names that the step reads."""
+    names: set[str] = set()
+    for expr in program.expressions():
+        names |= variables(expr)
+    return names
+
+
+def printers(program: Program, body: Body) -> Mapping[str, Printer]:
+    """The printers of the for-loop and the foreach form."""
+    intervals = Intervals(program)
+    return {
+        "loop": Printer(body.names, intervals, body.matrices, foreach=False),
+        "foreach": Printer(body.names, intervals, body.matrices, foreach=True, like="p[0]"),
+    }

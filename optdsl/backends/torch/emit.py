@@ -1,0 +1,380 @@
+"""The file of a spec: header, docstring, declarations, constructor, update functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from optdsl import __version__
+from optdsl.backends.layout import docstring
+from optdsl.backends.revision import REVISION
+from optdsl.backends.templates import render
+from optdsl.backends.torch.body import Body, printers, used_inputs
+from optdsl.backends.torch.printer import Printer, python_literal
+from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.types import ELEMENT, Kind, Level
+from optdsl.ir.expr import Call, Const, Expr, call, const, variables
+from optdsl.ir.program import Hyper, Program, State, is_static, number
+from optdsl.ir.text import to_opt
+from optdsl.passes.lower import lower
+from optdsl.passes.simplify import substitute
+
+NAME = "torch"
+
+_FLAGS = (
+    "foreach: bool | None = None",
+    "maximize: bool = False",
+    "capturable: bool = False",
+    "differentiable: bool = False",
+    "fused: bool | None = None",
+)
+
+
+def supports(program: Program) -> str | None:
+    """None, or the reason why this backend cannot emit `program`. The torch backend takes everything."""
+    return None
+
+
+def emit(program: Program, source: str, digest: str) -> str:
+    """The Python file for `program` (simplified, not lowered) that comes from the spec file `source`."""
+    return _Module(program, source, digest).text()
+
+
+class _Module:
+    def __init__(self, program: Program, source: str, digest: str) -> None:
+        self.original = program
+        self.program = lower(program)
+        self.source, self.digest = source, digest
+        self.body = Body(self.program)
+        self.printers = printers(self.program, self.body)
+        self.definitions = {a.name: a.expr for a in self.program.body}
+        self.dynamic = {s.name for s in self.program.states}
+
+    def text(self) -> str:
+        functions = [self.live(), *self.initial(), self.update("loop"), self.update("foreach")]
+        declarations = self.declarations()
+        code = "\n".join([*declarations, *(line for f in functions for line in f)])
+        view = {
+            "version": __version__,
+            "source": re.sub(r"[^\w.+-]", "_", Path(self.source).name),
+            "digest": self.digest,
+            "revision": REVISION,
+            "module_docstring": f'"""The optimizer `{self.program.name}`."""',
+            "imports": self.imports(code),
+            "name": self.program.name,
+            "docstring": docstring(self.documentation()),
+            "declarations": declarations,
+            "arguments": self.arguments(),
+            "constructor": self.constructor(),
+            "functions": functions,
+        }
+        return render(Path(__file__).parent, "module.py.jinja", view)
+
+    def imports(self, code: str) -> list[str]:
+        """Import lines for what the code mentions."""
+        names = ["Facts", "Joint", "as_matrix", "like", "newton_schulz", "foreach", "host"]
+        names += [
+            f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
+        ]
+        used = {name for name in names if re.search(rf"\b{name}\b", code)} | {"Hyper", "Optimizer", "Facts"}
+        if self.program.states:
+            used.add("State")
+        lines = ["import math"] if re.search(r"\bmath\.", code) else []
+        lines += ["from collections.abc import Generator"] if self.program.joint else []
+        lines += ["from typing import Any", ""]
+        if re.search(r"\btorch\.", code):
+            lines.append("import torch")
+        lines += ["from torch import Tensor", "from torch.optim.optimizer import ParamsT", ""]
+        order = sorted(used, key=lambda n: (not n[0].isupper(), n))
+        listed = f"from optdsl.runtime import {', '.join(order)}"
+        return [*lines, listed]
+
+    # ---- documentation ----
+
+    def documentation(self) -> str:
+        """Equations, arguments and citation."""
+        program = self.program
+        parts = [program.doc.strip() or f"The method {program.name}."]
+        step = to_opt(self.original).split("\n    step:\n", 1)[1].rstrip("\n").split("\n")
+        parts.append("One step (`p` parameter, `g` gradient, `t` this parameter's step count from 1)::")
+        parts.append("\n".join(line[4:] for line in step))
+        if program.states:
+            rows = []
+            for state in program.states:
+                place = "" if state.type.is_element else f", one per [{state.type.level_name}]"
+                kept = "" if state.name == state.key else f", kept as `{state.key}`"
+                rows.append(f"    {state.name}: state{place}{kept}")
+            parts.append("State:\n" + "\n".join(rows))
+        rows = ["    params: parameters or parameter groups to optimize, plain or named"]
+        rows += [self.argument_doc(argument) for argument in self.argument_names()]
+        if program.draws:
+            rows.append("    seed: seed of the random numbers, a whole number from 0 (default 0)")
+        rows += [
+            "    foreach: update lists of tensors together (default: on CUDA)",
+            "    maximize: move along the gradient instead of against it",
+            "    capturable: keep step counts on the device, so that a CUDA graph can hold the step",
+            "    differentiable: keep the autograd graph through the step",
+            "    fused: not available from this backend; None or False",
+        ]
+        parts.append("Args:\n" + "\n".join(rows))
+        if program.cite:
+            parts.append(f"Reference: {program.cite}")
+        return "\n\n".join(parts)
+
+    def argument_names(self) -> list[str]:
+        return list(dict.fromkeys(h.argument for h in self.program.hypers))
+
+    def parts(self, argument: str) -> list[Hyper]:
+        return [h for h in self.program.hypers if h.argument == argument]
+
+    def argument_doc(self, argument: str) -> str:
+        group = self.parts(argument)
+        first = group[0]
+        text = " ".join(first.doc.split()) or first.argument.replace("_", " ")
+        if first.is_part:
+            text += f" ({', '.join(h.name for h in group)})"
+        within = ""
+        if first.interval is not None:
+            within = f", in {first.interval}"
+        elif first.kind is Kind.CHOICE:
+            within = ", one of " + ", ".join(f'"{c}"' for c in first.choices)
+        default = ", ".join(_shown(h.default) for h in group)
+        return f"    {argument}: {text}{within} (default {f'({default})' if first.is_part else default})"
+
+    # ---- declarations ----------------------------------------------------------------------------
+
+    def declarations(self) -> list[str]:
+        program = self.program
+        lines = ["_hypers = ("]
+        for argument in self.argument_names():
+            group = self.parts(argument)
+            first = group[0]
+            fields = [quoted(argument), quoted(first.kind.value)]
+            if first.interval is not None:
+                fields.append(quoted(str(first.interval)))
+            if first.is_part:
+                fields.append(f"parts={listed(h.name for h in group)}")
+            if first.kind is Kind.CHOICE:
+                fields.append(f"choices={listed(first.choices)}")
+            lines.append(f"    Hyper({', '.join(fields)}),")
+        lines.append(")")
+        if program.states:
+            lines.append("_states = (")
+            lines += [
+                f"    State({s.key!r}, {s.type.level_name.replace(' ', '')!r})," for s in program.states
+            ]
+            lines.append(")")
+        facts = self.bucket_facts()
+        if facts:
+            lines.append(f"_bucket_facts = {listed(facts)}")
+        if not self.elementwise():
+            lines.append("_elementwise = False")
+        if program.draws:
+            lines.append("_random = True")
+        reason = self.not_capturable()
+        if reason:
+            lines.append(f"_not_capturable = {quoted(reason)}")
+        if program.joint:
+            lines.append("_joint = True")
+        lines.append("_foreach_inplace = False")
+        return lines
+
+    def bucket_facts(self) -> tuple[str, ...]:
+        """Facts that host values or branches read."""
+        used = used_inputs(self.program)
+        return tuple(name for name in FACTS if name in used and name in STATIC_FACTS)
+
+    def elementwise(self) -> bool:
+        """False when the step looks at rows, columns or matrices."""
+        if self.body.matrices or any(
+            s.type.level is Level.ARRAY and s.type.shape != ELEMENT for s in self.program.states
+        ):
+            return False
+        return not any(isinstance(n, Call) and n.attr in ("rows", "cols") for n in self.program.nodes())
+
+    def not_capturable(self) -> str | None:
+        """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
+        conditions = [c for a in self.program.body for c, _ in a.guard]
+        for node in self.program.nodes():
+            if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
+                conditions.append(node.args[0])
+        if not all(is_static(c, self.definitions, self.dynamic) for c in conditions):
+            return "its step branches on the step count"
+        return "it draws random numbers by the step count" if self.program.draws else None
+
+    def arguments(self) -> list[str]:
+        """Parameters of the constructor after `params`."""
+        lines = []
+        for argument in self.argument_names():
+            group = self.parts(argument)
+            kind = {Kind.FLOAT: "float", Kind.INT: "int", Kind.BOOL: "bool", Kind.CHOICE: "str"}[
+                group[0].kind
+            ]
+            default = ", ".join(python_literal(h.default) for h in group)
+            if group[0].is_part:
+                kind, default = (
+                    f"tuple[{', '.join([kind] * len(group))}]",
+                    f"({default}{',' * (len(group) == 1)})",
+                )
+            elif argument == "lr":
+                kind = "float | Tensor"
+            lines.append(f"{argument}: {kind} = {default},")
+        lines.append("*,")
+        if self.program.draws:
+            lines.append("seed: int = 0,")
+        return [*lines, *(f"{flag}," for flag in _FLAGS)]
+
+    def constructor(self) -> list[str]:
+        names = self.argument_names() + (["seed"] if self.program.draws else [])
+        lines = ["super().__init__(", "    params,", "    {"]
+        lines += [f"        {quoted(name)}: {name}," for name in names]
+        lines.append("    },")
+        lines += [
+            f"    {flag}={flag}," for flag in ("foreach", "maximize", "capturable", "differentiable", "fused")
+        ]
+        return [*lines, ")"]
+
+    # ---- functions -------------------------------------------------------------------------------
+
+    def live(self) -> list[str]:
+        """`_live`: which states the branches taken use."""
+        head = ["@staticmethod", "def _live(group: dict[str, Any], facts: Facts) -> tuple[str, ...]:"]
+        conditions = {s.name: self.live_condition(s.name) for s in self.program.states}
+        used: set[str] = set()
+        for condition in conditions.values():
+            used |= variables(condition) if condition is not None else set()
+        lines = self.unpack(used, t=False)
+        printer = Printer(self.body.names, self.printers["loop"].intervals, False, False)
+        always = [s.key for s in self.program.states if conditions[s.name] is None]
+        doc = '"""Keys of the states that the branches taken use."""'
+        if len(always) == len(self.program.states):
+            return [*head, f"    {doc}", f"    return {listed(always)}"]
+        lines.append(f"keys: tuple[str, ...] = {listed(always)}")
+        for state in self.program.states:
+            condition = conditions[state.name]
+            if condition is not None:
+                lines += [f"if {printer.text(condition)}:", f"    keys += ({quoted(state.key)},)"]
+        return [*head, f"    {doc}", *("    " + line for line in [*lines, "return keys"])]
+
+    def live_condition(self, state: str) -> Expr | None:
+        """When a state is used, by hypers and fixed facts; None for always."""
+        paths: list[list[tuple[Expr, bool]]] = []
+        for path in self.body.reach[state]:
+            static = [(c, w) for c, w in path if is_static(c, self.definitions, self.dynamic)]
+            if not static:
+                return None
+            paths.append(static)
+        result: Expr = const(False)
+        for index, needed in enumerate(_distinct(paths)):
+            each = [self.inlined(c) if w else call("not", self.inlined(c)) for c, w in needed]
+            joined = each[0]
+            for condition in each[1:]:
+                joined = call("and", joined, condition)
+            result = joined if index == 0 else call("or", result, joined)
+        return result
+
+    def inlined(self, expr: Expr) -> Expr:
+        """A static condition by hypers and facts alone."""
+        while variables(expr) & self.definitions.keys():
+            expr = substitute(expr, self.definitions)
+        return expr
+
+    def initial(self) -> Iterable[list[str]]:
+        """`_initial`, when some state does not start at 0."""
+        rows = [s for s in self.program.states if s.init is not None and not _is_zero(s.init)]
+        if not rows:
+            return
+        yield [
+            "@staticmethod",
+            "def _initial(",
+            "    key: str, p: Tensor, g: Tensor, group: dict[str, Any], facts: Facts",
+            ") -> float | Tensor:",
+            '    """The value of a state before the first step that uses it."""',
+            *("    " + line for line in self.initial_body(rows)),
+        ]
+
+    def initial_body(self, rows: list[State]) -> list[str]:
+        lines: list[str] = []
+        printer = Printer(self.body.names, self.printers["loop"].intervals, self.body.matrices, False)
+        for state in rows:
+            assert state.init is not None
+            inner = self.unpack(variables(state.init), t=False)
+            if self.body.matrices:
+                inner += [f"{n} = as_matrix({n})" for n in ("p", "g") if n in variables(state.init)]
+            lines.append(f"if key == {quoted(state.key)}:")
+            lines += ["    " + line for line in [*inner, f"return {printer.text(state.init)}"]]
+        return [*lines, "return 0.0"]
+
+    def unpack(self, used: set[str], t: bool = True) -> list[str]:
+        """Lines that take hypers and facts out of `group` and `facts`."""
+        lines = []
+        for argument in self.argument_names():
+            group = self.parts(argument)
+            if not any(h.name in used for h in group):
+                continue
+            targets = [self.body.names[h.name] if h.name in used else "_" for h in group]
+            target = ", ".join(targets) + ("," if len(group) == 1 and group[0].is_part else "")
+            lines.append(f"{target} = group[{quoted(argument)}]")
+        for name in FACTS:
+            if name in used and name in STATIC_FACTS:
+                lines.append(f"{name} = facts.{name}")
+        return lines
+
+    def update(self, form: str) -> list[str]:
+        """`_update` or `_update_foreach`."""
+        listed = form == "foreach"
+        name = "_update_foreach" if listed else "_update"
+        tensor = "list[Tensor]" if listed else "Tensor"
+        result = f"Generator[Joint, Tensor, {tensor}]" if self.program.joint else tensor
+        doc = "The same for a list of parameters." if listed else "One step of one parameter; its new value."
+        used = used_inputs(self.program)
+        lines = self.unpack(used) + self.body.lines(self.printers[form])
+        return [
+            "@staticmethod",
+            f"def {name}(",
+            f"    p: {tensor},",
+            f"    g: {tensor},",
+            "    state: dict[str, Any],",
+            "    group: dict[str, Any],",
+            "    t: Any,",
+            "    facts: Facts,",
+            "    random: Any,",
+            f") -> {result}:",
+            f'    """{doc}"""',
+            *("    " + line if line else "" for line in lines),
+        ]
+
+
+def quoted(text: str) -> str:
+    """A string literal, in double quotes where that needs no escape."""
+    plain = repr(text)
+    return f'"{plain[1:-1]}"' if plain.startswith("'") and '"' not in text else plain
+
+
+def listed(texts: Iterable[str]) -> str:
+    """A tuple of string literals."""
+    items = [quoted(text) for text in texts]
+    return f"({', '.join(items)}{',' * (len(items) == 1)})"
+
+
+def _shown(value: object) -> str:
+    """A default as the docstring shows it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if isinstance(value, bool):
+        return repr(value)
+    assert isinstance(value, float | int)
+    return number(value)
+
+
+def _is_zero(expr: Expr) -> bool:
+    return isinstance(expr, Const) and repr(expr.value) in ("0", "0.0")
+
+
+def _distinct(paths: list[list[tuple[Expr, bool]]]) -> list[list[tuple[Expr, bool]]]:
+    found: list[list[tuple[Expr, bool]]] = []
+    for path in paths:
+        if path not in found:
+            found.append(path)
+    return found

@@ -1,0 +1,379 @@
+"""Expressions as Python that calls torch: one tensor at a time, or lists of tensors.
+
+In both forms host values are Python numbers and group-level values 0-dim tensors. In the foreach form,
+tensor-level and array values are lists with one entry per parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from optdsl.core.ops import CORE, Rule
+from optdsl.core.types import Kind, Level
+from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, is_joint
+from optdsl.passes.intervals import Intervals
+
+#: Binding strength in Python.
+_TERNARY, _OR, _AND, _NOT, _COMPARE, _BITOR, _BITAND, _SUM, _PRODUCT, _UNARY, _POWER, _ATOM = range(12)
+
+_COMPARES = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_INFIX = {"add": ("+", _SUM), "sub": ("-", _SUM), "mul": ("*", _PRODUCT), "div": ("/", _PRODUCT)}
+_HOST_NAMES = {
+    "abs": "abs_", "pow": "pow_", "round": "round_", "min": "minimum", "max": "maximum", "select": "where",
+}  # fmt: skip
+_METHODS = frozenset(
+    "abs sign sqrt exp expm1 log log1p sin cos tan asin acos atan tanh erf floor ceil round nan_to_num".split()
+)
+#: Operators that `optdsl.runtime.foreach` has as a unary function.
+_FOREACH_UNARY = _METHODS - {"nan_to_num"}
+#: Foreach functions with a variant that overwrites its first operand.
+_OVERWRITING = _FOREACH_UNARY | {"neg", "add", "sub", "mul", "div"}
+
+#: Every core operator the printer spells; a test holds this against the table of operators.
+SPELLED = frozenset(
+    {*_INFIX, *_COMPARES, *_METHODS, "and", "or", "not", "neg", "pow", "mod", "min", "max", "select", "atan2"}
+    | {"isfinite", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"}
+    | {"normal", "uniform", "rademacher", "bernoulli", "matmul", "transpose", "newton_schulz"}
+)
+
+Printed = tuple[str, int]
+
+
+def python_literal(value: Literal) -> str:
+    """A literal as Python source."""
+    if isinstance(value, float) and not math.isfinite(value):
+        if value != value:
+            return "math.nan"
+        return "math.inf" if value > 0 else "-math.inf"
+    if isinstance(value, str) and '"' not in value:
+        return '"' + repr(value)[1:-1] + '"'
+    return repr(value)
+
+
+class Printer:
+    """Prints expressions of one program; `names` maps values and inputs to Python variables."""
+
+    def __init__(
+        self, names: Mapping[str, str], intervals: Intervals, matrices: bool, foreach: bool, like: str = "p"
+    ) -> None:
+        self.like = like  # a tensor that has the dtype and device of the computation
+        self.names = names
+        self.intervals = intervals
+        self.matrices = matrices
+        self.foreach = foreach
+
+    def text(self, expr: Expr) -> str:
+        """`expr` as Python source."""
+        return self.print(expr)[0]
+
+    def is_list(self, expr: Expr) -> bool:
+        """True when the value is a list with an entry per parameter."""
+        return self.foreach and expr.type.level >= Level.TENSOR
+
+    def wrap(self, expr: Expr, least: int) -> str:
+        """`expr`, in parentheses if it binds less than `least`."""
+        text, strength = self.print(expr)
+        return text if strength >= least else f"({text})"
+
+    def print(self, expr: Expr) -> Printed:
+        """(source, binding strength)."""
+        if isinstance(expr, Const):
+            text = python_literal(expr.value)
+            return text, _UNARY if text.startswith("-") else _ATOM
+        if isinstance(expr, Var):
+            return self.variable(expr)
+        if is_joint(expr):
+            return self.joint(expr), _TERNARY
+        if expr.type.is_host:
+            return self.host(expr)
+        if self.is_list(expr):
+            return self.listed(expr), _ATOM
+        return self.tensor(expr)
+
+    def variable(self, expr: Var) -> Printed:
+        if expr.name == "first_step":
+            return "t == 1", _COMPARE
+        return self.names.get(expr.name, expr.name), _ATOM
+
+    def joint(self, expr: Call) -> str:
+        kind = expr.op.removeprefix("reduce_")
+        value = self.text(expr.args[0])
+        return f'yield Joint("{kind}", "{expr.attr}", {expr.site}, {value})'
+
+    # ---- host -------------------------------------------------------------------------------------------
+
+    def host(self, expr: Call) -> Printed:
+        """Arithmetic on Python numbers. Plain operators where nothing can raise, else `host` functions."""
+        op, args = expr.op, expr.args
+        if op in _COMPARES:
+            return f"{self.wrap(args[0], _BITOR)} {_COMPARES[op]} {self.wrap(args[1], _BITOR)}", _COMPARE
+        if op in ("and", "or"):
+            strength = _AND if op == "and" else _OR
+            return f"{self.wrap(args[0], strength)} {op} {self.wrap(args[1], strength + 1)}", strength
+        if op == "not":
+            return f"not {self.wrap(args[0], _COMPARE)}", _NOT
+        if op == "neg":
+            return f"-{self.wrap(args[0], _UNARY)}", _UNARY
+        if op == "select":
+            then, condition, other = (
+                self.wrap(args[1], _OR),
+                self.wrap(args[0], _OR),
+                self.wrap(args[2], _TERNARY),
+            )
+            return f"{then} if {condition} else {other}", _TERNARY
+        if op in ("add", "sub", "mul") or (op == "div" and self.intervals.never_zero(args[1])):
+            return self.infix(op, args)
+        if op == "pow" and self.safe_power(expr):
+            return f"{self.wrap(args[0], _ATOM)} ** {self.wrap(args[1], _UNARY)}", _POWER
+        arguments = ", ".join(map(self.text, args))
+        return f"host.{_HOST_NAMES.get(op, op)}({arguments})", _ATOM
+
+    def infix(self, op: str, args: tuple[Expr, ...]) -> Printed:
+        symbol, strength = _INFIX[op]
+        return f"{self.wrap(args[0], strength)} {symbol} {self.wrap(args[1], strength + 1)}", strength
+
+    def safe_power(self, expr: Call) -> bool:
+        """True when `a ** b` of Python numbers can neither raise nor become complex."""
+        base, exponent = (self.intervals.of(arg) for arg in expr.args)
+        return base.low >= 0 and base.high <= 1 and exponent.low >= 0
+
+    # ---- one tensor ---------------------------------------------------------------------------------------
+
+    def tensor(self, expr: Call) -> Printed:
+        """An operation with at least one tensor among its operands."""
+        op, args = expr.op, expr.args
+        if op in _INFIX:
+            return self.infix(op, args)
+        if op in _COMPARES:
+            return f"{self.wrap(args[0], _BITOR)} {_COMPARES[op]} {self.wrap(args[1], _BITOR)}", _COMPARE
+        if op in ("and", "or"):
+            symbol, strength = ("&", _BITAND) if op == "and" else ("|", _BITOR)
+            return f"{self.wrap(args[0], strength)} {symbol} {self.wrap(args[1], strength + 1)}", strength
+        if op == "not":
+            return f"~{self.wrap(args[0], _UNARY)}", _UNARY
+        if op == "neg":
+            return f"-{self.wrap(args[0], _UNARY)}", _UNARY
+        if op in _METHODS:
+            return f"{self.wrap(args[0], _ATOM)}.{op}()", _ATOM
+        if op == "pow":
+            return self.power(*args)
+        if op in ("min", "max"):
+            return self.extreme(op, *args), _ATOM
+        if op == "select":
+            return self.choose(*args)
+        rule = CORE[op].rule
+        if rule is Rule.REDUCE:
+            return self.reduce(expr, self.text(args[0])), _ATOM
+        if rule is Rule.RANDOM:
+            return self.random(expr, "random"), _ATOM
+        return self.function(expr), _ATOM
+
+    def function(self, expr: Call) -> str:
+        """Operators that are spelled as a call."""
+        op, args = expr.op, expr.args
+        match op:
+            case "mod":
+                return f"torch.remainder({self.text(args[0])}, {self.text(args[1])})"
+            case "atan2":
+                return f"torch.atan2({self.as_tensor(args[0])}, {self.as_tensor(args[1])})"
+            case "isfinite":
+                return f"torch.isfinite({self.text(args[0])})"
+            case "matmul":
+                return f"torch.matmul({self.text(args[0])}, {self.text(args[1])})"
+            case "transpose":
+                return f"{self.wrap(args[0], _ATOM)}.mT"
+            case "newton_schulz":
+                return f"newton_schulz({self.text(args[0])}, {self.text(args[1])})"
+        raise AssertionError(op)
+
+    def power(self, base: Expr, exponent: Expr) -> Printed:
+        if isinstance(exponent, Const) and exponent.value == 2:
+            return f"{self.wrap(base, _ATOM)}.square()", _ATOM
+        if base.type.is_host:
+            return f"torch.pow({self.text(base)}, {self.text(exponent)})", _ATOM
+        return f"{self.wrap(base, _ATOM)} ** {self.wrap(exponent, _UNARY)}", _POWER
+
+    def extreme(self, op: str, a: Expr, b: Expr) -> str:
+        if a.type.is_host:
+            a, b = b, a
+        if b.type.is_host:
+            return f"{self.wrap(a, _ATOM)}.clamp({op}={self.text(b)})"
+        return f"torch.{op}imum({self.text(a)}, {self.text(b)})"
+
+    def choose(self, condition: Expr, then: Expr, other: Expr) -> Printed:
+        if condition.type.is_host:
+            text = f"{self.wrap(then, _OR)} if {self.wrap(condition, _OR)} else {self.wrap(other, _TERNARY)}"
+            return text, _TERNARY
+        if _is_indicator(then, other):
+            return f"{self.wrap(condition, _ATOM)}.to({self.like}.dtype)", _ATOM
+        a = self.as_tensor(then) if then.type.is_host and other.type.is_host else self.text(then)
+        return f"torch.where({self.text(condition)}, {a}, {self.text(other)})", _ATOM
+
+    def as_tensor(self, expr: Expr) -> str:
+        """A host value where torch needs a tensor."""
+        text = self.text(expr)
+        if not expr.type.is_host:
+            return text
+        dtype = "torch.bool" if expr.type.kind is Kind.BOOL else f"{self.like}.dtype"
+        return f"torch.as_tensor({text}, dtype={dtype}, device={self.like}.device)"
+
+    def reduce(self, expr: Call, value: str) -> str:
+        kind = expr.op.removeprefix("reduce_")
+        if expr.attr == "tensor":
+            plain = kind in ("sum", "mean")
+            return f"{_atomic(value)}.{kind}()" if plain else f"tensor_{kind}({value})"
+        prefix = "row" if expr.attr == "rows" else "col"
+        return f"{prefix}_{kind}({value})"
+
+    def random(self, expr: Call, source: str) -> str:
+        arguments = [*map(self.text, expr.args), str(expr.attr)]
+        draw = f"{source}.{expr.op}({', '.join(arguments)})"
+        return f"as_matrix({draw})" if self.matrices else draw
+
+    # ---- lists of tensors -----------------------------------------------------------------------------------
+
+    def listed(self, expr: Call) -> str:
+        """An operation whose result is a list."""
+        op, args = expr.op, expr.args
+        rule = CORE[op].rule
+        if rule is Rule.RANDOM:
+            return self.draws(expr)
+        if op == "select" and args[0].type.is_host:
+            then, other = self.wrap(args[1], _OR), self.wrap(args[2], _TERNARY)
+            return f"({then} if {self.wrap(args[0], _OR)} else {other})"
+        fused = self.multiply_add(expr)
+        if fused:
+            return fused
+        if op == "pow" and isinstance(args[1], Const) and args[1].value == 2:
+            return f"foreach.square({self.text(args[0])})"
+        if op in ("add", "sub", "mul", "div", "neg") or op in _FOREACH_UNARY:
+            return self.foreach_call(op, expr, args)
+        named = {"pow": "power", "min": "minimum", "max": "maximum"}.get(op)
+        if named:
+            return f"foreach.{named}({self.text(args[0])}, {self.text(args[1])})"
+        return self.one_by_one(expr)
+
+    def foreach_call(self, name: str, expr: Call, args: tuple[Expr, ...], scale: Expr | None = None) -> str:
+        """A call of a foreach function; it overwrites its first operand when that is a fresh list."""
+        if name in ("add", "mul") and not self.fresh(args[0], expr) and self.fresh(args[1], expr):
+            args = (args[1], args[0])
+        suffix = "_" if self.fresh(args[0], expr) and name in _OVERWRITING else ""
+        texts = [self.text(arg) for arg in args]
+        return f"foreach.{name}{suffix}({', '.join(texts)})"
+
+    def fresh(self, value: Expr, result: Expr) -> bool:
+        """True when `value` is a list that only this expression holds, in the shape and kind of `result`."""
+        return (
+            isinstance(value, Call)
+            and self.is_list(value)
+            and value.type == result.type
+            and not (value.op == "select" and value.args[0].type.is_host)
+            and value.op not in ("matmul", "transpose", "newton_schulz")
+        )
+
+    def multiply_add(self, expr: Call) -> str | None:
+        """`x + s * y`, `x + s * y * z` and `x + s * y / z` (s on the host) in one call, or None."""
+        if expr.op not in ("add", "sub"):
+            return None
+        base, product = expr.args
+        if expr.op == "add" and _host_factor(product) is None and _host_factor(base) is not None:
+            base, product = product, base
+        found = _host_factor(product)
+        if found is None or not self.is_list(base) or base.type != expr.type:
+            return None
+        scale, rest = found
+        factor = self.wrap(scale, _SUM + 1)
+        value = factor if expr.op == "add" else f"-{factor}" if _is_atom(scale) else f"-({self.text(scale)})"
+        own = "_" if self.fresh(base, expr) else ""
+        first = self.text(base)
+        if isinstance(rest, Call) and rest.op == "div" and self._both_like(rest.args, expr):
+            return f"foreach.addcdiv{own}({first}, {self.text(rest.args[0])}, {self.text(rest.args[1])}, {value})"
+        if isinstance(rest, Call) and rest.op == "mul" and self._both_like(rest.args, expr):
+            return f"foreach.addcmul{own}({first}, {self.text(rest.args[0])}, {self.text(rest.args[1])}, {value})"
+        square = isinstance(rest, Call) and rest.op == "pow" and isinstance(rest.args[1], Const)
+        if square and rest.args[1].value == 2 and isinstance(rest.args[0], Var) and rest.type == expr.type:  # type: ignore[union-attr]
+            inner = self.text(rest.args[0])  # type: ignore[union-attr]
+            return f"foreach.addcmul{own}({first}, {inner}, {inner}, {value})"
+        if rest.type != expr.type:
+            return None
+        return f"foreach.add_scaled{own}({first}, {self.text(rest)}, {value})"
+
+    def _both_like(self, args: tuple[Expr, ...], expr: Expr) -> bool:
+        return all(arg.type == expr.type for arg in args)
+
+    def draws(self, expr: Call) -> str:
+        q = expr.args[0] if expr.args else None
+        if q is not None and self.is_list(q):
+            call = f"r.{expr.op}(q, {expr.attr})"
+            call = f"as_matrix({call})" if self.matrices else call
+            return f"[{call} for r, q in zip(random, {self.text(q)}, strict=True)]"
+        return f"[{self.random(expr, 'r')} for r in random]"
+
+    def one_by_one(self, expr: Call) -> str:
+        """An operation that torch has no list form of: a comprehension over the operands."""
+        lists = [arg for arg in dict.fromkeys(expr.args) if self.is_list(arg)]
+        letters = dict(zip(lists, "xyz", strict=False))
+        values = {arg: Var(f"<{letter}>", arg.type) for arg, letter in letters.items()}
+        names = {**self.names, **{f"<{letter}>": letter for letter in letters.values()}}
+        floats = [letters[arg] for arg in lists if arg.type.kind is Kind.FLOAT]
+        like = floats[0] if floats else "p[0]"
+        inner = Printer(names, self.intervals, self.matrices, foreach=False, like=like)
+        args = tuple(values.get(arg, arg) for arg in expr.args)
+        body = inner.text(Call(expr.op, args, expr.attr, expr.site, expr.type))
+        sources = [self.text(arg) for arg in lists]
+        if len(lists) == 1:
+            return f"[{body} for {letters[lists[0]]} in {_iterable(sources[0])}]"
+        joined = ", ".join(letters[arg] for arg in lists)
+        return f"[{body} for {joined} in zip({', '.join(sources)}, strict=True)]"
+
+
+def _iterable(text: str) -> str:
+    return f"({text})" if " if " in text and not text.startswith(("[", "(", "foreach.")) else text
+
+
+def _atomic(text: str) -> str:
+    """`text` as the object of a method call."""
+    simple = text.replace("_", "").replace(".", "").isalnum()
+    closed = (
+        text.endswith(")")
+        and text.split("(")[0].replace("_", "").replace(".", "").isalnum()
+        and _balanced(text)
+    )
+    return text if simple or closed else f"({text})"
+
+
+def _balanced(text: str) -> bool:
+    """True when the first bracket of `text` closes at its very end, or only method calls follow."""
+    depth = 0
+    for index, letter in enumerate(text):
+        depth += letter == "("
+        depth -= letter == ")"
+        if depth == 0 and letter == ")" and index + 1 < len(text) and text[index + 1] != ".":
+            return False
+    return depth == 0
+
+
+def _is_atom(expr: Expr) -> bool:
+    return isinstance(expr, Const | Var)
+
+
+def _is_indicator(then: Expr, other: Expr) -> bool:
+    return isinstance(then, Const) and isinstance(other, Const) and (then.value, other.value) == (1.0, 0.0)
+
+
+def _host_factor(expr: Expr) -> tuple[Expr, Expr] | None:
+    """(s, rest) when `expr` is `s * rest`, `s * y / z` with s a host value, else None."""
+    if not isinstance(expr, Call) or expr.op not in ("mul", "div"):
+        return None
+    left, right = expr.args
+    if expr.op == "mul":
+        if left.type.is_host and not right.type.is_host:
+            return left, right
+        if right.type.is_host and not left.type.is_host:
+            return right, left
+    inner = _host_factor(left)
+    if inner is None or right.type.is_host:
+        return None
+    scale, rest = inner
+    return scale, call(expr.op, rest, right)

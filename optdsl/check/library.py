@@ -1,0 +1,251 @@
+"""Finding and parsing the files a spec refers to: beside it and in the shipped library, nowhere else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optdsl.check.names import closest, shown
+from optdsl.lang import syntax as syn
+from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
+from optdsl.lang.parser import parse
+from optdsl.lang.source import MAX_BYTES, Source, read_text, split
+from optdsl.resources import data_dir
+
+MAX_FILES = 100
+
+#: After these a line, or a whole block, is missing in the syntax tree.
+_LOSES_LINES = frozenset({"E0006", "E0007", "E0008", "E0009", "E0101", "E0102", "E0103", "E0105"})
+#: What a line that does not parse may have been meant to declare: its first word, and what stands before a
+#: `=` or, in a tuple, a `:`.
+_DECLARED = re.compile(r"^\s*(?:(?:def|optimizer|transform)\s+)?(\w+)|(\w+)\s*(?:\[[^\]]*\]\s*)?(?:=(?!=)|:)")
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A parsed file with its own reporter.
+
+    `defs` and `specs` are what can be called and used in it: its own, which win, and what it imports. `lost`
+    holds the names that lines which do not parse seem to declare; that they are missing is no second
+    mistake. `complete` is False when an import could not be followed.
+    """
+
+    file: syn.File
+    report: Reporter
+    directory: Path | None
+    lost: frozenset[str] = frozenset()
+    complete: bool = True
+    defs: dict[str, tuple[syn.Def, Loaded]] = field(default_factory=dict)
+    specs: dict[str, tuple[syn.Spec, Loaded]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The file's path, as messages show it."""
+        return self.file.path
+
+
+class Library:
+    """Loads each file once. `loaded` keeps every file in the order it was first needed."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, Loaded] = {}
+        self._open: list[str] = []
+
+    def text(self, text: str, path: str, directory: Path | None) -> Loaded:
+        """Parses `text` as the file `path`; imports resolve in `directory` and the shipped library.
+
+        Raises SpecError when it is too large to be a spec.
+        """
+        if len(text) > MAX_BYTES:
+            raise _failure("E0003", path, f"the text is longer than {MAX_BYTES // 1024} KiB", "is it a spec?")
+        source = split(text, path)
+        file = parse(source)
+        loaded = Loaded(file, source.report, directory, _lost_names(source))
+        loaded.defs = {d.name: (d, loaded) for d in reversed(file.defs)}
+        loaded.specs = {s.name: (s, loaded) for s in reversed(file.specs)}
+        key = str(Path(path).resolve()) if directory else path
+        self.loaded[key] = loaded
+        self._open.append(key)
+        for item in file.imports:
+            self._import(item, loaded)
+        self._open.pop()
+        return loaded
+
+    def path(self, path: Path) -> Loaded:
+        """The file at `path`. Raises SpecError when it cannot be read."""
+        try:
+            key = str(path.resolve())
+            if key not in self.loaded:
+                self.text(read_text(path), str(path), path.parent)
+        except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a null character
+            reason = str(error) or type(error).__name__
+            raise _failure(
+                "E0001", shown(str(path)), f"cannot read this path: {reason}", "check the path"
+            ) from None
+        return self.loaded[key]
+
+    def diagnostics(self) -> list[Diagnostic]:
+        """All messages of all files."""
+        return [d for loaded in self.loaded.values() for d in loaded.report.sorted()]
+
+    # ---- imports ----------------------------------------------------------------------------------------
+
+    def _import(self, item: syn.Import, into: Loaded) -> None:
+        name = shown(item.path)
+        found = _locate(item.path, into.directory)
+        if found is None or len(self.loaded) >= MAX_FILES:
+            into.complete = False
+            message = (
+                f"cannot find `{name}`" if found is None else f"more than {MAX_FILES} files are imported"
+            )
+            help = (
+                "imports are looked for beside the spec and in the shipped library; "
+                "`..` and absolute paths are not followed"
+            )
+            into.report("E0502", item.span, message, help)
+            return
+        key = str(found.resolve())
+        if key in self._open:
+            into.complete = False
+            circle = " -> ".join(Path(k).name for k in [*self._open[self._open.index(key) :], key])
+            into.report("E0503", item.span, f"these files import each other: {circle}", "remove one import")
+            return
+        try:
+            loaded = self.path(found)
+        except SpecError as error:
+            into.complete = False
+            reason = error.diagnostics[0]
+            into.report("E0502", item.span, f"cannot import `{name}`: {reason.message}", reason.help)
+            return
+        into.lost |= loaded.lost
+        into.complete &= loaded.complete
+        # what a file imports itself stays its own
+        for definition in loaded.file.defs:
+            if self._is_new(definition.name, into.defs, loaded, item, into):
+                into.defs[definition.name] = (definition, loaded)
+        for spec in loaded.file.specs:
+            if self._is_new(spec.name, into.specs, loaded, item, into):
+                into.specs[spec.name] = (spec, loaded)
+
+    def _is_new(
+        self,
+        name: str,
+        known: dict[str, tuple[syn.Def, Loaded]] | dict[str, tuple[syn.Spec, Loaded]],
+        origin: Loaded,
+        item: syn.Import,
+        into: Loaded,
+    ) -> bool:
+        """True when an imported name is not taken; reports one that another import takes."""
+        if name not in known:
+            return True
+        other = known[name][1]
+        if other is not into and other is not origin:
+            message = f"`{shown(name)}` is in `{Path(other.path).name}` and in `{shown(item.path)}`"
+            into.report("E0508", item.span, message, "rename one of them, or remove one import")
+        return False
+
+    # ---- specs ------------------------------------------------------------------------------------------
+
+    def spec(self, name: str, span: Span, user: Loaded) -> tuple[syn.Spec, Loaded] | None:
+        """The spec that `use name` means in the file `user`, or None after a message."""
+        if name in user.specs:
+            return user.specs[name]
+        known = set(user.specs)
+        for root in (user.directory, data_dir("specs")):
+            files = spec_files(root) if root else {}
+            path = files.get(plain_name(name))
+            if path is None:
+                known |= _spec_names(files.values())
+                continue
+            try:
+                loaded = self.path(path)
+            except SpecError as error:
+                message = f"cannot use `{shown(name)}`: {error.diagnostics[0].message}"
+                user.report("E0501", span, message, error.diagnostics[0].help)
+                return None
+            own = {spec.name: (spec, loaded) for spec in loaded.file.specs}
+            if name in own:
+                return own[name]
+            if name in loaded.lost:
+                return None
+            known |= set(own)
+        if name not in user.lost and user.complete:
+            help = (
+                closest(name, known) or "`optdsl list` shows the shipped ones; others stand beside the spec"
+            )
+            user.report("E0501", span, f"there is no spec `{shown(name)}`", help)
+        return None
+
+
+def plain_name(name: str) -> str:
+    """`ClipByGlobalNorm` and `clip_by_global_norm` as one spelling."""
+    return name.replace("_", "").replace("-", "").lower()
+
+
+def spec_files(root: Path) -> dict[str, Path]:
+    """The specs of a directory and of its `lib`, by plain name."""
+    found: dict[str, Path] = {}
+    for folder in (root / "lib", root):
+        if folder.is_dir():
+            paths = sorted(path for path in folder.glob("*.opt") if _is_inside(path, root))
+            found.update({plain_name(path.stem): path for path in paths})
+    return found
+
+
+def _spec_names(files: Iterable[Path]) -> set[str]:
+    """Names of the specs in these files, for suggestions."""
+    names: set[str] = set()
+    for path in list(files)[:MAX_FILES]:
+        try:
+            names.update(re.findall(r"(?m)^(?:optimizer|transform)\s+(\w+)", read_text(path)))
+        except SpecError:
+            continue
+    return names
+
+
+def _locate(relative: str, directory: Path | None) -> Path | None:
+    """The file an import means, or None. Never outside the two roots."""
+    wanted = Path(relative)
+    if wanted.is_absolute() or ".." in wanted.parts or "\0" in relative:
+        return None
+    for root in (directory, data_dir("specs")):
+        if root is not None and _is_inside(root / wanted, root):
+            return root / wanted
+    return None
+
+
+def _is_inside(path: Path, root: Path) -> bool:
+    """True for a file that lies below `root` when links are followed."""
+    try:
+        return path.resolve().is_relative_to(root.resolve()) and path.is_file()
+    except (OSError, RuntimeError):
+        return False
+
+
+def _lost_names(source: Source) -> frozenset[str]:
+    """Names declared, it seems, by lines that do not parse and by the blocks below them."""
+    lost: set[str] = set()
+    for message in source.report.found:
+        if message.code not in _LOSES_LINES:
+            continue
+        text = source.lines[message.span.line - 1] if message.span.line <= len(source.lines) else ""
+        indent = len(text) - len(text.lstrip())
+        last = message.span.line
+        deeper = indent if message.code == "E0105" else indent + 1
+        for line in source.logical:
+            height = line.text.count("\n")
+            if line.line <= message.span.line <= line.line + height:
+                text, last = line.text, line.line + height
+            elif line.line > last:
+                if line.indent < deeper:
+                    break
+                text += "\n" + line.text
+        for part in text.split("\n"):
+            lost.update(word for match in _DECLARED.finditer(part) for word in match.groups() if word)
+    return frozenset(lost)
+
+
+def _failure(code: str, path: str, message: str, help: str) -> SpecError:
+    return SpecError([Diagnostic(code, path, Span.of_line(1), message, help)])

@@ -1,0 +1,102 @@
+"""Which names may be used for what, how names are shown in messages, and what other languages call things."""
+
+from __future__ import annotations
+
+import difflib
+import keyword
+import re
+from collections.abc import Iterable
+
+from optdsl.core.ops import BUILTINS, CONSTANTS, FACTS
+from optdsl.lang.diagnostics import Reporter, Span
+
+MAX_NAME = 60
+
+#: Names with a meaning of their own in a step.
+LANGUAGE_NAMES = frozenset({"p", "g", "update", *FACTS, *CONSTANTS, "true", "false"})
+#: What every generated class, or a parameter group of it, has under a name already.
+TORCH_NAMES = frozenset({
+    *("params", "self", "foreach", "maximize", "capturable", "differentiable", "fused", "seed", "step"),
+    *("state", "param_names", "initial_lr"),
+})  # fmt: skip
+#: Keys a parameter's state or a parameter group already has.
+STATE_KEYS = frozenset({"step", "params", "param_names"})
+
+#: What papers and other libraries call a value, and what to write here.
+OTHER_NAMES = {
+    **dict.fromkeys(("grad", "gradient", "grads", "dp"), "the gradient is called `g`"),
+    **dict.fromkeys(("param", "params", "theta", "w", "weight", "weights"), "the parameter is called `p`"),
+    **dict.fromkeys(("step", "steps", "iteration", "iter"), "the number of the step is called `t`"),
+    "True": "write `true`",
+    "False": "write `false`",
+    "None": "a state without an initial value is written without `= ...`",
+    "e": "write `exp(1)`",
+    "shape": "the facts of a tensor are `ndim`, `numel`, `rows` and `cols`",
+}
+#: The same for functions.
+OTHER_FUNCTIONS = {
+    "maximum": "write `max(x, y)`",
+    "minimum": "write `min(x, y)`",
+    "clamp": "write `clip(x, low, high)`",
+    "power": "write `x ^ y`",
+    "std": "write `sqrt(var(x))`",
+    "log2": "write `log(x) / log(2)`",
+    "log10": "write `log(x) / log(10)`",
+    "average": "write `mean(x)`",
+    "sgn": "write `sign(x)`",
+    "randn": "write `normal()`",
+    "rand": "write `uniform()`",
+    "transpose": "write `x'`",
+    "matmul": "write `x @ y`",
+    "isnan": "write `x != x`",
+    **dict.fromkeys(("grad", "loss", "hvp", "sampled_grad"), "a step sees no gradient but `g` yet"),
+}  # fmt: skip
+
+
+def shown(text: str) -> str:
+    """`text` for a message: printable, and cut when it is very long."""
+    clean = "".join(ch if ch.isprintable() else "?" for ch in text[:MAX_NAME])
+    return clean if len(text) <= MAX_NAME else clean[:40] + "..."
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` for the known name most like `name`, whatever its case, or an empty string."""
+    lowered = {other.lower(): other for other in sorted(known)}
+    found = difflib.get_close_matches(name.lower(), lowered, n=1) if len(name) <= MAX_NAME else []
+    return f"did you mean `{lowered[found[0]]}`?" if found else ""
+
+
+def check_name(name: str, span: Span, report: Reporter, what: str) -> bool:
+    """Reports (E0202) and returns False when `name` cannot be the name of a `what`.
+
+    `what` is "hyperparameter", "part", "state", "key", "variable", "function", "parameter", "spec" or
+    "prefix".
+    """
+    meaning = LANGUAGE_NAMES
+    if what in ("parameter", "variable"):  # a function sees no `p`; an assignment has messages of its own
+        meaning = frozenset({*CONSTANTS, "true", "false"})
+    reason = ""
+    if name in meaning:
+        reason = "it already has a meaning in every step"
+    elif name.startswith("_"):
+        reason = "names do not start with an underscore"
+    elif len(name) > MAX_NAME:
+        reason = f"it is longer than {MAX_NAME} characters"
+    elif keyword.iskeyword(name):
+        reason = "it is a reserved word of Python, in which the step is generated"
+    elif what == "hyperparameter" and name in TORCH_NAMES:
+        reason = "every generated optimizer already has something of that name"
+    elif what == "key" and name in STATE_KEYS:
+        reason = "torch keeps something else under it"
+    elif what == "function" and name in BUILTINS:
+        reason = "it is a built-in function"
+    if reason:
+        kinds = {"key": "key: `as NAME`", "prefix": "prefix: `use ... as NAME`"}
+        help = f"choose another {kinds.get(what, 'name')}"
+        report("E0202", span, f"`{shown(name)}` cannot name a {what}: {reason}", help)
+    return not reason
+
+
+def snake_case(name: str) -> str:
+    """`AdamW` -> `adamw`, `ClipByGlobalNorm` -> `clip_by_global_norm`, `RMSProp` -> `rms_prop`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z].)|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -1,0 +1,231 @@
+"""States of a spec: their names, keys, levels and initial values."""
+
+from __future__ import annotations
+
+from optdsl.check.expression import fact
+from optdsl.check.names import LANGUAGE_NAMES, check_name, closest, shown
+from optdsl.check.scope import POISON, Instance, Undefined, Value
+from optdsl.check.step import Statements, fits, remedy
+from optdsl.core import types as ty
+from optdsl.core.types import Kind, Type
+from optdsl.ir.expr import (
+    Expr,
+    Var,
+    as_number,
+    call,
+    const,
+    describe,
+    is_joint,
+    is_random,
+    transform,
+    var,
+    variables,
+    walk,
+)
+from optdsl.ir.program import State, is_static
+from optdsl.lang import syntax as syn
+
+#: An initial value may have this many operators.
+MAX_INITIAL = 1_000
+
+
+class States(Statements):
+    """Declares the states of one spec."""
+
+    def declare_states(self, instance: Instance) -> None:
+        """Gives every state of the spec a name, a key and its first value in this step."""
+        lines: dict[str, int] = {}
+        for item in instance.spec.states:
+            name = item.name
+            fine = check_name(name, item.name_span, self.scope.file.report, "state")
+            if name in lines or name in self.scope.hypers:
+                where = f"on line {lines[name]}" if name in lines else "as a hyperparameter"
+                message = f"`{shown(name)}` is already declared {where}"
+                self.report("E0201", item.name_span, message, "rename one of them")
+                continue
+            lines[name] = item.span.line
+            if name in LANGUAGE_NAMES:
+                continue
+            if item.stored is not None:
+                message = f"`stored {shown(item.stored)}` is not supported yet"
+                help = "remove it: a state is kept in the parameter's dtype"
+                self.report("E0207", item.stored_span, message, help)
+            type_ = instance.state_types[name] = self.state_type(item)
+            self.builder.values[(self.scope.number, name)] = POISON
+            if type_ is not None and fine:
+                self.declare_state(item, type_, instance)
+
+    def declare_state(self, item: syn.StateSyntax, type_: Type, instance: Instance) -> None:
+        """Adds one state to the program."""
+        declared, slot = self.session.declared, (self.scope.number, item.name)
+        init = self.initial_value(item, type_)
+        key = self.state_key(item, instance)
+        name = free_name(item.name, instance.prefix, declared.names())
+        declared.states.append(State(name, key, type_, init))
+        declared.slots[name] = slot
+        state = self.builder.stored[slot] = var(name, type_)
+        if init is None:
+            reason, first = (
+                "in a parameter's first step",
+                fact("first_step") if self.is_always_run() else None,
+            )
+            self.builder.values[slot] = Undefined(reason, item.span.line, first, None, state, state)
+            return
+        self.builder.values[slot] = state
+        now = {"p": self.movements.p, "g": self.builder.values[(self.scope.gradient, "g")]}
+        read = variables(init) & {name for name, value in now.items() if value is not var(name, ty.element())}
+        if read and POISON not in now.values():
+            self.start_here(item, state, sorted(read)[0], instance)
+
+    def start_here(self, item: syn.StateSyntax, state: Expr, read: str, instance: Instance) -> None:
+        """Starts a state of a used spec from the `p` and `g` that this spec is given."""
+        assert item.init is not None
+        if not self.is_always_run():
+            message = (
+                f"`{instance.spec.name}` starts its state `{item.name}` from `{read}`, which is changed above"
+            )
+            message += " and not known in the first step here"
+            instance.use_file.report("E0408", instance.use_span, message, "move this line out of its branch")
+            return
+        states = {slot: value for slot, value in self.builder.values.items() if slot[0] == self.scope.number}
+        self.hide_states()
+        self.initial = True
+        first = as_number(self.check(item.init))
+        self.initial = False
+        self.builder.values |= states
+        value = call("select", fact("first_step"), first, state) if first is not POISON else POISON
+        self.builder.values[(self.scope.number, item.name)] = self.assigned(item.name, value, item.span)
+
+    def is_always_run(self) -> bool:
+        """True when this place runs in every step of a parameter, or in none."""
+        names = [state.name for state in self.session.declared.states]
+        definitions = self.builder.definitions
+        return all(is_static(condition, definitions, names) for condition, _ in self.builder.guard)
+
+    def check_first_step(self, instance: Instance) -> None:
+        """Reports states without an initial value that later steps read, though the first may not assign them."""
+        for item in instance.spec.states:
+            slot = (self.scope.number, item.name)
+            value, stored = self.builder.values.get(slot), self.builder.stored.get(slot)
+            if not isinstance(value, Undefined) or not isinstance(stored, Var):
+                continue
+            value = value.settle({fact("first_step"): True})
+            if isinstance(value, Undefined) and stored.name in self.builder.reads:
+                message = (
+                    f"`{item.name}` is read in later steps, but a first step may leave it without a value"
+                )
+                help = f"declare it with an initial value, as in `{item.name} = 0`"
+                self.report("E0308", item.name_span, message, help)
+
+    def hide_states(self) -> None:
+        """Makes every state unreadable, as it is for an initial value."""
+        instance = self.scope.instance
+        assert instance is not None
+        for item in instance.spec.states:
+            self.builder.values[(self.scope.number, item.name)] = Undefined("before the first step")
+
+    def state_type(self, item: syn.StateSyntax) -> Type | None:
+        """The type a state is declared with, or None after a message."""
+        if item.level is None:
+            return ty.element()
+        found = ty.parse_level(item.level)
+        if found is not None:
+            return Type(Kind.FLOAT, *found)
+        message = f"there is no level [{shown(item.level)}]"
+        levels = ", ".join(f"[{name}]" for name in ty.STATE_LEVELS)
+        self.report(
+            "E0206", item.level_span, message, closest(item.level, ty.STATE_LEVELS) or f"one of {levels}"
+        )
+        return None
+
+    # ---- initial values ---------------------------------------------------------------------------------
+
+    def initial_value(self, item: syn.StateSyntax, type_: Type) -> Expr | None:
+        """The value before the first step, made of inputs only; 0 after a message."""
+        if item.init is None:
+            return None
+        builder = self.builder
+        values, count = builder.values, len(builder.body)
+        start: dict[tuple[int, str], Value] = {(0, "p"): var("p", ty.element())}
+        start[(self.scope.gradient, "g")] = var("g", ty.element())
+        builder.values = start
+        self.hide_states()
+        self.initial = True
+        value = self.check(item.init)
+        self.initial = False
+        added = builder.body[count:]
+        del builder.body[count:]
+        builder.values = values
+        definitions: dict[str, Expr] = {}
+        for assign in added:
+            definitions[assign.name] = _replaced(assign.expr, definitions)
+        value = _replaced(value, definitions)
+        return value if self.is_initial(item, value, type_) else const(0)
+
+    def is_initial(self, item: syn.StateSyntax, value: Expr, type_: Type) -> bool:
+        """False after a message when a state cannot start from `value`."""
+        assert item.init is not None
+        span = item.init.span
+        if value is POISON:
+            return False
+        if value.type.kind is Kind.CHOICE:
+            self.report(
+                "E0404", span, f"{self.why.text(item.init)} is a choice; a state is a number", "start from 0"
+            )
+        elif any(is_random(node) for node in walk(value)):
+            self.report(
+                "E0408", span, "an initial value cannot be drawn", "draw it in the step: `if first_step:`"
+            )
+        elif any(is_joint(node) for node in walk(value)):
+            message = "an initial value cannot reduce over several tensors"
+            self.report("E0408", span, message, "compute it in the step: `if first_step:`")
+        elif not fits(value.type, type_):
+            message = f"`{item.name}` keeps {describe(type_)}; its initial value is {describe(value.type)}"
+            because = self.why(item.init, lambda other: fits(other, type_))
+            self.report("E0402", span, message, because, remedy(item.name, value.type, type_))
+        elif _size(value) > MAX_INITIAL:
+            self.report("E0601", span, "this initial value grows too large", "call fewer functions in it")
+        else:
+            return True
+        return False
+
+    # ---- keys -------------------------------------------------------------------------------------------
+
+    def state_key(self, item: syn.StateSyntax, instance: Instance) -> str:
+        """The name of a state in `state_dict`."""
+        declared, report = self.session.declared, self.scope.file.report
+        key, span = (item.key, item.key_span) if item.key else (item.name, item.name_span)
+        taken = {state.key for state in declared.states} | declared.hyper_names()
+        if check_name(key, span, report, "key") and key in taken and not instance.prefix:
+            message = f"the key `{shown(key)}` is taken by another state or a hyperparameter"
+            self.report("E0208", span, message, "give this state a key of its own: `as NAME`")
+        return free_name(key, instance.prefix, taken)
+
+
+def free_name(name: str, prefix: str, taken: set[str]) -> str:
+    """`name`, `prefix_name`, or one of these with a number: the first that is not taken."""
+    base = f"{prefix}_{name}" if prefix else name
+    if name not in taken:
+        return name
+    candidate, count = base, 1
+    while candidate in taken:
+        count += 1
+        candidate = f"{base}_{count}"
+    return candidate
+
+
+def _replaced(value: Expr, definitions: dict[str, Expr]) -> Expr:
+    """`value` with assigned names replaced by what they stand for."""
+
+    def visit(node: Expr) -> Expr:
+        return definitions.get(node.name, node) if isinstance(node, Var) else node
+
+    return as_number(transform(value, visit)) if value is not POISON else POISON
+
+
+def _size(expr: Expr) -> int:
+    """How many nodes an expression has when it is written out."""
+    sizes: dict[int, int] = {}
+    for node in walk(expr):
+        sizes[id(node)] = 1 + sum(sizes[id(arg)] for arg in node.args)
+    return sizes[id(expr)]

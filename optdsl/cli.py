@@ -1,0 +1,294 @@
+"""The command line. Thin: every command is a function elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from optdsl import __version__, driver
+from optdsl.lang.diagnostics import Diagnostic, SpecError, to_json
+
+OK, FOUND_ERRORS, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code: 0 fine, 1 mistakes in specs, 2 wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return BAD_USAGE
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted; finished files are complete, others are as they were", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except SpecError as error:
+        _report(error.diagnostics, getattr(options, "format", "text"))
+        return FOUND_ERRORS
+    except (FileNotFoundError, ValueError, OSError) as error:
+        print(f"optdsl: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optdsl",
+        description="Compile optimizers, written as in their papers, to torch.optim.Optimizer classes.",
+        epilog="examples:\n"
+        "  optdsl new my_method              write a first spec, my_method.opt\n"
+        "  optdsl check my_method.opt        look for mistakes\n"
+        "  optdsl compile my_method.opt      write my_method.py beside it\n"
+        "  optdsl show adamw --stage torch   see what a shipped spec becomes\n"
+        "  optdsl explain E0301              what a message means",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"optdsl {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: object, help: str, examples: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=help,
+            description=help[0].upper() + help[1:] + ".",
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    check = command(
+        "check",
+        _check,
+        "look for mistakes in specs",
+        "  optdsl check my.opt\n  optdsl check specs/ --format json",
+    )
+    check.add_argument(
+        "paths", nargs="+", metavar="SPEC", help="a file, a folder, or the name of a shipped spec"
+    )
+    check.add_argument("--format", choices=("text", "json"), default="text", help="json is for editors")
+
+    compile_ = command(
+        "compile",
+        _compile,
+        "compile specs to Python files",
+        "  optdsl compile my.opt\n  optdsl compile specs/ -o generated/\n  optdsl compile adamw -o . --standalone",
+    )
+    compile_.add_argument(
+        "paths", nargs="+", metavar="SPEC", help="a file, a folder, or the name of a shipped spec"
+    )
+    compile_.add_argument("-o", "--out", metavar="FOLDER", help="where to write (default: beside each spec)")
+    compile_.add_argument("--backend", choices=driver.BACKENDS, action="append", help="default: all")
+    compile_.add_argument(
+        "--standalone", action="store_true", help="one file that needs torch alone, not optdsl"
+    )
+    compile_.add_argument("--format", choices=("text", "json"), default="text", help="how to print messages")
+    compile_.add_argument("-q", "--quiet", action="store_true", help="print messages only")
+
+    fmt = command(
+        "fmt",
+        _fmt,
+        "format specs in place",
+        "  optdsl fmt my.opt\n  optdsl fmt specs/ --check\n  optdsl fmt - < my.opt",
+    )
+    fmt.add_argument(
+        "paths", nargs="+", metavar="SPEC", help="a file, a folder (all below it), or - for standard input"
+    )
+    fmt.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file is not formatted")
+
+    show = command(
+        "show",
+        _show,
+        "print a spec at a stage of the pipeline",
+        "  optdsl show adamw\n  optdsl show my.opt --stage simplified",
+    )
+    show.add_argument("path", metavar="SPEC", help="a file, or the name of a shipped spec")
+    show.add_argument("--stage", choices=driver.STAGES, default="torch", help="default: %(default)s")
+
+    list_ = command("list", _list, "list the shipped specs", "  optdsl list")
+    list_.add_argument("--names", action="store_true", help="names only, one per line")
+
+    new = command("new", _new, "write a first spec to start from", "  optdsl new my_method")
+    new.add_argument("name", metavar="NAME", help="name of the method; the file is NAME.opt")
+
+    explain = command("explain", _explain, "explain the code of a message", "  optdsl explain E0301")
+    explain.add_argument("code", metavar="CODE", help="such as E0301; without it: `optdsl explain all`")
+    return parser
+
+
+# ---- commands ---------------------------------------------------------------------------------------------
+
+
+def _paths(names: Iterable[str]) -> list[Path]:
+    """Files and folders as they are, bare names as shipped specs."""
+    return [Path(name) if Path(name).exists() else driver.locate(name) for name in names]
+
+
+def _check(options: argparse.Namespace) -> int:
+    from optdsl.check import check_path
+
+    diagnostics: list[Diagnostic] = []
+    count = 0
+    for path in driver.spec_paths(_paths(options.paths)):
+        count += 1
+        diagnostics += check_path(path).diagnostics
+    _report(diagnostics, options.format)
+    errors = sum(d.is_error for d in diagnostics)
+    if options.format == "text" and not errors:
+        print(f"{count} {'spec' if count == 1 else 'specs'} without mistakes")
+    return FOUND_ERRORS if errors else OK
+
+
+def _compile(options: argparse.Namespace) -> int:
+    backends = tuple(options.backend) if options.backend else driver.BACKENDS
+    paths = list(driver.spec_paths(_paths(options.paths)))
+    if not paths:
+        raise ValueError(f"there is no .opt file in {', '.join(options.paths)}")
+    show = sys.stderr.isatty() and len(paths) > 1 and not options.quiet
+
+    def progress(path: Path) -> None:
+        if show:
+            print(f"\r\x1b[K{path.name}", end="", file=sys.stderr, flush=True)
+
+    results = driver.compile(paths, options.out, backends, standalone=options.standalone, progress=progress)
+    if show:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    _report([d for result in results for d in result.diagnostics], options.format)
+    failed = 0
+    for result in results:
+        failed += bool(result.checked.errors)
+        if result.checked.program is None and not result.checked.errors and not options.quiet:
+            print(f"{result.path}: {result.checked.kind}, used by other specs; nothing to write")
+        for file in result.files:
+            if not options.quiet and options.format == "text":
+                assert result.checked.program is not None
+                print(f"{result.path} -> {file} ({result.checked.program.name})")
+    return FOUND_ERRORS if failed else OK
+
+
+def _fmt(options: argparse.Namespace) -> int:
+    from optdsl.lang.formatter import format_text
+    from optdsl.lang.source import read_text
+
+    if options.paths == ["-"]:
+        sys.stdout.write(format_text(sys.stdin.read(), "<stdin>"))
+        return OK
+    changed = 0
+    for name in options.paths:
+        root = Path(name)
+        if not root.exists():
+            raise FileNotFoundError(f"there is no file or folder `{name}`")
+        for path in sorted(root.rglob("*.opt")) if root.is_dir() else [root]:
+            before = read_text(path)
+            after = format_text(before, str(path))
+            if after != before:
+                changed += 1
+                print(f"{'would format' if options.check else 'formatted'} {path}")
+                if not options.check:
+                    driver.write(path, after)
+    return FOUND_ERRORS if changed and options.check else OK
+
+
+def _show(options: argparse.Namespace) -> int:
+    path = Path(options.path)
+    sys.stdout.write(driver.show(path if path.is_file() else driver.locate(options.path), options.stage))
+    return OK
+
+
+def _list(options: argparse.Namespace) -> int:
+    from optdsl.check import check_path
+
+    rows = []
+    for name, path in driver.shipped_specs().items():
+        if options.names:
+            print(name)
+            continue
+        program = check_path(path).require()
+        summary = program.doc.split("\n")[0]
+        rows.append((name, program.name, str(len(program.states)), summary))
+    if rows:
+        head = ("NAME", "CLASS", "STATES", "WHAT IT IS")
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
+        for row in [head, *rows]:
+            cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
+            print("  ".join([*cells, row[3]]))
+    return OK
+
+
+_FIRST_SPEC = '''optimizer {name}:
+    """{name}: say in one line what it does."""
+    cite: "Authors year, Title, where"
+
+    hyper:
+        lr = 1e-3 in [0, inf)            "step size"
+        momentum = 0.9 in [0, 1)         "how much of the past is kept"
+        weight_decay = 0.01 in [0, inf)  "decoupled weight decay"
+
+    state:
+        m = 0
+
+    step:
+        m = momentum * m + (1 - momentum) * g
+        p = p * (1 - lr * weight_decay)
+        p = p - lr * m
+'''
+
+
+def _new(options: argparse.Namespace) -> int:
+    stem = Path(options.name).name.removesuffix(".opt")
+    words = [word for word in stem.replace("-", "_").split("_") if word]
+    if not words or not all(word.isascii() and word.isalnum() for word in words) or words[0][0].isdigit():
+        raise ValueError(f"`{options.name}` is not a name: use letters, digits and underscores")
+    path = Path(options.name).with_name(f"{'_'.join(words)}.opt")
+    text = _FIRST_SPEC.format(name="".join(word[0].upper() + word[1:] for word in words))
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{path} exists already; nothing was changed") from None
+    print(f"{path} written; `optdsl compile {path}` makes a class of it")
+    return OK
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from optdsl.lang.diagnostics import CODES, nearest
+
+    if options.code == "all":
+        for code, title in CODES.items():
+            print(f"{code}  {title}")
+        return OK
+    from optdsl.lang.explain import page
+
+    code = options.code.upper()
+    if code not in CODES:
+        help = nearest(code, CODES) or "`optdsl explain all` lists them"
+        raise ValueError(f"there is no code `{options.code}`; {help}")
+    sys.stdout.write(page(code))
+    return OK
+
+
+def _report(diagnostics: Iterable[Diagnostic], format: str) -> None:
+    """Prints messages: text to standard error, JSON to standard output."""
+    diagnostics = list(diagnostics)
+    if format == "json":
+        print(to_json(diagnostics))
+        return
+    color = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    for diagnostic in diagnostics:
+        print(diagnostic.render(color), end="\n\n", file=sys.stderr)
+    errors = sum(d.is_error for d in diagnostics)
+    if errors:
+        print(f"{errors} {'error' if errors == 1 else 'errors'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Types, levels and the one table of operators and built-ins. Imports nothing else of optdsl."""

@@ -1,0 +1,296 @@
+"""The pipeline: text -> checked program -> simplified program -> files or a class. Stop at any stage."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from optdsl.check import Checked, check_path
+from optdsl.ir.program import Program
+from optdsl.lang.diagnostics import Diagnostic, nearest
+from optdsl.resources import data_dir
+
+if TYPE_CHECKING:
+    from optdsl.runtime import Optimizer
+
+#: What `show` can print, in the order of the pipeline.
+STAGES = ("syntax", "program", "simplified", "lowered", "opt", "torch")
+BACKENDS = ("torch",)
+
+
+class SpecWarning(UserWarning):
+    """A spec compiles, but something in it looks like a mistake."""
+
+
+def simplify(program: Program) -> Program:
+    """The program that is emitted: local rules, then algebra where a program is bloated."""
+    from optdsl.passes.algebra import improve
+    from optdsl.passes.simplify import simplify as run
+
+    return improve(run(program))
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What became of one spec: its program, the messages, the files written (empty when it has errors)."""
+
+    path: Path
+    checked: Checked
+    files: tuple[Path, ...] = ()
+
+    @property
+    def diagnostics(self) -> tuple[Diagnostic, ...]:
+        """Errors and warnings."""
+        return self.checked.diagnostics
+
+
+def spec_paths(paths: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The specs that `paths` name: files as they are, folders for the `.opt` files right in them."""
+    for path in map(Path, paths):
+        if path.is_dir():
+            yield from sorted(path.glob("*.opt"))
+        else:
+            yield path
+
+
+def locate(path_or_name: str | os.PathLike[str]) -> Path:
+    """The file of a spec: a path, or the bare name of a shipped one. Raises FileNotFoundError."""
+    text = os.fspath(path_or_name)
+    path = Path(text)
+    if path.suffix == ".opt" or len(path.parts) > 1:
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no spec at `{text}`")
+        return path
+    shipped = shipped_specs()
+    name = text.lower().replace("-", "_")
+    if name not in shipped:
+        help = nearest(name, shipped) or "`optdsl list` shows the shipped ones; a file is named by its path"
+        raise FileNotFoundError(f"there is no shipped spec `{text}`; {help}")
+    return shipped[name]
+
+
+def shipped_specs() -> dict[str, Path]:
+    """The shipped optimizers by name."""
+    return {path.stem: path for path in sorted(data_dir("specs").glob("*.opt"))}
+
+
+def source_hash(path: Path) -> str:
+    """Hash of a spec file: tells a generated file that is out of date."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def emit(program: Program, path: Path, backend: str, standalone: bool = False) -> str:
+    """The file that `backend` makes of a program, already simplified, that comes from the spec at `path`."""
+    if backend != "torch":
+        raise ValueError(
+            f"there is no backend `{backend}`; {nearest(backend, BACKENDS) or ', '.join(BACKENDS)}"
+        )
+    from optdsl.backends import torch as torch_backend
+
+    text = torch_backend.emit(program, path.name, source_hash(path))
+    if standalone:
+        from optdsl.backends.torch.standalone import standalone as inline
+
+        return inline(text)
+    return text
+
+
+def compile(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    backends: Iterable[str] = BACKENDS,
+    *,
+    standalone: bool = False,
+    progress: Callable[[Path], None] | None = None,
+) -> list[Compiled]:
+    """Compiles specs, or all specs of a folder, to `out/NAME.py` (default: beside the spec).
+
+    `standalone` puts the runtime into the file, so that it needs torch alone. `progress` is called with
+    each spec before it is compiled. A spec with errors writes nothing and does not stop the others; look at
+    `Compiled.checked.errors`. A file is replaced as a whole or not at all. Raises OSError.
+    """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    backends = tuple(backends)
+    results = []
+    for path in spec_paths(paths):
+        if progress:
+            progress(path)
+        checked = check_path(path)
+        files: list[Path] = []
+        if checked.program is not None:
+            folder = Path(out) if out is not None else path.parent
+            program = simplify(checked.program)
+            for backend in backends:
+                target = folder / f"{module_name(path)}.py"
+                write(target, emit(program, path, backend, standalone))
+                files.append(target)
+        results.append(Compiled(path, checked, tuple(files)))
+    return results
+
+
+def module_name(path: Path) -> str:
+    """A Python module name for the spec at `path`."""
+    name = "".join(ch if ch.isascii() and (ch.isalnum() or ch == "_") else "_" for ch in path.stem)
+    return f"_{name}" if not name or name[0].isdigit() else name
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and path.read_bytes() == text.encode():
+        return
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+# ---- classes ----------------------------------------------------------------------------------------------
+
+
+def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> type[Optimizer]:
+    """The optimizer class of a spec: of a file, or of a shipped spec by its bare name (`"adamw"`).
+
+    Compiles if needed; the same spec gives the same class again. Raises FileNotFoundError when there is no
+    such spec, SpecError with every message when it has mistakes, ValueError for an unknown backend.
+    """
+    path = locate(path_or_name)
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"there is no backend `{backend}`; available: {', '.join(BACKENDS)}")
+    ready = _shipped_class(path)
+    if ready is not None:
+        return ready
+    checked = check_path(path)
+    program = checked.require()
+    for diagnostic in checked.diagnostics:
+        warnings.warn(f"\n{diagnostic.render()}", SpecWarning, stacklevel=2)
+    text = emit(simplify(program), path, backend or "torch")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = f"optdsl_spec_{module_name(path)}_{digest}"
+    module = sys.modules.get(name)
+    if module is None:
+        target = cache_dir() / f"{name}.py"
+        try:
+            write(target, text)
+        except OSError:  # a read-only cache: a file of this process will do
+            target = Path(tempfile.mkdtemp(prefix="optdsl-")) / f"{name}.py"
+            write(target, text)
+        module = _import(name, target)
+    found: type[Optimizer] = getattr(module, program.name)
+    return found
+
+
+def _shipped_class(path: Path) -> type[Optimizer] | None:
+    """The class from the shipped generated file, if that file is made from this very spec."""
+    shipped = shipped_specs().get(path.stem)
+    generated = data_dir("generated") / f"{path.stem}.py"
+    if shipped is None or not generated.is_file() or path.resolve() != shipped.resolve():
+        return None
+    with open(generated, encoding="utf-8") as file:
+        head = file.readline() + file.readline()
+    from optdsl import __version__
+    from optdsl.backends.revision import REVISION
+
+    current = f"optdsl {__version__} " in head and f"generator revision {REVISION}," in head
+    if not current or f"spec sha256 {source_hash(path)}" not in head:
+        return None
+    module = importlib.import_module(f"optdsl.zoo.{path.stem}")
+    found: type[Optimizer] = getattr(module, module.__all__[0])
+    return found
+
+
+def cache_dir() -> Path:
+    """Where compiled specs are kept: `$OPTDSL_CACHE`, else `optdsl` in the user's cache directory."""
+    chosen = os.environ.get("OPTDSL_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "optdsl"
+
+
+def _import(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def show(path: Path, stage: str) -> str:
+    """The text of a spec at a stage of the pipeline (one of STAGES). Raises SpecError."""
+    from optdsl.ir.text import show as listing
+    from optdsl.ir.text import to_opt
+
+    if stage == "syntax":
+        return _syntax(path)
+    program = check_path(path).require()
+    if stage == "program":
+        return listing(program)
+    if stage == "opt":
+        return to_opt(program)
+    program = simplify(program)
+    match stage:
+        case "simplified":
+            return listing(program)
+        case "lowered":
+            from optdsl.passes.lower import lower
+
+            return listing(lower(program))
+        case "torch":
+            return emit(program, path, "torch")
+    raise ValueError(f"there is no stage `{stage}`; {nearest(stage, STAGES) or ', '.join(STAGES)}")
+
+
+def _syntax(path: Path) -> str:
+    """The syntax tree as indented text."""
+    from optdsl.lang.diagnostics import Span, SpecError
+    from optdsl.lang.parser import parse
+    from optdsl.lang.source import read_text, split
+
+    source = split(read_text(path), str(path))
+    tree = parse(source)
+    if source.report.failed:
+        raise SpecError(source.report.sorted())
+    lines: list[str] = []
+
+    def visit(node: Any, label: str, depth: int) -> None:
+        pad = "  " * depth
+        names = getattr(node, "__dataclass_fields__", None)
+        if names is not None and not isinstance(node, Span):
+            lines.append(f"{pad}{label}{type(node).__name__}")
+            for name in names:
+                if name not in ("span", "lines") and not name.endswith("_span"):
+                    visit(getattr(node, name), f"{name}: ", depth + 1)
+        elif isinstance(node, tuple) and node:
+            lines.append(f"{pad}{label}")
+            for item in node:
+                visit(item, "- ", depth + 1)
+        elif not isinstance(node, Span) and node not in ((), None, ""):
+            lines.append(f"{pad}{label}{node!r}")
+
+    visit(tree, "", 0)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,119 @@
+"""What every core operator computes, in numpy: one row per operator, total over the table of core operators.
+
+Rows take numpy scalars or arrays that broadcast, all of one float type, and follow IEEE 754 and C where those
+say something: 1/0 is inf, 0/0 and sqrt(-1) are nan, log(0) is -inf, 0^0 is 1, (-8)^(1/3) is nan. Nothing
+raises; call them under `np.errstate(all="ignore")`, which also keeps them from warning.
+
+- `min` and `max` give nan when an operand is nan; which zero they give for 0 and -0 is left open.
+- `sign(nan)` is nan, and the sign of either zero is +0.
+- `round` goes to even at halves. `mod` has the sign of its second operand, and is nan where that is 0.
+- `pow(x, 2)` is `x * x`, exactly.
+- `nan_to_num` gives the largest finite number of the float type of its operand.
+- A reduction of nothing is 0 (sum), nan (mean), -inf (max) or inf (min).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from optdsl.ir import random
+
+Array: TypeAlias = npt.NDArray[Any]
+
+#: Coefficients and smallest norm of the quintic iteration of Muon.
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+NEWTON_SCHULZ_EPS = 1e-7
+
+
+def _pow(x: Any, y: Any) -> Any:
+    return np.where(y == 2, x * x, np.power(x, y))
+
+
+def _erf(x: Any) -> Any:
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
+
+
+def _reduction(function: Callable[..., Any], empty: float) -> Callable[..., Array]:
+    """A reduction of an array over one axis (None: over all), which keeps its dimensions."""
+
+    def reduce(x: Array, axis: int | None = None) -> Array:
+        if (x.size if axis is None else x.shape[axis]) == 0:
+            x = np.full([1 if axis in (None, i) else n for i, n in enumerate(x.shape)], empty, x.dtype)
+        return np.asarray(function(x, axis=axis, keepdims=True))
+
+    return reduce
+
+
+def _newton_schulz(x: Array, steps: Any) -> Array:
+    """`steps` (rounded down) times X <- a X + (b A + c A^2) X with A = X X', in the float type of `x`."""
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / np.maximum(np.sqrt(np.sum(x * x)), NEWTON_SCHULZ_EPS)
+    for _ in range(int(steps) if np.isfinite(steps) else 0):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.T if tall else x
+
+
+#: Elementwise operators take their operands; reductions take (x, axis); draws take (seed, t, index of the
+#: tensor, site, number of elements) and then their operands; matrix operators take their operands.
+NUMPY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "mod": np.mod,
+    "pow": _pow,
+    "neg": np.negative,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "eq": operator.eq,  # choices are strings
+    "ne": operator.ne,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "not": np.logical_not,
+    "select": np.where,
+    "min": np.minimum,
+    "max": np.maximum,
+    "abs": np.abs,
+    "sign": np.sign,
+    "sqrt": np.sqrt,
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "tanh": np.tanh,
+    "erf": _erf,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
+    "isfinite": np.isfinite,
+    "nan_to_num": np.nan_to_num,
+    "reduce_sum": _reduction(np.sum, 0.0),
+    "reduce_mean": _reduction(np.mean, math.nan),
+    "reduce_max": _reduction(np.max, -math.inf),
+    "reduce_min": _reduction(np.min, math.inf),
+    "normal": random.normal,
+    "uniform": random.uniform,
+    "rademacher": random.rademacher,
+    "bernoulli": random.bernoulli,
+    "matmul": np.matmul,
+    "transpose": np.transpose,
+    "newton_schulz": _newton_schulz,
+}

@@ -1,0 +1,236 @@
+"""Flat guarded assignments back to nested branches and reusable names, for printing and for emission.
+
+The result is what a person would write: `if` blocks instead of guards, one variable that changes instead of
+versions, and no explicit join where both branches already leave the value under the same name. Names are
+found by simulation: start with the names of the spec; whenever a value would be overwritten before its last
+use, the overwriting one gets a name of its own, and the simulation starts again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from optdsl.ir.expr import Call, Expr, Var, variables
+from optdsl.ir.program import Assign, Guard, Program
+
+
+@dataclass(slots=True)
+class Set:
+    """`target = expr`; `value` is the SSA name it computes, `line` its line in the spec."""
+
+    target: str
+    value: str
+    expr: Expr
+    line: int = 0
+
+
+@dataclass(slots=True)
+class Branch:
+    """`if condition: then else: other`."""
+
+    condition: Expr
+    then: list[Statement] = field(default_factory=list)
+    other: list[Statement] = field(default_factory=list)
+
+
+Statement: TypeAlias = Set | Branch
+
+
+@dataclass(slots=True)
+class Structured:
+    """`names` maps SSA names and inputs to variables; `results` says which variable holds each result."""
+
+    body: list[Statement]
+    names: dict[str, str]
+    results: dict[str, Expr]
+
+
+@dataclass(frozen=True, slots=True)
+class _Conflict(Exception):
+    """`value` must not be stored under its present name."""
+
+    value: str
+
+
+def structure(program: Program, reserved: Iterable[str] = (), mangle: Mapping[str, str] | None = None) -> Structured:
+    """The step of `program` as nested statements.
+
+    Variables never take a name from `reserved` nor the name of an input, except that new versions of a
+    state, of `p` and of `g` may take over its name. `mangle` renames inputs.
+    """
+    inputs = {"p", "g", *(h.name for h in program.hypers), *(s.name for s in program.states)}
+    names = {name: name for name in inputs} | dict(mangle or {})
+    states = {s.name for s in program.states}
+    taken = set(reserved) | set(names.values())
+    own = {"p", "g"} | states
+    called = {source: source for source in own}
+    for assign in program.body:
+        source = assign.source
+        if source not in called:
+            called[source] = _fresh(source, taken | set(called.values())) if source in taken else source
+        names[assign.name] = names[source] if source in own else called[source]
+    by_name = {a.name: a for a in program.body}
+    guards = {a.name: a.guard for a in program.body}
+    limit = 2 * len(program.body) + 1
+    for _ in range(limit):
+        try:
+            return _Simulation(program, names).run()
+        except _Conflict as conflict:
+            old = names[conflict.value]
+            new = _fresh(old.rstrip("0123456789").rstrip("_") or old, taken | set(names.values()))
+            for value in _web(conflict.value, by_name, guards):
+                if names[value] == old:
+                    names[value] = new
+    raise AssertionError("naming did not settle")
+
+
+def _fresh(source: str, used: set[str]) -> str:
+    count = 1
+    while f"{source}_{count}" in used:
+        count += 1
+    return f"{source}_{count}"
+
+
+def _web(value: str, by_name: Mapping[str, Assign], guards: Mapping[str, Guard]) -> Iterator[str]:
+    """`value` and, when it joins branches, the values of the branches that it joins."""
+    yield value
+    if is_join(by_name[value], guards):
+        depth = len(by_name[value].guard)
+        for arm in by_name[value].expr.args[1:]:
+            if isinstance(arm, Var) and len(guards.get(arm.name, ())) > depth:
+                yield from _web(arm.name, by_name, guards)
+
+
+def is_join(assign: Assign, guards: Mapping[str, Guard]) -> bool:
+    """True when `assign` joins values of two branches, rather than choosing between two values at hand."""
+    expr = assign.expr
+    if not (isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host):
+        return False
+    condition, *arms = expr.args
+    for arm, wanted in zip(arms, (True, False), strict=True):
+        branch = (*assign.guard, (condition, wanted))
+        if isinstance(arm, Var) and guards.get(arm.name, ())[: len(branch)] == branch:
+            return True
+    return False
+
+
+class _Simulation:
+    """Builds the statements while tracking which value each variable holds."""
+
+    def __init__(self, program: Program, names: dict[str, str]) -> None:
+        self.program = program
+        self.names = names
+        self.guards = {a.name: a.guard for a in program.body}
+        self.holds = {variable: value for value, variable in names.items() if "." not in value}
+
+    def run(self) -> Structured:
+        body = self.block(list(self.program.body), 0)
+        results = dict(self.program.results)
+        for name, expr in results.items():
+            for read in variables(expr):
+                self.read(read, self.holds)
+            assert name in self.names
+        return Structured(body, dict(self.names), results)
+
+    def read(self, value: str, holds: dict[str, str]) -> None:
+        variable = self.names.get(value)
+        if variable is None:  # a fact
+            return
+        holder = holds.get(variable)
+        if holder == value:
+            return
+        if holder is None or "." not in holder:
+            # the variable was given up by branches that disagree; move this value out of the way
+            raise _Conflict(value)
+        raise _Conflict(holder)
+
+    def block(self, assigns: list[Assign], depth: int) -> list[Statement]:
+        """Statements for assignments whose guards agree in their first `depth` conditions."""
+        statements: list[Statement] = []
+        index = 0
+        while index < len(assigns):
+            assign = assigns[index]
+            if len(assign.guard) == depth:
+                if not is_join(assign, self.guards):
+                    self.set(assign, statements)
+                    index += 1
+                    continue
+                condition = assign.expr.args[0]
+                run: list[Assign] = []
+            else:
+                condition = assign.guard[depth][0]
+                run = []
+            while index < len(assigns) and len(assigns[index].guard) > depth:
+                if assigns[index].guard[depth][0] is not condition:
+                    break
+                run.append(assigns[index])
+                index += 1
+            joins: list[Assign] = []
+            while index < len(assigns) and self.joins_here(assigns[index], condition, depth):
+                joins.append(assigns[index])
+                index += 1
+            statements.append(self.branch(condition, run, joins, depth))
+        return statements
+
+    def joins_here(self, assign: Assign, condition: Expr, depth: int) -> bool:
+        return (
+            len(assign.guard) == depth and is_join(assign, self.guards) and assign.expr.args[0] is condition
+        )
+
+    def set(self, assign: Assign, statements: list[Statement]) -> None:
+        for name in variables(assign.expr):
+            self.read(name, self.holds)
+        target = self.names[assign.name]
+        self.holds[target] = assign.name
+        statements.append(Set(target, assign.name, assign.expr, assign.line))
+
+    def branch(self, condition: Expr, run: list[Assign], joins: list[Assign], depth: int) -> Branch:
+        for name in variables(condition):
+            self.read(name, self.holds)
+        before = self.holds
+        arms: list[list[Statement]] = []
+        after: list[dict[str, str]] = []
+        for wanted in (True, False):
+            self.holds = dict(before)
+            arm = self.block([a for a in run if a.guard[depth][1] is wanted], depth + 1)
+            self.copies(joins, wanted, arm)
+            arms.append(arm)
+            after.append(self.holds)
+        then, other = after
+        # a variable that only one arm has may still be read where the same condition holds again
+        self.holds = {v: held for v, held in ({**other, **then}).items() if other.get(v, held) == held}
+        for join in joins:
+            target = self.names[join.name]
+            if then.get(target) != join.name or other.get(target) != join.name:
+                raise _Conflict(join.name)
+            self.holds[target] = join.name
+        return Branch(condition, *arms)
+
+    def copies(self, joins: list[Assign], wanted: bool, arm: list[Statement]) -> None:
+        """Ends an arm: each joined value must stand under the name of its join."""
+        done: dict[str, str] = {}
+        for join in joins:
+            value = join.expr.args[1 if wanted else 2]
+            target = self.names[join.name]
+            if target in done:
+                raise _Conflict(join.name)
+            for name in variables(value):
+                self.read(name, self.holds)
+            if not (isinstance(value, Var) and self.names.get(value.name) == target):
+                arm.append(Set(target, join.name, value, join.line))
+                self.holds[target] = join.name
+            done[target] = join.name
+        # only now: until the last copy, a variable that needed none is still read as the value it had
+        self.holds |= done
+
+
+def statements(body: list[Statement]) -> Iterator[Set]:
+    """Every `Set` of nested statements, in order."""
+    for item in body:
+        if isinstance(item, Set):
+            yield item
+        else:
+            yield from statements(item.then)
+            yield from statements(item.other)

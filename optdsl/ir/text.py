@@ -1,0 +1,191 @@
+"""Text forms of a program: `.opt` text that parses back to it, and a listing of the typed program."""
+
+from __future__ import annotations
+
+import textwrap
+
+from optdsl.core.ops import CONSTANTS, CORE, FACTS, Rule
+from optdsl.core.types import Kind
+from optdsl.ir.expr import Call, Const, Expr
+from optdsl.ir.program import Hyper, Interval, Program, number
+from optdsl.ir.structure import Set, Statement, structure
+
+#: Binding strength of what an operator prints as; an operand that binds less is put in parentheses.
+_STRENGTH = {
+    "select": 1, "or": 2, "and": 3, "not": 4,
+    "lt": 5, "le": 5, "gt": 5, "ge": 5, "eq": 5, "ne": 5,
+    "add": 6, "sub": 6, "mul": 7, "div": 7, "matmul": 7, "neg": 8, "pow": 9, "transpose": 10,
+}  # fmt: skip
+_ATOM = 11
+_RESERVED = frozenset({"update", "true", "false", *FACTS, *CONSTANTS, "if", "else", "elif", "and", "or", "not"})
+
+
+def literal(value: float | int | bool | str) -> str:
+    """A literal as the language writes it; parses back to the same value."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value != value:
+        return "(inf - inf)"
+    return repr(value)
+
+
+def quote(text: str) -> str:
+    """`text` as a string literal of the language."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
+    return f'"{escaped}"'
+
+
+def expression(expr: Expr, names: dict[str, str]) -> str:
+    """`expr` in the language, with values called by `names`."""
+    return _print(expr, names)[0]
+
+
+def _print(expr: Expr, names: dict[str, str]) -> tuple[str, int]:
+    """(text, binding strength)."""
+    if isinstance(expr, Const):
+        text = literal(expr.value)
+        return text, 8 if text.startswith("-") else _ATOM
+    if not isinstance(expr, Call):
+        return names.get(expr.name, expr.name), _ATOM
+    op = expr.op
+    row = CORE[op]
+    if op == "select":
+        condition, then, other = (_print(arg, names) for arg in expr.args)
+        return f"{_wrap(then, 2)} if {_wrap(condition, 2)} else {_wrap(other, 1)}", 1
+    if op == "neg":
+        inner = _wrap(_print(expr.args[0], names), 9)
+        if isinstance(expr.args[0], Const):
+            inner = f"({inner})"  # `-1` is a literal, not a negation
+        return f"-{inner}", 8
+    if op == "transpose":
+        return f"{_wrap(_print(expr.args[0], names), 10)}'", 10
+    if op == "not":
+        return f"not {_wrap(_print(expr.args[0], names), 4)}", 4
+    if row.symbol:
+        strength = _STRENGTH[op]
+        left, right = (_print(arg, names) for arg in expr.args)
+        if op == "pow":
+            # the exponent is a unary: `x^-2` needs no parentheses, `x^(y^2)` neither, but a sum does
+            return f"{_wrap(left, 10)}^{_wrap(right, 8)}", 9
+        # comparisons chain, so both sides of one must bind tighter
+        chained = 1 if CORE[op].result == "bool" and op not in ("and", "or") else 0
+        return f"{_wrap(left, strength + chained)} {row.symbol} {_wrap(right, strength + 1)}", strength
+    arguments = [expression(arg, names) for arg in expr.args]
+    if row.rule is Rule.REDUCE and expr.attr != "tensor":
+        arguments.append(f"over={expr.attr}")
+    if row.rule is Rule.RANDOM:
+        arguments.append(f"stream={expr.attr}")
+    return f"{op.removeprefix('reduce_')}({', '.join(arguments)})", _ATOM
+
+
+def _wrap(printed: tuple[str, int], least: int) -> str:
+    text, strength = printed
+    return text if strength >= least else f"({text})"
+
+
+def to_opt(program: Program) -> str:
+    """`program` as a formatted spec. Parsing it gives the same program again."""
+    lines = [f"optimizer {program.name}:"]
+    if program.doc:
+        lines += textwrap.indent(_docstring(program.doc), "    ").split("\n")
+    if program.cite:
+        lines.append(f"    cite: {quote(program.cite)}")
+    if program.hypers:
+        lines += ["", "    hyper:"] + ["        " + text for text in _hypers(program.hypers)]
+    if program.states:
+        lines += ["", "    state:"]
+        for state in program.states:
+            name = state.name
+            level = "" if state.type.is_element else f" [{state.type.level_name}]"
+            init = "" if state.init is None else f" = {expression(state.init, {})}"
+            key = "" if state.key == name else f" as {state.key}"
+            lines.append(f"        {name}{level}{init}{key}")
+    lines += ["", "    step:"]
+    structured = structure(program, reserved=_RESERVED)
+    names = structured.names
+    body = _statements(structured.body, names, "        ")
+    for name, value in structured.results.items():
+        text = expression(value, names)
+        if text != name:
+            body.append(f"        {name} = {text}")
+    lines += body or ["        p = p"]
+    return "\n".join(lines) + "\n"
+
+
+def _docstring(doc: str) -> str:
+    escaped = doc.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    if escaped.endswith('"'):
+        escaped = escaped[:-1] + '\\"'
+    return f'"""{escaped}"""'
+
+
+def _statements(body: list[Statement], names: dict[str, str], indent: str) -> list[str]:
+    lines: list[str] = []
+    for item in body:
+        if isinstance(item, Set):
+            lines.append(f"{indent}{item.target} = {expression(item.expr, names)}")
+            continue
+        condition = expression(item.condition, names)
+        then = _statements(item.then, names, indent + "    ")
+        other = _statements(item.other, names, indent + "    ")
+        if then:
+            lines += [f"{indent}if {condition}:", *then]
+            if other and len(item.other) == 1 and other[0].lstrip().startswith("if "):
+                chained = _statements(item.other, names, indent)
+                lines += [f"{indent}el{chained[0].lstrip()}", *chained[1:]]
+            elif other:
+                lines += [f"{indent}else:", *other]
+        elif other:
+            lines += [f"{indent}if not ({condition}):", *other]
+    return lines
+
+
+def _hypers(hypers: tuple[Hyper, ...]) -> list[str]:
+    lines = []
+    for argument in dict.fromkeys(h.argument for h in hypers):
+        group = [h for h in hypers if h.argument == argument]
+        first = group[0]
+        default = literal(first.default)
+        if first.is_part:
+            default = "(" + ", ".join(f"{h.name}: {literal(h.default)}" for h in group) + ")"
+        range_ = ""
+        if first.interval is not None:
+            range_ = f" in {_interval(first.interval)}"
+        elif first.kind is Kind.CHOICE:
+            range_ = " in {" + ", ".join(map(quote, first.choices)) + "}"
+        doc = f"  {quote(first.doc)}" if first.doc else ""
+        lines.append(f"{argument} = {default}{range_}{doc}")
+    return lines
+
+
+def _interval(interval: Interval) -> str:
+    return str(interval)
+
+
+def show(program: Program) -> str:
+    """A listing of the typed program: every assignment with its type and guard. Stable, for reading and diffs."""
+    lines = [f"program {program.name}"]
+    for hyper in program.hypers:
+        range_ = f" in {hyper.interval}" if hyper.interval else ""
+        if hyper.choices:
+            range_ = " in {" + ", ".join(map(quote, hyper.choices)) + "}"
+        of = f" of {hyper.argument}" if hyper.is_part else ""
+        lines.append(f"  hyper {hyper.name}{of}: {hyper.kind.value} = {literal(hyper.default)}{range_}")
+    for state in program.states:
+        init = "none" if state.init is None else expression(state.init, {})
+        lines.append(f"  state {state.name}: {state.type} = {init} as {quote(state.key)}")
+    for assign in program.body:
+        guard = " and ".join(
+            expression(condition, {}) if wanted else f"not ({expression(condition, {})})"
+            for condition, wanted in assign.guard
+        )
+        suffix = f"  when {guard}" if guard else ""
+        lines.append(f"  {assign.name}: {assign.expr.type} = {expression(assign.expr, {})}{suffix}")
+    for name, value in program.results.items():
+        lines.append(f"  leaves {name} = {expression(value, {})}")
+    return "\n".join(lines) + "\n"
+
+
+__all__ = ["expression", "literal", "number", "quote", "show", "to_opt"]

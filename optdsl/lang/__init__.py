@@ -1,0 +1,1 @@
+"""From text to a checked, typed program: source, diagnostics, syntax tree, parser, checks, formatter."""

@@ -1,0 +1,156 @@
+"""The one module that knows lark: turns a logical line into a lark tree or a `LineError`."""
+
+from __future__ import annotations
+
+import functools
+
+from lark import Lark, Token, Tree
+from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
+from lark.lexer import PatternRE, PatternStr, TerminalDef
+
+from optdsl.resources import data_dir
+
+__all__ = ["LineError", "Token", "Tree", "parse_line", "tokens_of"]
+
+STARTS = ["top", "member", "hyper", "state", "statement"]
+
+#: How a terminal is called in a message.
+_WORDS = {
+    "NAME": "a name",
+    "INT": "a number",
+    "FLOAT": "a number",
+    "INF": "`inf`",
+    "STRING": "a string",
+    "SIGN": "`+` or `-`",
+    "MUL": "`*`, `/` or `@`",
+    "COMPARE": "a comparison",
+    "OPEN": "`(` or `[`",
+    "CLOSE": "`)` or `]`",
+    "TRUE": "`true`",
+    "FALSE": "`false`",
+    "LPAR": "`(`",
+    "RPAR": "`)`",
+    "LSQB": "`[`",
+    "RSQB": "`]`",
+    "LBRACE": "`{`",
+    "RBRACE": "`}`",
+    "COMMA": "`,`",
+    "COLON": "`:`",
+    "EQUAL": "`=`",
+    "CIRCUMFLEX": "`^`",
+    "QUOTE": "`'`",
+    "$END": "the end of the line",
+}
+#: What other languages write, and what this one writes instead.
+_HINTS = {
+    "**": "write a power as `x^2`",
+    "+=": "write it out: `m = m + ...`",
+    "-=": "write it out: `p = p - ...`",
+    "*=": "write it out: `p = p * ...`",
+    "/=": "write it out: `v = v / ...`",
+    "&&": "write `and`",
+    "||": "write `or`",
+    "!": "write `not`",
+    "%": "write `mod(x, y)`",
+    "&": "write `and`",
+    "|": "write `or` (or `abs(x)` for |x|)",
+    ";": "one statement per line",
+    "==": "`=` assigns, `==` compares",
+}
+
+
+class LineError(Exception):
+    """A line does not parse. Place is relative to the line's text, 1-based, end exclusive."""
+
+    def __init__(self, line: int, column: int, length: int, code: str, message: str, help: str) -> None:
+        super().__init__(message)
+        self.line, self.column, self.length = line, column, length
+        self.code, self.message, self.help = code, message, help
+
+
+@functools.cache
+def _parser() -> Lark:
+    text = (data_dir("grammar") / "optdsl.lark").read_text(encoding="utf-8")
+    return Lark(
+        text,
+        parser="lalr",
+        start=STARTS,
+        propagate_positions=True,
+        maybe_placeholders=True,
+        edit_terminals=_whole_words,
+    )
+
+
+def _whole_words(terminal: TerminalDef) -> None:
+    """Keywords match whole words only: `information` does not begin with `inf`."""
+    pattern = terminal.pattern
+    if isinstance(pattern, PatternStr) and pattern.value.isalpha():
+        terminal.pattern = PatternRE(pattern.value + r"(?![A-Za-z0-9_])")
+        terminal.priority = max(terminal.priority, 1)
+
+
+def parse_line(start: str, text: str) -> Tree[Token]:
+    """The tree of `text` read as a `start` (one of STARTS). Raises LineError."""
+    try:
+        return _parser().parse(text, start=start)
+    except UnexpectedInput as error:
+        raise _line_error(error, text) from None
+
+
+def tokens_of(start: str, text: str) -> list[Token]:
+    """Every token of a line that parses, those that its tree leaves out included."""
+    tokens = list(_parser().parse_interactive(text, start=start).iter_parse())
+    return [token for token in tokens if token.type != "$END"]
+
+
+def _line_error(error: UnexpectedInput, text: str) -> LineError:
+    position = error.pos_in_stream if isinstance(error.pos_in_stream, int) else len(text)
+    for wrong, hint in _HINTS.items():
+        # an operator of another language may be cut in two by ours, as `*` and `*`
+        starts = [i for i in range(max(0, position - 1), position + 1) if text.startswith(wrong, i)]
+        if starts and (len(wrong) > 1 or starts[0] == position):
+            line, column = _place(text, starts[0])
+            return LineError(line, column, len(wrong), "E0101", f"unexpected `{wrong}`", hint)
+    if isinstance(error, UnexpectedCharacters):
+        line, column = _place(text, position)
+        found = text[position]
+        if found.isprintable() and found.isascii():
+            return LineError(line, column, 1, "E0101", f"unexpected `{found}`", _expected(error.allowed or ()))
+        shown = f"`{found}`" if found.isprintable() else f"U+{ord(found):04X}"
+        help = "names are ASCII letters, digits and underscores"
+        return LineError(line, column, 1, "E0102", f"the language has no character {shown}", help)
+    accepts = _accepted(error)
+    if isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
+        line, column = _place(text, len(text))
+        return LineError(line, column, 1, "E0101", "the line ends too early", _expected(accepts))
+    assert isinstance(error, UnexpectedToken)
+    token = error.token
+    line, column = _place(text, position)
+    first = str(token).split("\n", 1)[0]
+    shown = first if len(first) <= 60 and first == str(token) else first[:57] + "..."
+    return LineError(line, column, max(1, len(first)), "E0101", f"unexpected `{shown}`", _expected(accepts))
+
+
+def _accepted(error: UnexpectedInput) -> set[str]:
+    if isinstance(error, UnexpectedToken):
+        try:
+            return set(error.interactive_parser.accepts()) if error.interactive_parser else set(error.expected)
+        except (AttributeError, KeyError):
+            return set(error.expected)
+    return set()
+
+
+def _expected(terminals: object) -> str:
+    names = set(terminals) if isinstance(terminals, set | frozenset | list | tuple) else set()
+    if len(names) > 12:  # anything of an expression: the list would not help
+        operand = {"NAME", "INT", "LPAR"} <= names
+        return "expected a value" if operand else "expected an operator or the end of the line"
+    words = sorted({_WORDS.get(name, f"`{name.lower()}`") for name in names})
+    if not words:
+        return ""
+    return "expected " + (words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1])
+
+
+def _place(text: str, position: int) -> tuple[int, int]:
+    before = text[:position]
+    return before.count("\n") + 1, position - (before.rfind("\n") + 1) + 1

@@ -1,0 +1,258 @@
+"""The syntax tree: what the person wrote, with the place of everything. Untyped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from optdsl.lang.diagnostics import Span
+
+# ---- expressions --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """`10` (int) or `1e-3` (float)."""
+
+    value: int | float
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Bool:
+    """`true` or `false`."""
+
+    value: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class String:
+    """A choice such as `"l2"`."""
+
+    value: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name used as a value."""
+
+    id: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A core operator written with a symbol: unary minus, arithmetic, a comparison, `and`, `@`, `'`."""
+
+    op: str
+    args: tuple[Expression, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """A chain of comparisons, `0 < x <= 1`."""
+
+    ops: tuple[str, ...]
+    args: tuple[Expression, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class IfElse:
+    """`then if condition else other`."""
+
+    condition: Expression
+    then: Expression
+    other: Expression
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class CallSyntax:
+    """`function(args, keyword=value)`."""
+
+    function: str
+    args: tuple[Expression, ...]
+    keywords: tuple[tuple[str, Expression], ...]
+    span: Span
+    function_span: Span
+
+
+Expression: TypeAlias = Number | Bool | String | Name | Operation | Compare | IfElse | CallSyntax
+
+# ---- statements ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AssignSyntax:
+    """`name = value`."""
+
+    name: str
+    name_span: Span
+    value: Expression
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class If:
+    """`if` with its `elif`s as nested `If`s in `other`."""
+
+    condition: Expression
+    then: tuple[Statement, ...]
+    other: tuple[Statement, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """A block that runs when `(t - 1) mod period == offset`."""
+
+    period: Expression
+    offset: Expression | None
+    body: tuple[Statement, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A block that runs `count` times."""
+
+    count: Expression
+    body: tuple[Statement, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Return:
+    """The last line of a function."""
+
+    value: Expression
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """`use NAME(bindings) [as alias] [with gradient = expr]`; a tuple hyper is bound to several values."""
+
+    name: str
+    name_span: Span
+    bindings: tuple[tuple[str, tuple[Expression, ...], Span], ...]
+    alias: str | None
+    gradient: tuple[str, Expression, Span] | None
+    span: Span
+
+
+Statement: TypeAlias = AssignSyntax | If | Every | Repeat | Return | Use
+
+# ---- declarations -------------------------------------------------------------------------------------
+
+LiteralValue: TypeAlias = int | float | bool | str
+
+
+@dataclass(frozen=True, slots=True)
+class IntervalSyntax:
+    """`[0, 1)`."""
+
+    low: int | float
+    high: int | float
+    low_open: bool
+    high_open: bool
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicesSyntax:
+    """`{"l2", "decoupled"}`."""
+
+    values: tuple[str, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class HyperSyntax:
+    """One line of `hyper:`. `parts` is empty for a plain one, else (name, default, span) per part."""
+
+    name: str
+    name_span: Span
+    default: LiteralValue | None
+    default_span: Span
+    parts: tuple[tuple[str, LiteralValue, Span], ...]
+    range: IntervalSyntax | ChoicesSyntax | None
+    doc: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class StateSyntax:
+    """One line of `state:`."""
+
+    name: str
+    name_span: Span
+    level: str | None
+    level_span: Span
+    init: Expression | None
+    key: str | None
+    key_span: Span
+    stored: str | None
+    stored_span: Span
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class StepSyntax:
+    """A `step:` block; `condition` for `step when`, `otherwise` for `step otherwise`."""
+
+    condition: Expression | None
+    otherwise: bool
+    body: tuple[Statement, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Def:
+    """A function."""
+
+    name: str
+    name_span: Span
+    parameters: tuple[tuple[str, Span], ...]
+    body: tuple[Statement, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """An `optimizer` or a `transform`. `uses` are the `use` lines outside a step; they run first."""
+
+    kind: str
+    name: str
+    name_span: Span
+    doc: str
+    cite: str
+    hypers: tuple[HyperSyntax, ...]
+    states: tuple[StateSyntax, ...]
+    uses: tuple[Use, ...]
+    steps: tuple[StepSyntax, ...]
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """`import "lib/common.opt"`."""
+
+    path: str
+    span: Span
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A whole file."""
+
+    path: str
+    imports: tuple[Import, ...] = ()
+    defs: tuple[Def, ...] = ()
+    specs: tuple[Spec, ...] = ()
+    edition: int = 1
+    lines: tuple[str, ...] = field(default=(), repr=False)

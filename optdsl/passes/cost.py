@@ -1,0 +1,160 @@
+"""What a step costs: weighted operations by the level at which they run, and the arrays that it touches.
+
+The weights are those of the table of core operators. A node that occurs several times in one assignment counts
+once, as it is one object; an assignment that no result needs counts nothing. Branches count as if all were
+taken, so a cost is an upper bound, and two costs compare two forms of one method rather than two methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from optdsl.core.ops import CORE, Rule
+from optdsl.core.types import Dim, Level, Type
+from optdsl.ir.expr import Call, Const, Expr, Var, walk
+from optdsl.ir.program import Assign, Program
+from optdsl.passes.simplify import drop_dead
+
+#: Powers up to this one are multiplications: x^2, x^3 = x * x^2, x^4 = (x^2)^2...
+MAX_INT_POWER = 8
+#: Matrix products in one step of the iteration of `newton_schulz`, and its number of steps if not a literal.
+_PRODUCTS_PER_STEP = 3
+_USUAL_STEPS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Weighted operations of one step of one tensor.
+
+    `element` counts those done per element, `matrix` per entry of other matrices (rows by rows...), `row` and
+    `col` per row and column, `tensor`, `group` and `host` once. `products` are matrix products, `reductions`
+    finished sums, means and extremes (the work of forming them counts where their operand lives), `draws`
+    random arrays. `reads` and `writes` are the element-sized arrays that come in and are left behind.
+    """
+
+    products: int = 0
+    element: int = 0
+    matrix: int = 0
+    row: int = 0
+    col: int = 0
+    tensor: int = 0
+    group: int = 0
+    host: int = 0
+    reductions: int = 0
+    draws: int = 0
+    reads: int = 0
+    writes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def device_key(self) -> tuple[int, ...]:
+        """Orders costs by what the device does: see `key`."""
+        return (
+            self.products,
+            self.element + self.matrix,
+            self.reductions,
+            self.row + self.col,
+            self.tensor + self.group,
+        )
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Orders costs. Matrix products, hundreds of operations per element, come first; then operations per
+        element dominate, and coarser levels only break ties.
+        """
+        return (*self.device_key, self.host)
+
+    @property
+    def arrays(self) -> int:
+        """Element-sized arrays read or written: the least traffic of a step, in units of the parameter."""
+        return self.reads + self.writes
+
+    def __lt__(self, other: Cost) -> bool:
+        return self.key < other.key
+
+
+def weight(node: Expr) -> int:
+    """Weighted operations of `node` alone, per entry of the array it works on."""
+    if not isinstance(node, Call):
+        return 0
+    row = CORE[node.op]
+    if row.rule in (Rule.MATMUL, Rule.MATRIX, Rule.TRANSPOSE):
+        return 0  # products are counted by themselves, a transpose is a way to read
+    if node.op == "pow":
+        exponent = node.args[1]
+        if isinstance(exponent, Const) and exponent.value in range(1, MAX_INT_POWER + 1):
+            n = int(exponent.value)
+            return n.bit_length() + n.bit_count() - 2  # squarings and multiplications
+    return row.flops
+
+
+def expression_cost(exprs: Iterable[Expr]) -> Cost:
+    """The operations of these expressions, evaluated together: a node that they share counts once."""
+    total, seen = Cost(), set[int]()
+    for expr in exprs:
+        for node in walk(expr):
+            if id(node) not in seen:
+                seen.add(id(node))
+                total += _node(node)
+    return total
+
+
+def cost(program: Program) -> Cost:
+    """What one step of `program` costs. Assignments that no result needs are free."""
+    live = drop_dead(program)
+    total = Cost()
+    for assign in live.body:
+        total += expression_cost([assign.expr, *(condition for condition, _ in assign.guard)])
+    total += expression_cost(live.results.values())
+    return total + Cost(reads=_reads(live), writes=_writes(live))
+
+
+def _node(node: Expr) -> Cost:
+    if not isinstance(node, Call):
+        return Cost()
+    work = weight(node)
+    match CORE[node.op].rule:
+        case Rule.REDUCE:
+            return _at(node.args[0].type, work) + Cost(reductions=1)
+        case Rule.RANDOM:
+            return _at(node.type, work) + Cost(draws=1)
+        case Rule.MATMUL:
+            return Cost(products=1)
+        case Rule.MATRIX:
+            steps = node.args[1]
+            known = isinstance(steps, Const) and isinstance(steps.value, int)
+            return Cost(products=_PRODUCTS_PER_STEP * (int(steps.value) if known else _USUAL_STEPS))  # type: ignore[union-attr]
+    return _at(node.type, work)
+
+
+def _at(type_: Type, work: int) -> Cost:
+    """`work` operations for each entry of a value of this type."""
+    if type_.is_element:
+        return Cost(element=work)
+    if type_.level is Level.ARRAY:
+        rows, cols = type_.shape
+        if Dim.ONE not in (rows, cols):
+            return Cost(matrix=work)
+        return Cost(row=work) if Dim.R in (rows, cols) else Cost(col=work)
+    if type_.level is Level.TENSOR:
+        return Cost(tensor=work)
+    return Cost(group=work) if type_.level is Level.GROUP else Cost(host=work)
+
+
+def _reads(program: Program) -> int:
+    """Element-sized inputs that the step reads."""
+    made = {assign.name for assign in program.body}
+    nodes = {node for node in program.nodes() if isinstance(node, Var) and node.type.is_element}
+    return sum(node.name not in made for node in nodes)
+
+
+def _writes(program: Program) -> int:
+    """Element-sized results: the parameter, and states of its size."""
+    states = {state.name: state.type for state in program.states}
+    return sum(name == "p" or (name in states and states[name].is_element) for name in program.results)
+
+
+__all__ = ["Assign", "Cost", "cost", "expression_cost", "weight"]

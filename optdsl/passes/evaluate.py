@@ -1,0 +1,133 @@
+"""Core operators on Python numbers, with IEEE semantics: what constant folding computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from optdsl.ir.expr import Literal
+
+_INF, _NAN = math.inf, math.nan
+
+
+def _guarded(function: Callable[..., float]) -> Callable[..., float]:
+    """`function` with domain errors as nan and overflow as inf."""
+
+    def run(*args: float) -> float:
+        try:
+            result = function(*map(float, args))
+        except ValueError:
+            return _NAN
+        except OverflowError:
+            return _INF
+        return _NAN if isinstance(result, complex) else result
+
+    return run
+
+
+def _div(a: float, b: float) -> float:
+    a, b = float(a), float(b)
+    if b != 0:
+        return a / b
+    if a == 0 or a != a:
+        return _NAN
+    return math.copysign(_INF, a) * math.copysign(1.0, b)
+
+
+def _log(x: float) -> float:
+    return -_INF if x == 0 else math.log(x)
+
+
+def _log1p(x: float) -> float:
+    return -_INF if x == -1 else math.log1p(x)
+
+
+def _pow(a: float, b: float) -> float:
+    try:
+        return math.pow(a, b)
+    except ZeroDivisionError:
+        return _INF
+    except ValueError:
+        return _INF if a == 0 else _NAN
+    except OverflowError:
+        return -_INF if a < 0 and b % 2 == 1 else _INF
+
+
+def _mod(a: Any, b: Any) -> Any:
+    if b == 0 or a in (_INF, -_INF):
+        return _NAN
+    return a % b
+
+
+def _extreme(pick: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    return lambda a, b: _NAN if a != a or b != b else pick(a, b)
+
+
+def _round(function: Callable[[float], int]) -> Callable[[float], float]:
+    return lambda x: float(function(x)) if math.isfinite(x) else float(x)
+
+
+def _nan_to_num(x: float) -> float:
+    if x != x:
+        return 0.0
+    return max(min(float(x), 1.7976931348623157e308), -1.7976931348623157e308)
+
+
+NUMBERS: dict[str, Callable[..., Any]] = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "div": _div,
+    "mod": _mod,
+    "pow": _pow,
+    "neg": lambda a: -a,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "and": lambda a, b: a and b,
+    "or": lambda a, b: a or b,
+    "not": lambda a: not a,
+    "min": _extreme(min),
+    "max": _extreme(max),
+    "abs": abs,
+    "sign": lambda x: (x > 0) - (x < 0),
+    "sqrt": _guarded(math.sqrt),
+    "exp": _guarded(math.exp),
+    "expm1": _guarded(math.expm1),
+    "log": _guarded(_log),
+    "log1p": _guarded(_log1p),
+    "sin": _guarded(math.sin),
+    "cos": _guarded(math.cos),
+    "tan": _guarded(math.tan),
+    "asin": _guarded(math.asin),
+    "acos": _guarded(math.acos),
+    "atan": _guarded(math.atan),
+    "atan2": _guarded(math.atan2),
+    "tanh": _guarded(math.tanh),
+    "erf": _guarded(math.erf),
+    "floor": _round(math.floor),
+    "ceil": _round(math.ceil),
+    "round": _round(round),
+    "isfinite": math.isfinite,
+    "nan_to_num": _nan_to_num,
+}
+
+#: A folded integer larger than this would not survive a 64-bit backend.
+MAX_INT = 2**53
+
+
+def evaluate(op: str, args: tuple[Literal, ...], kind_is_int: bool) -> Literal | None:
+    """The value of `op` on literals, or None when it cannot be folded."""
+    function = NUMBERS.get(op)
+    if function is None:
+        return None
+    value = function(*args)
+    if isinstance(value, bool):
+        return value
+    if kind_is_int:
+        return value if isinstance(value, int) and abs(value) <= MAX_INT else None
+    return float(value)

@@ -1,0 +1,72 @@
+"""Forms that statement-by-statement backends need: joint reductions and lazy choices as assignments."""
+
+from __future__ import annotations
+
+from optdsl.core.types import Level
+from optdsl.ir.expr import Call, Expr, Var, call, is_joint, rebuild, walk
+from optdsl.ir.program import Assign, Guard, Program
+from optdsl.ir.structure import is_join
+
+
+def lower(program: Program) -> Program:
+    """`program` with every joint reduction assigned to a name, and every choice on a host condition between
+    array values as a branch, so that the side not taken costs nothing.
+    """
+    return _Lowering(program).run()
+
+
+class _Lowering:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.body: list[Assign] = []
+        self.count = 0
+
+    def run(self) -> Program:
+        guards = {a.name: a.guard for a in self.program.body}
+        for assign in self.program.body:
+            expr = assign.expr
+            # a join of branches already has its sides computed under their conditions
+            if not is_join(assign, guards):
+                expr = self.expr(expr, assign.guard, assign.line)
+            self.body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
+        results = {name: self.expr(value, (), 0) for name, value in self.program.results.items()}
+        return self.program.with_body(tuple(self.body), results)
+
+    def name(self, source: str, expr: Expr, guard: Guard, line: int) -> Expr:
+        self.count += 1
+        made = Assign(f"{source}.low{self.count}", source, expr, guard, line)
+        self.body.append(made)
+        return made.var
+
+    def expr(self, expr: Expr, guard: Guard, line: int) -> Expr:
+        """`expr` with what must be named replaced by names."""
+        if not any(is_joint(n) or _is_costly_choice(n) for n in walk(expr)):
+            return expr
+        if isinstance(expr, Call) and _is_costly_choice(expr):
+            return self.choice(expr, guard, line)
+        assert isinstance(expr, Call)
+        result = rebuild(expr, tuple(self.expr(arg, guard, line) for arg in expr.args))
+        if is_joint(result):
+            return self.name("joint", result, guard, line)
+        return result
+
+    def choice(self, expr: Call, guard: Guard, line: int) -> Expr:
+        """`a if c else b` as a branch: each side that costs something is computed under its condition."""
+        condition, *arms = expr.args
+        values = []
+        for arm, wanted in zip(arms, (True, False), strict=True):
+            inner = (*guard, (condition, wanted))
+            value = self.expr(arm, inner, line)
+            known = isinstance(value, Var) and any(a.name == value.name for a in self.body)
+            if not known and not value.type.is_host:
+                value = self.name("chosen", value, inner, line)
+            values.append(value)
+        return call("select", condition, *values)
+
+
+def _is_costly_choice(node: Expr) -> bool:
+    """A lazy choice whose sides are more than host arithmetic or values at hand."""
+    if not (isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host):
+        return False
+    arms = [arm for arm in node.args[1:] if arm.type.level > Level.HOST]
+    return any(not (isinstance(arm, Var) and "." in arm.name) for arm in arms)

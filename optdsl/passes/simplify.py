@@ -1,0 +1,168 @@
+"""The simplifier: local rules, copies, common subexpressions, dead code, to a fixed point.
+
+What the person wrote is what is compiled, except for named rules (`optdsl.passes.rules`). Algebra by sympy
+is a separate, guarded step (`optdsl.passes.algebra`) that only bloated programs need.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from optdsl.core.types import Level
+from optdsl.ir.expr import Call, Const, Expr, Var, rebuild, transform, var, variables
+from optdsl.ir.program import Assign, Guard, Program
+from optdsl.passes.rules import rewrite
+
+MAX_ROUNDS = 20
+
+
+def simplify(program: Program, exact_only: bool = False) -> Program:
+    """`program` with fewer operations and the same results up to rounding (bit for bit if `exact_only`)."""
+    for _ in range(MAX_ROUNDS):
+        before = (program.body, program.results)
+        program = apply_rules(program, exact_only)
+        program = propagate(program)
+        program = share(program)
+        program = drop_dead(program)
+        if _same(before[0], program.body) and dict(before[1]) == dict(program.results):
+            break
+    return program
+
+
+def _same(a: tuple[Assign, ...], b: tuple[Assign, ...]) -> bool:
+    return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
+
+
+def _map(program: Program, change: object) -> Program:
+    """Applies `change(expr)` to every expression of the step."""
+    assert callable(change)
+    body = tuple(
+        Assign(a.name, a.source, change(a.expr), tuple((change(c), w) for c, w in a.guard), a.line)
+        for a in program.body
+    )
+    return program.with_body(body, {name: change(expr) for name, expr in program.results.items()})
+
+
+def apply_rules(program: Program, exact_only: bool = False) -> Program:
+    """Applies the local rules everywhere, and settles branches whose condition is a literal."""
+    memo: dict[int, Expr] = {}
+    program = _map(program, lambda e: transform(e, lambda n: rewrite(n, exact_only), memo))
+    body = []
+    for assign in program.body:
+        if any(isinstance(c, Const) and c.value is not wanted for c, wanted in assign.guard):
+            continue
+        guard = tuple(_positive(c, w) for c, w in assign.guard if not isinstance(c, Const))
+        body.append(Assign(assign.name, assign.source, assign.expr, guard, assign.line))
+    return program.with_body(tuple(body), program.results)
+
+
+def _positive(condition: Expr, wanted: bool) -> tuple[Expr, bool]:
+    """`not c` as c with the other value wanted, as the rules have it in choices."""
+    while isinstance(condition, Call) and condition.op == "not":
+        condition, wanted = condition.args[0], not wanted
+    return condition, wanted
+
+
+def substitute(expr: Expr, values: Mapping[str, Expr]) -> Expr:
+    """`expr` with the named values replaced."""
+    if not values.keys() & variables(expr):
+        return expr
+    return transform(expr, lambda n: values.get(n.name, n) if isinstance(n, Var) else n)
+
+
+def propagate(program: Program) -> Program:
+    """Replaces names that only stand for another name or a number."""
+    values: dict[str, Expr] = {}
+    for assign in program.body:
+        expr = substitute(assign.expr, values)
+        # a changed type (an int that becomes a float state) is a conversion, not a copy
+        if isinstance(expr, Const | Var):
+            values[assign.name] = expr
+    if not values:
+        return program
+    kept = program.with_body(tuple(a for a in program.body if a.name not in values), program.results)
+    return _map(kept, lambda e: substitute(e, values))
+
+
+def drop_dead(program: Program) -> Program:
+    """Removes assignments that no result needs."""
+    live: set[str] = set()
+    for expr in program.results.values():
+        live |= variables(expr)
+    kept: list[Assign] = []
+    for assign in reversed(program.body):
+        if assign.name in live:
+            kept.append(assign)
+            live |= variables(assign.expr)
+            for condition, _ in assign.guard:
+                live |= variables(condition)
+    return program.with_body(tuple(reversed(kept)), program.results)
+
+
+# ---- common subexpressions --------------------------------------------------------------------------------
+
+
+def share(program: Program) -> Program:
+    """Computes each repeated array, tensor or group expression once.
+
+    An expression is shared from where it is first evaluated to every place whose guard implies that one;
+    the lazy arms of a choice on a host condition are left alone.
+    """
+    repeated = _repeated(program)
+    if not repeated:
+        return program
+    versions = Counter(a.source for a in program.body)
+    known: dict[int, list[tuple[Guard, Expr]]] = {}
+    body: list[Assign] = []
+
+    def replace(node: Expr, assign: Assign) -> Expr:
+        if not isinstance(node, Call):
+            return node
+        for guard, value in known.get(id(node), []):
+            if assign.guard[: len(guard)] == guard:
+                return value
+        if _is_lazy(node):
+            return rebuild(node, (replace(node.args[0], assign), *node.args[1:]))
+        result = rebuild(node, tuple(replace(arg, assign) for arg in node.args))
+        if (id(node), assign.guard) in repeated:
+            if node is not assign.expr:
+                versions["shared"] += 1
+                name = f"shared.{versions['shared']}"
+                body.append(Assign(name, "shared", result, assign.guard, assign.line))
+                result = var(name, node.type)
+                known.setdefault(id(node), []).append((assign.guard, result))
+            else:
+                known.setdefault(id(node), []).append((assign.guard, assign.var))
+        return result
+
+    for assign in program.body:
+        expr = replace(assign.expr, assign)
+        body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
+    return program.with_body(tuple(body), program.results)
+
+
+def _repeated(program: Program) -> set[tuple[int, Guard]]:
+    """Nodes worth a name, each with the guard of the place where it is first evaluated."""
+    homes: dict[int, list[Guard]] = {}
+    repeated: set[tuple[int, Guard]] = set()
+
+    def visit(node: Expr, guard: Guard) -> None:
+        if not isinstance(node, Call):
+            return
+        if node.type.level >= Level.GROUP:  # host arithmetic is cheap and reads better where it stands
+            for home in homes.get(id(node), []):
+                if guard[: len(home)] == home:
+                    repeated.add((id(node), home))
+                    return
+            homes.setdefault(id(node), []).append(guard)
+        for arg in node.args[:1] if _is_lazy(node) else node.args:
+            visit(arg, guard)
+
+    for assign in program.body:
+        visit(assign.expr, assign.guard)
+    return repeated
+
+
+def _is_lazy(node: Call) -> bool:
+    return node.op == "select" and node.args[0].type.is_host

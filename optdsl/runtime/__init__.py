@@ -1,0 +1,50 @@
+"""What generated optimizers import: the base class, scalar arithmetic, tensor helpers, random numbers."""
+
+from optdsl.runtime import host
+from optdsl.runtime.checks import Hyper
+from optdsl.runtime.joint import Joint
+from optdsl.runtime.ops import (
+    as_matrix,
+    col_max,
+    col_mean,
+    col_min,
+    col_sum,
+    like,
+    newton_schulz,
+    row_max,
+    row_mean,
+    row_min,
+    row_sum,
+    tensor_max,
+    tensor_mean,
+    tensor_min,
+    tensor_sum,
+)
+from optdsl.runtime.optimizer import Optimizer
+from optdsl.runtime.random import Random
+from optdsl.runtime.states import Facts, State
+
+__all__ = [
+    "Facts",
+    "Hyper",
+    "Joint",
+    "Optimizer",
+    "Random",
+    "State",
+    "as_matrix",
+    "col_max",
+    "col_mean",
+    "col_min",
+    "col_sum",
+    "host",
+    "like",
+    "newton_schulz",
+    "row_max",
+    "row_mean",
+    "row_min",
+    "row_sum",
+    "tensor_max",
+    "tensor_mean",
+    "tensor_min",
+    "tensor_sum",
+]

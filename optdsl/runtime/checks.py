@@ -1,0 +1,155 @@
+"""The options of an optimizer: what they may be, and in which form the update gets them.
+
+A `Hyper` describes one constructor argument. `check` holds a value against it, in the words of torch.optim
+where torch has words for it.
+"""
+
+import functools
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """One hyperparameter.
+
+    `kind` is "float", "int", "bool" or "choice"; `interval` the allowed numbers, as in "[0, 1)", empty for
+    all but nan; `parts` the names of the numbers of a tuple such as betas; `choices` the strings of a
+    choice.
+    """
+
+    name: str
+    kind: str
+    interval: str = ""
+    parts: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _bounds(interval: str) -> tuple[float, bool, float, bool]:
+    """Lower bound, whether it is allowed itself, and the same of the upper bound."""
+    if not interval:
+        return -math.inf, True, math.inf, True
+    low, high = interval[1:-1].split(",")
+    return float(low), interval[0] == "[", float(high), interval[-1] == "]"
+
+
+def _inside(x: float, interval: str) -> bool:
+    low, low_closed, high, high_closed = _bounds(interval)
+    return (low < x or (low_closed and low == x)) and (x < high or (high_closed and x == high))
+
+
+_TORCH_WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
+
+
+def _complaint(hyper: Hyper, index: int | None, value: float) -> str:
+    """What is wrong with a number outside its interval."""
+    if index is not None:
+        words = _TORCH_WORDS.get(hyper.name, f"{hyper.name} parameter") + f" at index {index}"
+    else:
+        words = _TORCH_WORDS.get(hyper.name, f"{hyper.name} value")
+    allowed = f"must be in {hyper.interval}" if hyper.interval else "must be a number"
+    return f"Invalid {words}: {value} ({allowed})"
+
+
+def _check_number(hyper: Hyper, index: int | None, value: Any, changed: bool) -> None:
+    """One number, which may be a 1-element tensor where a float is expected."""
+    name = hyper.name if index is None else f"{hyper.name}[{index}]"
+    if isinstance(value, Tensor) and hyper.kind == "float":
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")
+        if value.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # nothing can be read now
+        value = value.item()
+    kind: Any
+    kind, words = (numbers.Real, "a number") if hyper.kind == "float" else (numbers.Integral, "an int")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{name} must be {words}, not {type(value).__name__} ({value!r})")
+    # A scheduler may turn the learning rate down to 0 though the method wants it above.
+    if not _inside(float(value), hyper.interval) and not (changed and hyper.name == "lr" and value == 0):
+        raise ValueError(_complaint(hyper, index, value))
+
+
+def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
+    """Raises ValueError or TypeError unless `value` is allowed; returns it as the group should keep it.
+
+    That is: a list becomes a tuple, a tensor of one element a 0-dim view, a number of numpy one of Python.
+    `changed` says that the value replaces one which the constructor had accepted.
+    """
+    if hyper.kind == "bool":
+        if type(value).__name__ not in ("bool", "bool_"):  # bool_: numpy's
+            raise TypeError(f"{hyper.name} must be True or False, not {value!r}")
+        return bool(value)
+    elif hyper.kind == "choice":
+        if not isinstance(value, str) or value not in hyper.choices:
+            allowed = ", ".join(map(repr, hyper.choices))
+            raise ValueError(f"Invalid {hyper.name} value: {value!r} (must be one of {allowed})")
+    elif hyper.parts:
+        if not isinstance(value, (tuple, list)) or len(value) != len(hyper.parts):
+            raise ValueError(f"{hyper.name} must be {len(hyper.parts)} numbers, not {value!r}")
+        for index, part in enumerate(value):
+            _check_number(hyper, index, part, changed)
+        return tuple(_kept(hyper.kind, part) for part in value)
+    else:
+        _check_number(hyper, None, value, changed)
+        return _kept(hyper.kind, value)
+    return value
+
+
+def _kept(kind: str, value: Any) -> Any:
+    """A 1-element tensor as a 0-dim view, a number of numpy (say) as one of Python, all else as it is."""
+    if isinstance(value, Tensor):  # a view of a tensor that autograd follows could not be copied or pickled
+        return value.reshape(()) if value.dim() and not value.requires_grad else value
+    if type(value) in (int, float):
+        return value
+    return int(value) if kind == "int" else float(value)
+
+
+def check_flags(name: str, flags: Mapping[str, Any], not_capturable: str | None) -> None:
+    """Raises RuntimeError, in torch's words where it has any, for flags that do not go together or here."""
+    if flags["fused"]:
+        if flags["differentiable"]:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if flags["foreach"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        raise RuntimeError(f"{name} has no fused kernel: it was compiled for the backend 'torch'")
+    if flags["capturable"] and not_capturable is not None:
+        raise RuntimeError(f"{name} does not support `capturable`: {not_capturable}")
+
+
+def has_tensor(value: Any) -> bool:
+    """True for an option that is a tensor, or a tuple with one."""
+    return isinstance(value, Tensor) or (isinstance(value, tuple) and any(map(has_tensor, value)))
+
+
+def with_plain_options(
+    group: Mapping[str, Any],
+    names: Iterable[str],
+    capturable: bool,
+    differentiable: bool,
+    device: torch.device,
+) -> dict[str, Any]:
+    """`group` with the options `names`, which hold tensors, in the form in which an update gets them.
+
+    That is a Python float, but a 0-dim tensor if `differentiable`, and a 0-dim float64 tensor on `device` if
+    `capturable`. Nothing here waits for a device under `capturable`.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        if not isinstance(value, Tensor):
+            return value
+        if capturable:
+            if value.device.type == "cpu" and device.type != "cpu" and not differentiable:
+                return torch.full((), value.item(), dtype=torch.float64, device=device)
+            return value.reshape(()).to(device=device, dtype=torch.float64)
+        return value.reshape(()) if differentiable else value.item()
+
+    return {**group, **{name: plain(group[name]) for name in names}}

@@ -1,0 +1,195 @@
+"""Arithmetic on lists of tensors, one entry per parameter, for the foreach path of generated code.
+
+An operand is a list of tensors, or one number (or 0-dim tensor) for all of them. A trailing underscore marks
+the variant that overwrites its first operand, which must be a list no one else holds. torch's fused list
+operations are used where torch has one; everything else runs tensor by tensor.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: A list of tensors, or one number or 0-dim tensor for all.
+Operand = Any
+
+
+def _listed(x: Any) -> bool:
+    return isinstance(x, list | tuple)
+
+
+def each(function: Callable[..., Tensor], *operands: Any) -> list[Tensor]:
+    """`function` of the entries of `operands`, tensor by tensor; what is no list is the same for all."""
+    count = next(len(x) for x in operands if _listed(x))
+    return [function(*(x[i] if _listed(x) else x for x in operands)) for i in range(count)]
+
+
+def _elementwise(name: str, plain: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A unary operation and its overwriting variant."""
+    fused, fused_ = getattr(torch, f"_foreach_{name}"), getattr(torch, f"_foreach_{name}_")
+
+    def run(x: Operand) -> list[Tensor]:
+        return list(fused(x))
+
+    def run_(x: Operand) -> list[Tensor]:
+        fused_(x)
+        return x
+
+    return run, run_
+
+
+abs, abs_ = _elementwise("abs", torch.abs)
+acos, acos_ = _elementwise("acos", torch.acos)
+asin, asin_ = _elementwise("asin", torch.asin)
+atan, atan_ = _elementwise("atan", torch.atan)
+ceil, ceil_ = _elementwise("ceil", torch.ceil)
+cos, cos_ = _elementwise("cos", torch.cos)
+erf, erf_ = _elementwise("erf", torch.erf)
+exp, exp_ = _elementwise("exp", torch.exp)
+expm1, expm1_ = _elementwise("expm1", torch.expm1)
+floor, floor_ = _elementwise("floor", torch.floor)
+log, log_ = _elementwise("log", torch.log)
+log1p, log1p_ = _elementwise("log1p", torch.log1p)
+neg, neg_ = _elementwise("neg", torch.neg)
+round, round_ = _elementwise("round", torch.round)
+sign, sign_ = _elementwise("sign", torch.sign)
+sin, sin_ = _elementwise("sin", torch.sin)
+sqrt, sqrt_ = _elementwise("sqrt", torch.sqrt)
+tan, tan_ = _elementwise("tan", torch.tan)
+tanh, tanh_ = _elementwise("tanh", torch.tanh)
+
+
+def add(x: Operand, y: Operand) -> list[Tensor]:
+    """x + y."""
+    if not _listed(x):
+        x, y = y, x
+    return list(torch._foreach_add(x, y))
+
+
+def add_(x: Operand, y: Operand) -> list[Tensor]:
+    """x + y, in x."""
+    torch._foreach_add_(x, y)
+    return x
+
+
+def _plain_number(x: Any) -> bool:
+    return isinstance(x, float | int)
+
+
+def add_scaled(x: Operand, y: Operand, alpha: Any) -> list[Tensor]:
+    """x + alpha * y."""
+    if _plain_number(alpha):
+        return list(torch._foreach_add(x, y, alpha=alpha))
+    return list(torch._foreach_add(x, mul(y, alpha)))
+
+
+def add_scaled_(x: Operand, y: Operand, alpha: Any) -> list[Tensor]:
+    """x + alpha * y, in x."""
+    if _plain_number(alpha):
+        torch._foreach_add_(x, y, alpha=alpha)
+    else:
+        torch._foreach_add_(x, mul(y, alpha))
+    return x
+
+
+def sub(x: Operand, y: Operand) -> list[Tensor]:
+    """x - y."""
+    if _listed(x) and (_listed(y) or _plain_number(y)):
+        return list(torch._foreach_sub(x, y))
+    return each(operator.sub, x, y)
+
+
+def sub_(x: Operand, y: Operand) -> list[Tensor]:
+    """x - y, in x."""
+    if _listed(y) or _plain_number(y):
+        torch._foreach_sub_(x, y)
+        return x
+    return each(operator.isub, x, y)
+
+
+def mul(x: Operand, y: Operand) -> list[Tensor]:
+    """x * y."""
+    if not _listed(x):
+        x, y = y, x
+    return list(torch._foreach_mul(x, y))
+
+
+def mul_(x: Operand, y: Operand) -> list[Tensor]:
+    """x * y, in x."""
+    torch._foreach_mul_(x, y)
+    return x
+
+
+def div(x: Operand, y: Operand) -> list[Tensor]:
+    """x / y."""
+    if _listed(x):
+        return list(torch._foreach_div(x, y))
+    return each(operator.truediv, x, y)
+
+
+def div_(x: Operand, y: Operand) -> list[Tensor]:
+    """x / y, in x."""
+    torch._foreach_div_(x, y)
+    return x
+
+
+def addcmul(x: Operand, y: Operand, z: Operand, value: Any) -> list[Tensor]:
+    """x + value * y * z."""
+    if _plain_number(value):
+        return list(torch._foreach_addcmul(x, y, z, value=value))
+    return add(mul_(mul(y, z), value), x)
+
+
+def addcmul_(x: list[Tensor], y: Operand, z: Operand, value: Any) -> list[Tensor]:
+    """x + value * y * z, in x."""
+    if _plain_number(value):
+        torch._foreach_addcmul_(x, y, z, value=value)
+        return x
+    return add_(x, mul_(mul(y, z), value))
+
+
+def addcdiv(x: Operand, y: Operand, z: Operand, value: Any) -> list[Tensor]:
+    """x + value * y / z."""
+    if _plain_number(value):
+        return list(torch._foreach_addcdiv(x, y, z, value=value))
+    return add(mul_(div(y, z), value), x)
+
+
+def addcdiv_(x: list[Tensor], y: Operand, z: Operand, value: Any) -> list[Tensor]:
+    """x + value * y / z, in x."""
+    if _plain_number(value):
+        torch._foreach_addcdiv_(x, y, z, value=value)
+        return x
+    return add_(x, mul_(div(y, z), value))
+
+
+def square(x: Operand) -> list[Tensor]:
+    """x * x."""
+    return list(torch._foreach_mul(x, x))
+
+
+def power(x: Operand, y: Operand) -> list[Tensor]:
+    """x to the power y."""
+    if _listed(x) and (_listed(y) or _plain_number(y)):
+        return list(torch._foreach_pow(x, y))
+    return each(torch.pow, x, y)
+
+
+def minimum(x: Operand, y: Operand) -> list[Tensor]:
+    """The smaller of x and y; nan wins."""
+    if not _listed(x):
+        x, y = y, x
+    if _listed(y) or _plain_number(y):
+        return list(torch._foreach_minimum(x, y))
+    return each(torch.minimum, x, y)
+
+
+def maximum(x: Operand, y: Operand) -> list[Tensor]:
+    """The larger of x and y; nan wins."""
+    if not _listed(x):
+        x, y = y, x
+    if _listed(y) or _plain_number(y):
+        return list(torch._foreach_maximum(x, y))
+    return each(torch.maximum, x, y)

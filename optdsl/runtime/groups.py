@@ -1,0 +1,121 @@
+"""One parameter group in one step: its flags, its options as the update gets them, its group-level states."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _default_to_fused_or_foreach
+
+from optdsl.runtime.checks import with_plain_options
+from optdsl.runtime.rule import Rule
+from optdsl.runtime.states import State, as_real, create_state, facts_of, group_prototype, replaced, sharded
+
+
+class GroupStep:
+    """What the units of one group share during one step.
+
+    Every unit reads a group-level state as it was before the step; `settle` stores the new one.
+    """
+
+    def __init__(self, rule: Rule, number: int, group: dict[str, Any], tensor_options: Sequence[str]) -> None:
+        self.rule = rule
+        self.number = number
+        self.group = group
+        self.maximize = bool(group["maximize"])
+        self.capturable = bool(group["capturable"])
+        self.differentiable = bool(group["differentiable"])
+        self._tensor_options = tensor_options
+        self._views: dict[torch.device, Mapping[str, Any]] = {}
+        self._shared: dict[str, Tensor] = {}
+        self._writes: dict[str, tuple[Any, Any]] = {}
+
+    def options(self, device: torch.device) -> Mapping[str, Any]:
+        """The group as an update on this device gets it."""
+        if not self._tensor_options:
+            return self.group
+        view = self._views.get(device)
+        if view is None:
+            names, flags = self._tensor_options, (self.capturable, self.differentiable)
+            view = self._views[device] = with_plain_options(self.group, names, *flags, device)
+        return view
+
+    def foreach(self, params: list[Tensor]) -> bool:
+        """Whether to take the foreach path: as the user said, else as torch would."""
+        wanted = self.group["foreach"]
+        if wanted is None and self.group["fused"] is None and params and params[0].device.type != "cpu":
+            wanted = _default_to_fused_or_foreach(params, self.differentiable, use_fused=False)[1]
+        if wanted and self.differentiable:
+            raise AssertionError("_foreach ops don't support autograd")
+        return bool(wanted)
+
+    def count(self, p: Tensor, state: dict[str, Any]) -> int | Tensor:
+        """The number of the step that is being taken for this parameter."""
+        counter: Tensor = state["step"]
+        if not self.capturable:
+            return int(counter.item()) + 1
+        if counter.device != p.device:  # the flag was set after the state was made
+            counter = state["step"] = counter.to(p.device)
+        return counter.to(torch.float64) + 1.0
+
+    def read(self, spec: State, p: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
+        """A group-level state for an update that is given `p` and `g`; `shape` is the parameter's own."""
+        held = self._shared.get(spec.key)
+        if held is None:
+            held = self.group.get(spec.key)
+            if not isinstance(held, Tensor):
+                value: Any = held
+                if value is None:
+                    value = self.rule._initial(spec.key, p, g, self.options(p.device), facts_of(shape))
+                held = create_state(spec, group_prototype(self.group["params"]), value)
+            self._shared[spec.key] = held
+        return held.to(device=p.device, dtype=p.dtype)
+
+    def write(self, key: str, t: int | Tensor, value: Any) -> None:
+        """Takes a unit's new value of a group-level state; the first of those with the largest t stays."""
+        if key not in self._writes:
+            self._writes[key] = (t, value)
+            return
+        best_t, best = self._writes[key]
+        if isinstance(t, Tensor):  # the counts are on the device, so the choice is made there
+            t = t.to(best_t.device)
+            value = value.to(best_t.device) if isinstance(value, Tensor) else value
+            self._writes[key] = (torch.maximum(t, best_t), torch.where(t > best_t, value, best))
+        elif t > best_t:
+            self._writes[key] = (t, value)
+
+    def settle(self) -> None:
+        """Stores the group-level states in the group."""
+        self.group.update(self._shared)
+        for key, (_, value) in self._writes.items():
+            if self.differentiable:
+                self.group[key] = replaced(self._shared[key], value)
+        if not self.differentiable:
+            overwrite([(self._shared[key], value) for key, (_, value) in self._writes.items()])
+
+
+def overwrite(writes: Sequence[tuple[Tensor, Tensor | float]], foreach: bool = False) -> None:
+    """Copies the second of each pair into the first, as if all were read before any is written.
+
+    So two states may have exchanged their tensors, and a state may have become the old parameter. The second
+    is a number or a tensor of any dtype, with complex numbers as real pairs.
+    """
+    if not writes:
+        return
+    targets = [as_real(target) for target, _ in writes]
+    sources = [source for _, source in writes]
+    if len(writes) > 1:
+        owners = {target.data_ptr(): number for number, target in enumerate(targets)}
+        for number, source in enumerate(sources):
+            if isinstance(source, Tensor) and owners.get(source.data_ptr(), number) != number:
+                sources[number] = source.clone()
+    tensors = [source for source in sources if isinstance(source, Tensor)]
+    if foreach and len(tensors) == len(targets) and not targets[0].is_cpu and not sharded(targets[0]):
+        torch._foreach_copy_(targets, tensors)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        if not isinstance(source, Tensor):
+            target.fill_(source)
+            continue
+        # A sharded value for a tensor that is not is one number for all shards.
+        target.copy_(source.full_tensor() if sharded(source) and not sharded(target) else source)  # type: ignore[attr-defined]

@@ -1,0 +1,232 @@
+"""The base of the generated classes: a `torch.optim.Optimizer` that runs a `Rule`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from operator import is_
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import ParamsT
+
+from optdsl.runtime.checks import check, check_flags, has_tensor
+from optdsl.runtime.groups import GroupStep
+from optdsl.runtime.joint import drive
+from optdsl.runtime.rule import Rule
+from optdsl.runtime.states import group_prototype, restored
+from optdsl.runtime.units import Cohorts, Unit, gather
+
+_FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
+# Refuses to be captured in a CUDA graph without `capturable`.
+_HEALTH_CHECK = "_accelerator_graph_capture_health_check"
+if not hasattr(torch.optim.Optimizer, _HEALTH_CHECK):
+    _HEALTH_CHECK = "_cuda_graph_capture_health_check"
+
+
+class _AsSaved:
+    """Wraps a tensor of a state dict, so that `torch.optim.Optimizer` does not cast it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class Optimizer(Rule, torch.optim.Optimizer):
+    """Base of all generated optimizers.
+
+    A generated class declares and defines what `Rule` lists; its constructor names its options and passes
+    them on. Everything that a user sets lives in `defaults` and `param_groups`; what else is kept on an
+    instance may be lost at any time. Group-level states are 0-dim tensors in the parameter groups.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        options: Mapping[str, Any],
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Checks the options and flags; `options` are those of `_hypers`, and may hold the `seed`."""
+        self._forget()
+        defaults = {
+            **options,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        if self._random:
+            defaults.setdefault("seed", seed)
+        self._check_group(defaults)
+        super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        """Drops what is remembered between steps for speed alone."""
+        #: Options of each group as they were last checked, and the names of those that hold tensors.
+        self._checked: dict[int, tuple[list[Any], tuple[str, ...]]] = {}
+        self._cohorts = Cohorts()
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises unless the options and flags of a group are allowed; puts the options into kept form."""
+        for hyper in self._hypers:
+            group[hyper.name] = check(hyper, group[hyper.name])
+        check_flags(type(self).__name__, group, self._not_capturable)
+        if self._random:
+            seed = group["seed"]
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+                raise ValueError(f"Invalid seed value: {seed} (must be an int in [0, 2^64))")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a parameter group, after checking the options that it sets itself."""
+        if isinstance(param_group, dict):
+            group = {**self.defaults, **param_group}
+            self._check_group(group)
+            param_group.update({name: group[name] for name in self.defaults if name in param_group})
+        super().add_param_group(param_group)
+
+    def _tensor_options(self, number: int, group: dict[str, Any]) -> tuple[str, ...]:
+        """Checks the options that changed since the last step; names those that hold tensors."""
+        values = [group[hyper.name] for hyper in self._hypers]
+        values += [group[flag] for flag in _FLAGS]
+        known = self._checked.get(number)
+        if known is not None and all(map(is_, values, known[0])):
+            names = known[1]
+            if names and not (group["capturable"] or group["differentiable"]):  # they are read anyway
+                for hyper in self._hypers:
+                    if hyper.name in names:
+                        check(hyper, group[hyper.name], changed=True)
+            return names
+        for position, hyper in enumerate(self._hypers):
+            if known is None or values[position] is not known[0][position]:
+                values[position] = group[hyper.name] = check(hyper, values[position], changed=True)
+        check_flags(type(self).__name__, group, self._not_capturable)
+        names = tuple(hyper.name for hyper in self._hypers if has_tensor(group[hyper.name]))
+        self._checked[number] = (values, names)
+        return names
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @_disable_dynamo
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Performs one optimization step.
+
+        Args:
+            closure: re-evaluates the model and returns the loss, which this method then returns.
+        """
+        getattr(self, _HEALTH_CHECK)()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._advance()
+        return loss
+
+    def _advance(self) -> None:
+        """Updates every parameter that has a gradient."""
+        first = 0
+        waiting: list[Unit] = []
+        groups: list[GroupStep] = []
+        for number, options in enumerate(self.param_groups):
+            group = GroupStep(self, number, options, self._tensor_options(number, options))
+            units = gather(group, first, self.state, self._cohorts)
+            first += len(options["params"])
+            groups.append(group)
+            if self._joint:
+                waiting += units
+                continue
+            for unit in units:
+                unit.open()
+                self._store(unit, unit.call())
+            group.settle()
+        if waiting:
+            for unit in waiting:
+                unit.open()
+            for unit, result in zip(waiting, drive([unit.task() for unit in waiting]), strict=True):
+                self._store(unit, result)
+            for group in groups:
+                group.settle()
+
+    def _store(self, unit: Unit, result: Any) -> None:
+        """Keeps the result of one unit."""
+        unit.store(result, self.state)
+        self._cohorts.advance(unit.params)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a state dict of this class, or of the class of the same method in torch.optim.
+
+        States return in the dtype in which this class keeps them, bit for bit if they were saved so, and
+        share no memory with `state_dict`. Options which the state dict lacks stay as they are.
+        """
+        # The last of the hooks that see the state dict before torch takes it.
+        handle = self.register_load_state_dict_pre_hook(_as_saved)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes a loaded or unpickled state, and fills in what an older version did not have."""
+        super().__setstate__(state)
+        self._forget()
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            if parameter.default is not parameter.empty:
+                self.defaults.setdefault(name, parameter.default)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                group.setdefault(name, default)
+            if group["params"]:
+                like = group_prototype(group["params"])
+                for spec in self._states:
+                    if spec.level == "group" and group.get(spec.key) is not None:
+                        group[spec.key] = restored(spec.key, spec, group[spec.key], like, False)
+            for p in group["params"]:
+                if self.state.get(p):
+                    self._restore(p, self.state[p], bool(group["capturable"]))
+
+    def _restore(self, p: Tensor, state: dict[str, Any], capturable: bool) -> None:
+        """Brings the loaded state of one parameter into the form in which `step` keeps it."""
+        for key, value in list(state.items()):
+            spec = self._specs.get(key)
+            if value is None:  # torch.optim.SGD notes so that it has no buffer
+                del state[key]
+            elif isinstance(value, _AsSaved):
+                state[key] = restored(key, spec, value.value, p, capturable)
+            elif not isinstance(value, Tensor) and (key == "step" or spec is not None):
+                state[key] = restored(key, spec, value, p, capturable)
+        if state and "step" not in state:  # torch.optim.SGD counts no steps, but took one at least
+            state["step"] = restored("step", None, 1.0, p, capturable)
+
+
+def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose tensors torch passes on as they are, and whose groups have all options.
+
+    No class here has torch's fused kernels, and some cannot be captured, so these two flags may be dropped.
+    """
+    known = {number for group in state_dict["param_groups"] for number in group["params"]}
+    state = {
+        number: {key: _AsSaved(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+        if number in known and isinstance(entry, dict)
+        else entry
+        for number, entry in state_dict["state"].items()
+    }
+    groups = list(state_dict["param_groups"])
+    if len(groups) == len(optimizer.param_groups):  # else torch raises its error
+        for number, current in enumerate(optimizer.param_groups):
+            options = {name: current[name] for name in optimizer.defaults if name in current}
+            groups[number] = {**options, **groups[number]}
+            if groups[number]["fused"]:
+                groups[number]["fused"] = None
+            if isinstance(optimizer, Optimizer) and optimizer._not_capturable is not None:
+                groups[number]["capturable"] = False
+    return {**state_dict, "state": state, "param_groups": groups}

@@ -1,0 +1,75 @@
+"""What a generated class declares and defines: the method itself, apart from being a torch optimizer."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from optdsl.runtime.checks import Hyper
+from optdsl.runtime.states import Facts, State
+
+
+class Rule:
+    """The declarations and functions of one method; a generated class overrides them.
+
+    The functions get tensors in the dtype that the step computes in (float64 for float64 parameters, else
+    float32), with complex parameters as real pairs and `g` negated under `maximize`. They get the options
+    of the group, the parameter's own step count `t` (1 in its first step), its `facts`, and `random`, its
+    random numbers (None if the rule draws none). Options that are tensors come as floats, but as 0-dim
+    tensors if the group is `capturable` (float64, on the parameter's device) or `differentiable`. `t` is an
+    int, but a 0-dim float64 tensor on the parameter's device if `capturable`. Host-level states are floats,
+    but 0-dim float64 tensors if `capturable` or `differentiable`.
+    """
+
+    #: The constructor arguments after `params`, but the flags.
+    _hypers: ClassVar[tuple[Hyper, ...]] = ()
+    #: All states that any setting of the options may use.
+    _states: ClassVar[tuple[State, ...]] = ()
+    #: The facts on which host values or taken branches depend: tensors of one foreach call agree in them.
+    _bucket_facts: ClassVar[tuple[str, ...]] = ()
+    #: False for a rule that sees a tensor as a matrix: complex parameters are then rejected.
+    _elementwise: ClassVar[bool] = True
+    #: Whether the rule draws random numbers; the group then holds a `seed`.
+    _random: ClassVar[bool] = False
+    #: Why `capturable=True` cannot be had, or None.
+    _not_capturable: ClassVar[str | None] = None
+    #: Whether the update functions are generators that yield `Joint` requests.
+    _joint: ClassVar[bool] = False
+    #: Whether `_update_foreach` may modify the tensors of `p` and of the lists in `state` in place.
+    _foreach_inplace: ClassVar[bool] = True
+
+    #: `_states` by key.
+    _specs: ClassVar[dict[str, State]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Indexes the declared states."""
+        super().__init_subclass__(**kwargs)
+        cls._specs = {spec.key: spec for spec in cls._states}
+
+    @staticmethod
+    def _live(group: Mapping[str, Any], facts: Facts) -> tuple[str, ...]:
+        """Keys of the states that the branches taken with these options and facts use."""
+        return ()
+
+    @staticmethod
+    def _initial(key: str, p: Tensor, g: Tensor, group: Mapping[str, Any], facts: Facts) -> float | Tensor:
+        """Value of a state before the first step that uses it: a number, or a tensor broadcast to it."""
+        return 0.0
+
+    @staticmethod
+    def _update(p: Any, g: Any, state: Any, group: Any, t: Any, facts: Any, random: Any) -> Any:
+        """The new value of one parameter; the new values of its states are assigned to `state[key]`.
+
+        Modifies none of the tensors it is given. A generator if `_joint`.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _update_foreach(p: Any, g: Any, state: Any, group: Any, t: Any, facts: Any, random: Any) -> Any:
+        """The same for a list of parameters that agree in device, dtype, t, host states and `_bucket_facts`.
+
+        `p`, `g`, `random` and the states are lists, but host- and group-level states one value for all;
+        `facts` are those of the first. If `_foreach_inplace`, `p` and the listed states may be modified in
+        place.
+        """
+        raise NotImplementedError

@@ -1,0 +1,163 @@
+"""The states of a parameter: where they live, their shape and dtype, how they are made, kept and restored."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Facts(NamedTuple):
+    """What the host knows of a parameter; `rows` is its first dimension, `cols` the product of the rest."""
+
+    ndim: int
+    numel: int
+    rows: int
+    cols: int
+
+
+@functools.lru_cache(maxsize=65536)
+def facts_of(shape: torch.Size) -> Facts:
+    """Facts of a parameter of this shape; one row for no dimension, one column for at most one."""
+    return Facts(len(shape), math.prod(shape), shape[0] if shape else 1, math.prod(shape[1:]))
+
+
+_STORED = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One state: its key in `state_dict`, its level, and in which type it is kept between steps.
+
+    `level` is "element", "rows", "cols", "tensor", "host", "group" or a pair such as "rows,rows" for a
+    matrix. `stored` is "bf16", "f16", "f32" or "f64"; without it an element-level state has the parameter's
+    dtype (as in torch) and a coarser one the dtype that the step computes in.
+    """
+
+    key: str
+    level: str
+    stored: str | None = None
+
+    def __post_init__(self) -> None:
+        """Brings "rows, cols" into the form in which this module compares levels."""
+        level = self.level.replace(" ", "")
+        object.__setattr__(self, "level", "element" if level == "rows,cols" else level)
+        if self.stored is not None and self.stored not in _STORED:
+            raise ValueError(f"state {self.key}: stored {self.stored!r} is not one of {', '.join(_STORED)}")
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what a parameter of this dtype is updated: float64 for float64 and complex128, else float32."""
+    return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def opened(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` as the rule sees it: complex numbers as real pairs, in `dtype`; `x` itself if it is so already."""
+    if x.dtype is dtype:
+        return x
+    x = as_real(x)
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def as_real(x: Tensor) -> Tensor:
+    """A view of complex numbers as real pairs; other tensors as they are."""
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def sharded(x: Tensor) -> bool:
+    """Whether `x` is a DTensor, told without importing torch.distributed."""
+    return type(x) is not Tensor and hasattr(x, "full_tensor")
+
+
+def state_dtype(spec: State, p: Tensor) -> torch.dtype:
+    """The dtype in which a state of parameter `p` is kept."""
+    if spec.level == "host":
+        return torch.float64
+    if spec.stored is None:
+        return p.dtype if spec.level == "element" else compute_dtype(p.dtype)
+    dtype = _STORED[spec.stored]
+    if spec.level == "element" and p.is_complex():
+        return torch.complex128 if dtype is torch.float64 else torch.complex64
+    return dtype
+
+
+def state_shape(level: str, shape: torch.Size) -> tuple[int, ...]:
+    """Shape of a state at `level` for a parameter of shape `shape`."""
+    if level == "element":
+        return shape
+    if level in ("tensor", "host", "group"):
+        return ()
+    if level == "rows":
+        return shape if len(shape) <= 1 else (shape[0],) + (1,) * (len(shape) - 1)
+    if level == "cols":
+        return (1, *shape[1:]) if shape else ()
+    facts = facts_of(shape)
+    rows, cols = level.split(",")
+    return getattr(facts, rows), getattr(facts, cols)
+
+
+def group_prototype(params: Sequence[Tensor]) -> Tensor:
+    """A tensor with the device and the dtype of the group-level states of a group of these parameters."""
+    wide = any(compute_dtype(p.dtype) is torch.float64 for p in params)
+    return torch.empty((), dtype=torch.float64 if wide else torch.float32, device=params[0].device)
+
+
+def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
+    """A new state of `p` that holds `value`: a number, or a tensor that broadcasts to it or has its entries.
+
+    Complex numbers come as real pairs. The state shares no memory with `value`; autograd
+    follows it if it follows `value`.
+    """
+    dtype = state_dtype(spec, p)
+    if spec.level == "element":
+        empty = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
+    else:
+        empty = torch.empty(state_shape(spec.level, p.shape), dtype=dtype, device=p.device)
+    real = as_real(empty)
+    if not isinstance(value, Tensor):
+        real.fill_(value)
+        return empty
+    if value.numel() == real.numel():
+        value = value.reshape(real.shape)  # a matrix for a tensor of more dimensions
+    if torch.is_grad_enabled() and value.requires_grad:
+        return replaced(empty, value)
+    real.copy_(value)
+    return empty
+
+
+def replaced(old: Tensor, value: float | Tensor) -> Tensor:
+    """What takes the place of `old`: `value` in its shape and dtype, in new memory; autograd follows."""
+    real = as_real(old)
+    if not isinstance(value, Tensor):
+        value = torch.full_like(real, value)
+    new = value.to(real.dtype).expand(real.shape).clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(new) if old.is_complex() else new
+
+
+def restored(key: str, spec: State | None, value: Any, p: Tensor, capturable: bool) -> Any:
+    """`value` of a checkpoint as state `key` of `p`, in memory of its own.
+
+    The step and host states are numbers that stay on the host unless `capturable`; known states get the dtype
+    that this class keeps them in, so what it saved itself returns bit for bit; unknown ones keep theirs.
+    """
+    if key == "step" or (spec is not None and spec.level == "host"):
+        dtype = torch.float32 if key == "step" else torch.float64
+        device = p.device if capturable else torch.device("cpu")
+        number = torch.as_tensor(value, dtype=dtype, device=device)
+        return number.detach().reshape(()).clone()
+    if not isinstance(value, Tensor):
+        return value
+    new = value.detach().to(device=p.device, dtype=value.dtype if spec is None else state_dtype(spec, p))
+    if spec is not None:
+        shape = state_shape(spec.level, p.shape)
+        if new.shape != shape:
+            if new.numel() != math.prod(shape):
+                raise ValueError(
+                    f"state {key!r} of the loaded state dict has shape {tuple(new.shape)}, "
+                    f"but this parameter needs {tuple(shape)}"
+                )
+            new = new.reshape(shape)
+    return new.clone()

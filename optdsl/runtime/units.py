@@ -1,0 +1,326 @@
+"""One step, cut into units: the tensors that one call of the update function takes.
+
+A unit is a single parameter (the for-loop path) or a bucket of parameters that agree in everything which
+the host must know to update them (the foreach path). It opens its tensors (casts, complex as real pairs),
+calls the update, and stores what comes back. A unit touches parameters, states and steps only when it
+stores, except for what a foreach update does in place.
+"""
+
+import operator
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optdsl.runtime.groups import GroupStep, overwrite
+from optdsl.runtime.joint import JointTask
+from optdsl.runtime.random import Random
+from optdsl.runtime.states import Facts, compute_dtype, create_state, facts_of, opened, replaced, sharded
+
+ParamState = dict[str, Any]
+
+
+class Unit:
+    """Parameters that are updated by one call, from opening them to storing their new values.
+
+    `p`, `g` and `state` are what the update is given: tensors in a `Single`, lists in a `Bucket`.
+    """
+
+    __slots__ = (
+        *("_fresh", "_handed", "_held", "dtype", "facts", "g", "grads", "group", "indices", "keys"),
+        *("p", "params", "state", "states", "t"),
+    )
+    p: Any
+    g: Any
+
+    def __init__(self, group: GroupStep, t: int | Tensor, facts: Facts, keys: Sequence[str]) -> None:
+        self.group = group
+        self.t = t
+        self.facts = facts
+        self.keys = keys
+        self.indices: list[int] = []
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.states: list[ParamState] = []
+        self.state: dict[str, Any] = {}
+        # What the update was given for every state, and what is kept of every state but the group-level ones.
+        self._handed: dict[str, Any] = {}
+        self._held: dict[str, list[Tensor]] = {}
+        self._fresh: list[tuple[ParamState, str, Tensor]] = []
+
+    def add(self, index: int, p: Tensor, grad: Tensor, state: ParamState) -> None:
+        """Puts a parameter into the unit; `index` is its position in the optimizer."""
+        self.dtype = compute_dtype(p.dtype)
+        self.indices.append(index)
+        self.params.append(p)
+        self.grads.append(grad)
+        self.states.append(state)
+
+    def open(self) -> None:
+        """Makes `p`, `g` and `state`. New states are made, but not yet kept."""
+        raise NotImplementedError
+
+    def call(self) -> Any:
+        """Runs the update function (for a joint rule: makes the generator)."""
+        raise NotImplementedError
+
+    def task(self) -> JointTask:
+        """The running update of a joint rule."""
+        return JointTask(self.call(), self.group.number, self.indices, self.dtype, self.params[0].device)
+
+    def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
+        """Keeps the new parameters, which the update returned, and the new states, and counts the step."""
+        raise NotImplementedError
+
+    def _hold(self, number: int, key: str, p: Tensor, g: Tensor) -> Tensor:
+        """The state of one parameter as it is kept; a new one if it has none."""
+        param, group = self.params[number], self.group
+        held: Tensor | None = self.states[number].get(key)
+        if held is None:
+            spec = group.rule._specs[key]
+            value = group.rule._initial(key, p, g, group.options(param.device), facts_of(param.shape))
+            on_host = spec.level == "host" and not group.capturable
+            held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value)
+            self._fresh.append((self.states[number], key, held))
+        elif (
+            group.capturable and held.device != param.device
+        ):  # a host-level state made before the flag was set
+            held = self.states[number][key] = held.to(param.device)
+        return held
+
+    def _number(self, held: Tensor) -> float | Tensor:
+        """A host-level state as the update gets it."""
+        return held if self.group.capturable or self.group.differentiable else held.item()
+
+    def _draws(self, number: int, x: Tensor) -> Random | None:
+        """The random numbers of one parameter, whose opened form is `x`."""
+        if not self.group.rule._random:
+            return None
+        t: Any = self.t
+        return Random(self.group.group["seed"], t, self.indices[number], x.shape, x.dtype, x.device)
+
+    def _commit(self, states: MutableMapping[Tensor, ParamState]) -> None:
+        """Keeps the new states, which need not have their final values yet."""
+        for state, key, held in self._fresh:
+            state[key] = held
+        for p, state in zip(self.params, self.states, strict=True):
+            if states.get(p) is not state:
+                states[p] = state
+
+
+class Single(Unit):
+    """One parameter. The update modifies nothing in place, so all that is new is another tensor."""
+
+    __slots__ = ()
+
+    def open(self) -> None:
+        """Makes `p`, `g` and `state`."""
+        group, dtype = self.group, self.dtype
+        self.p = p = opened(self.params[0], dtype)
+        self.g = g = -opened(self.grads[0], dtype) if group.maximize else opened(self.grads[0], dtype)
+        if group.differentiable:  # the parameter itself is written to, which must not disturb backward
+            self.p = p = p.clone()
+        for key in self.keys:
+            spec = group.rule._specs[key]
+            if spec.level == "group":
+                self._handed[key] = group.read(spec, p, g, self.params[0].shape)
+                continue
+            held = self._hold(0, key, p, g)
+            self._held[key] = [held]
+            self._handed[key] = self._number(held) if spec.level == "host" else opened(held, dtype)
+        self.state = dict(self._handed)
+
+    def call(self) -> Any:
+        """Runs the update function."""
+        rule, options, draws = self.group.rule, self.group.options(self.p.device), self._draws(0, self.p)
+        return rule._update(self.p, self.g, self.state, options, self.t, self.facts, draws)
+
+    def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
+        """Copies what is new into parameter and states; if `differentiable`, replaces the states."""
+        self._commit(states)
+        writes: list[tuple[Tensor, Tensor | float]] = []
+        if result is not self.p:
+            writes.append((self.params[0], result))
+        for key, old in self._handed.items():
+            new = self.state[key]
+            if new is old:
+                continue
+            if key not in self._held:
+                self.group.write(key, self.t, new)
+            elif self.group.differentiable:
+                self.states[0][key] = replaced(self._held[key][0], new)
+            else:
+                writes.append((self._held[key][0], new))
+        if self.group.differentiable and writes:
+            self.params[0].copy_(replaced(self.params[0], result))
+        else:
+            overwrite(writes)
+        self.states[0]["step"].add_(1.0)
+
+
+class Bucket(Unit):
+    """Parameters for one foreach update, which may work in place: then what is new is where it belongs."""
+
+    __slots__ = ("_handed_p", "_private")
+
+    def open(self) -> None:
+        """Makes `p`, `g` and `state`."""
+        group, rule = self.group, self.group.rule
+        # A joint update may fail after one of its units has begun to work in place, so these get copies.
+        self._private = rule._joint and rule._foreach_inplace
+        self._handed_p = self._open(self.params)
+        self.g = [opened(x, self.dtype) for x in self.grads]
+        if group.maximize:
+            self.g = list(torch._foreach_neg(self.g))
+        self.p = list(self._handed_p)
+        for key in self.keys:
+            spec = rule._specs[key]
+            if spec.level == "group":
+                self._handed[key] = group.read(spec, self.p[0], self.g[0], self.params[0].shape)
+                continue
+            pairs = enumerate(zip(self.p, self.g, strict=True))
+            held = self._held[key] = [self._hold(number, key, p, g) for number, (p, g) in pairs]
+            self._handed[key] = self._number(held[0]) if spec.level == "host" else self._open(held)
+        self.state = {key: list(x) if isinstance(x, list) else x for key, x in self._handed.items()}
+
+    def _open(self, stored: Sequence[Tensor]) -> list[Tensor]:
+        """Parameters or states as the rule sees them; copies of them if the unit must not work in place."""
+        tensors = [opened(x, self.dtype) for x in stored]
+        if not self._private:
+            return tensors
+        return [
+            x.clone() if x.dtype is y.dtype.to_real() else x for x, y in zip(tensors, stored, strict=True)
+        ]
+
+    def call(self) -> Any:
+        """Runs the foreach update function."""
+        rule, options = self.group.rule, self.group.options(self.p[0].device)
+        draws = [self._draws(number, x) for number, x in enumerate(self.p)] if rule._random else None
+        return rule._update_foreach(self.p, self.g, self.state, options, self.t, self.facts, draws)
+
+    def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
+        """Copies what is new, and was not put there by the update itself, into the parameters and states."""
+        self._commit(states)
+        writes = self._changed(self.params, self._handed_p, result)
+        for key, old in self._handed.items():
+            new = self.state[key]
+            if isinstance(old, list):
+                writes += self._changed(self._held[key], old, new)
+            elif new is not old and key in self._held:
+                writes += [(held, new) for held in self._held[key]]
+            elif new is not old:
+                self.group.write(key, self.t, new)
+        overwrite(writes, foreach=True)
+        counters = [state["step"] for state in self.states]
+        if counters[0].is_cpu:  # a tensor is made once here, and once for every counter from a number
+            torch._foreach_add_(counters, torch.ones((), device="cpu"), alpha=1.0)
+        else:
+            torch._foreach_add_(counters, 1.0)
+
+    def _changed(
+        self, stored: Sequence[Tensor], handed: Sequence[Tensor], new: Sequence[Any]
+    ) -> list[tuple[Tensor, Tensor | float]]:
+        """Pairs of kept tensors and their new values, where these are not in the kept tensors already."""
+        inplace = self.group.rule._foreach_inplace
+        return [
+            (target, value)
+            for target, old, value in zip(stored, handed, new, strict=True)
+            if value is not old or (inplace and (self._private or old.dtype is not target.dtype.to_real()))
+        ]
+
+
+def gather(
+    group: GroupStep,
+    first: int,
+    states: MutableMapping[Tensor, ParamState],
+    cohorts: "Cohorts",
+) -> list[Unit]:
+    """The units of a group in the order of their first parameters; `first` is the index of its first one."""
+    rule, name = group.rule, type(group.rule).__name__
+    live: dict[Facts, tuple[str, ...]] = {}
+    found: list[tuple[int, Tensor, Tensor, ParamState, bool]] = []
+    for index, p in enumerate(group.group["params"], first):
+        grad = p.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise RuntimeError(f"{name} does not support sparse gradients")
+        if not rule._elementwise and p.is_complex():
+            raise RuntimeError(f"{name} does not support complex parameters")
+        if (rule._random or not rule._elementwise) and sharded(p):
+            reason = (
+                "it needs whole rows, columns or matrices" if not rule._elementwise else "it draws at random"
+            )
+            raise RuntimeError(f"{name} does not support sharded parameters: {reason}")
+        state = states.get(p)
+        if is_new := not state:
+            counter = torch.zeros((), dtype=torch.float32, device=p.device if group.capturable else "cpu")
+            state = {"step": counter}
+        found.append((index, p, grad, state, is_new))
+    many = group.foreach([p for _, p, _, _, _ in found])
+    bucket_facts = operator.attrgetter(*rule._bucket_facts) if rule._bucket_facts else lambda facts: ()
+    units: list[Unit] = []
+    buckets: dict[Any, Unit] = {}
+    now = object()
+    for index, p, grad, state, is_new in found:
+        facts = facts_of(p.shape)
+        keys = live.get(facts)
+        if keys is None:
+            keys = live[facts] = tuple(rule._live(group.options(p.device), facts))
+        if not many:
+            unit: Unit = Single(group, group.count(p, state), facts, keys)
+            units.append(unit)
+        else:
+            hosts = [key for key in keys if rule._specs[key].level == "host"]
+            t: int | Tensor | None = None
+            if group.capturable:
+                shared: Any = cohorts.tag(p, state, is_new, now, hosts)
+            else:
+                t = group.count(p, state)
+                shared = (t, *(state[key].item() if key in state else None for key in hosts))
+            mark = (p.device, p.dtype, shared, bucket_facts(facts), keys)
+            if mark not in buckets:
+                t = group.count(p, state) if t is None else t
+                buckets[mark] = Bucket(group, t, facts, keys)
+                units.append(buckets[mark])
+            unit = buckets[mark]
+        unit.add(index, p, grad, state)
+    return units
+
+
+class Cohorts:
+    """Which parameters share their step count and host states, where the host cannot read these (capturable).
+
+    They do if they did when last read, or were new in the same step, and took part in the same steps since.
+    The replay of a captured graph advances all parameters of the graph alike; two graphs of one optimizer
+    that hold different parameters need `foreach=False`, and so does whoever edits `state["step"]` by hand.
+    """
+
+    def __init__(self) -> None:
+        self._tags: dict[Tensor, tuple[object, int]] = {}
+
+    def tag(
+        self, p: Tensor, state: ParamState, is_new: bool, now: object, host_keys: Sequence[str]
+    ) -> tuple[object, int]:
+        """Equal for parameters that may share a bucket; `now` identifies the current step."""
+        tag = self._tags.get(p)
+        if tag is None:
+            known: object
+            if is_new:
+                known = now
+            elif p.is_cuda and torch.cuda.is_current_stream_capturing():
+                known = object()  # nothing can be read now: a bucket of its own
+            else:
+                hosts = tuple(state[key].item() if key in state else None for key in host_keys)
+                known = (now, state["step"].item(), hosts)
+            tag = self._tags[p] = (known, 0)
+        return tag
+
+    def advance(self, params: Sequence[Tensor]) -> None:
+        """Notes that these parameters took a step."""
+        if self._tags:
+            for p in params:
+                if p in self._tags:
+                    known, steps = self._tags[p]
+                    self._tags[p] = (known, steps + 1)

@@ -1,0 +1,143 @@
+"""Trajectories recorded by running other people's implementations, on every path of the shipped specs.
+
+One short table maps options that belong to one reference implementation to those of the spec.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import optdsl
+
+BESIDE = Path(__file__).resolve().parents[3] / "shared" / "reference"
+REFERENCE = Path(os.environ.get("OPTDSL_REFERENCE", BESIDE)) / "golden"
+INDEX = json.loads((REFERENCE / "index.json").read_text()) if REFERENCE.is_dir() else {"entries": []}
+
+#: The spec for a recorded method whose name differs.
+SPECS = {"amsgrad": "adam"}
+#: Options of a reference implementation that its spec spells otherwise: (method, setting prefix) -> change.
+#: None removes an option that selects what the spec does anyway.
+OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
+    ("adamw", ""): {"decoupled_weight_decay": None},
+    ("orthograd", "sgd"): {"base": None},
+    ("orthograd", "adamw"): {"base": None, "decoupled_weight_decay": None},
+    ("diffgrad", "v1_inplace_grad"): {"+reused_gradient": True},
+    ("lars", "noahgolmant"): {"eta": "trust_coeff", "+lr_in_buffer": True},
+    ("lamb", "timm"): {"caution": None, "decoupled_decay": None, "corrected_weight_decay": None},
+    ("lamb", "cybertronai"): {
+        "adam": None,
+        "+bias_correction": False,
+        "+max_grad_norm": float("inf"),
+        "+max_trust_norm": 10.0,
+        "+always_adapt": True,
+    },
+    ("adagradnorm", "adadagrad"): {"+scope": "rows"},
+}
+#: Tensors on which the reference does something that is no rule: AdAdaGrad adds to a bias the row sums of
+#: whatever matrix the optimizer happened to visit before it.
+LEFT_OUT = {("adagradnorm", "adadagrad"): {"bias"}}
+
+ENTRIES = [
+    entry
+    for entry in INDEX["entries"]
+    if entry["optimizer"]
+    in "sgd adam adamw amsgrad adagrad adadelta rmsprop adamax nadam radam rprop asgd lion adabelief diffgrad "
+    "lamb lars adagradnorm signsgd orthograd".split()
+]
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+
+def changes(entry: dict[str, Any], table: dict[tuple[str, str], Any]) -> Any:
+    """The row of a table for an entry, or None."""
+    for (method, prefix), row in table.items():
+        if entry["optimizer"] == method and entry["setting"].startswith(prefix):
+            return row
+    return None
+
+
+def hypers(entry: dict[str, Any]) -> dict[str, Any]:
+    """The recorded hyperparameters as the spec takes them."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["hyperparameters"].items()}
+    for name, change in (changes(entry, OPTIONS) or {}).items():
+        if name.startswith("+"):
+            options[name[1:]] = change
+        elif name in options:
+            value = options.pop(name)
+            if change is not None:
+                options[change] = value
+    if options.get("max_grad_norm", 0) is None:  # no clipping
+        options["max_grad_norm"] = float("inf")
+    return options
+
+
+def optimizer_class(entry: dict[str, Any], folder: Path) -> type[torch.optim.Optimizer]:
+    """The class for an entry; OrthoGrad around AdamW is composed here."""
+    if (entry["optimizer"], entry["setting"]) == ("orthograd", "adamw"):
+        path = folder / "orthograd_adamw.opt"
+        path.write_text("optimizer OrthoGradAdamW:\n    use OrthoGrad()\n    use AdamW()\n")
+        return optdsl.load(path)
+    return optdsl.load(SPECS.get(entry["optimizer"], entry["optimizer"]))
+
+
+def run(cls: type, entry: dict[str, Any], path: str) -> dict[str, np.ndarray]:
+    """Replays a recorded run: parameters before the first and after each step."""
+    dtype = DTYPES[entry["dtype"]]
+    names = list(entry["keys"])
+    with np.load(REFERENCE / INDEX["problem"]) as problem:
+        params = [torch.from_numpy(problem[f"init.{n}"]).to(dtype).requires_grad_() for n in names]
+        grads = [torch.from_numpy(problem[f"{entry['gradients']}.{n}"]).to(dtype) for n in names]
+    # the loop path is asked for by name; differentiable keeps the graph and must not change the numbers
+    flags = {
+        "loop": {"foreach": False},
+        "foreach": {"foreach": True},
+        "differentiable": {"differentiable": True},
+    }
+    optimizer = cls(params, **hypers(entry), **flags[path])
+    history = {name: [p.detach().numpy().copy()] for name, p in zip(names, params, strict=True)}
+    for step in range(INDEX["steps"]):
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g[step].clone()
+        if path == "differentiable":
+            with torch.no_grad():
+                optimizer.step()
+        else:
+            optimizer.step()
+        for name, p in zip(names, params, strict=True):
+            assert torch.equal(p.grad, grads[names.index(name)][step]), "p.grad was changed"
+            history[name].append(p.detach().numpy().copy())
+    return {name: np.stack(rows) for name, rows in history.items()}
+
+
+def tolerance(entry: dict[str, Any]) -> float:
+    """1e-10 in float64, or what the index says when that is tighter; in float32 what the index says."""
+    recorded = float(entry["tolerance"])
+    return min(recorded, 1e-10) if entry["dtype"] == "float64" else recorded
+
+
+@pytest.mark.skipif(not ENTRIES, reason="no recorded trajectories; set OPTDSL_REFERENCE to their folder")
+@pytest.mark.parametrize("path", ["loop", "foreach"])
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['optimizer']}-{e['setting']}-{e['dtype']}")
+def test_trajectory(entry: dict[str, Any], path: str, tmp_path: Path) -> None:
+    """Every tensor at every step, relative to max(1, |recorded|)."""
+    measured = run(optimizer_class(entry, tmp_path), entry, path)
+    with np.load(REFERENCE / entry["file"]) as recorded:
+        for name, key in entry["keys"].items():
+            if name in (changes(entry, LEFT_OUT) or ()):
+                continue
+            want = recorded[key]
+            error = np.max(np.abs(measured[name] - want) / np.maximum(1, np.abs(want)))
+            assert error <= tolerance(entry), f"{name}: off by {error:.3g}"
+
+
+def test_every_method_is_covered() -> None:
+    """A method of the list that the index lacks would be tested by nothing; radam has no recording."""
+    if not ENTRIES:
+        pytest.skip("no recorded trajectories; set OPTDSL_REFERENCE to their folder")
+    assert len({e["optimizer"] for e in ENTRIES}) == 19

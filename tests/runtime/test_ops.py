@@ -1,0 +1,129 @@
+"""Reductions and matrix helpers, with the shapes of the contract and on empty tensors."""
+
+import math
+
+import pytest
+import torch
+
+from optdsl import runtime
+from optdsl.runtime import as_matrix, like, newton_schulz
+
+SHAPES = [(), (1,), (5,), (3, 4), (2, 3, 4), (4, 1), (1, 4), (2, 1, 3, 2)]
+KINDS = ("sum", "mean", "max", "min")
+
+
+def by_hand(kind, matrix, dim):
+    """A reduction of a matrix along one dimension, kept."""
+    if kind in ("sum", "mean"):
+        return getattr(matrix, kind)(dim, keepdim=True)
+    return getattr(matrix, kind)(dim, keepdim=True).values
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_reductions(kind, shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    matrix = as_matrix(x)
+    rows, cols = getattr(runtime, f"row_{kind}")(x), getattr(runtime, f"col_{kind}")(x)
+    whole = getattr(runtime, f"tensor_{kind}")(x)
+    if len(shape) <= 1:
+        assert rows.shape == x.shape
+    else:
+        assert rows.shape == (shape[0],) + (1,) * (len(shape) - 1)
+    assert cols.shape == ((1, *shape[1:]) if shape else ())
+    assert whole.shape == ()
+    assert (rows + x).shape == (cols + x).shape == x.shape
+    torch.testing.assert_close(rows.reshape(-1), by_hand(kind, matrix, 1).reshape(-1))
+    torch.testing.assert_close(cols.reshape(-1), by_hand(kind, matrix, 0).reshape(-1))
+    torch.testing.assert_close(whole, getattr(x, kind)())
+
+
+def test_results_are_new_tensors():
+    x = torch.randn(5)
+    for kind in KINDS:
+        assert getattr(runtime, f"row_{kind}")(x).data_ptr() != x.data_ptr()
+        assert getattr(runtime, f"col_{kind}")(torch.tensor(1.0)).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    "kind,empty", [("sum", 0.0), ("mean", math.nan), ("max", -math.inf), ("min", math.inf)]
+)
+def test_empty_tensors(kind, empty):
+    def is_filled(x, shape):
+        torch.testing.assert_close(x, torch.full(shape, empty), equal_nan=True)
+
+    reduce = {level: getattr(runtime, f"{level}_{kind}") for level in ("row", "col", "tensor")}
+    for shape in ((0,), (0, 3), (3, 0), (2, 0, 3)):
+        is_filled(reduce["tensor"](torch.empty(shape)), ())
+    is_filled(reduce["row"](torch.empty(0)), (0,))
+    is_filled(reduce["row"](torch.empty(3, 0)), (3, 1))
+    is_filled(reduce["row"](torch.empty(2, 0, 3)), (2, 1, 1))
+    is_filled(reduce["row"](torch.empty(0, 3)), (0, 1))
+    is_filled(reduce["col"](torch.empty(0)), (1,))
+    is_filled(reduce["col"](torch.empty(0, 3)), (1, 3))
+    is_filled(reduce["col"](torch.empty(3, 0)), (1, 0))
+
+
+@pytest.mark.parametrize("level", ["row", "col", "tensor"])
+def test_nan_wins(level):
+    x = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
+    for kind in ("max", "min"):
+        assert getattr(runtime, f"{level}_{kind}")(x).isnan().any()
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (0,), (0, 3), (3, 0), (2, 0, 3)])
+def test_matrix_and_back(shape):
+    x = torch.randn(shape)
+    matrix = as_matrix(x)
+    assert matrix.shape == (shape[0] if shape else 1, math.prod(shape[1:]))
+    assert like(matrix, x).shape == x.shape
+    assert torch.equal(like(matrix, x), x)
+
+
+def test_matrix_of_another_layout_has_the_same_entries():
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert torch.equal(as_matrix(x), as_matrix(x.contiguous()))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (1, 5), (5, 1)])
+def test_newton_schulz_flattens_the_spectrum(shape):
+    x = torch.randn(shape, dtype=torch.float64)
+    y = newton_schulz(x, 8)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    values = torch.linalg.svdvals(y)
+    assert (values > 0.6).all()
+    assert (values < 1.3).all()
+    # the singular vectors stay: x y' is symmetric and positive
+    product = x @ y.mT
+    torch.testing.assert_close(product, product.mT)
+    assert torch.linalg.eigvalsh(product).min() > -1e-9
+
+
+def test_newton_schulz_is_the_iteration_of_the_paper():
+    x = torch.randn(6, 4, dtype=torch.float64)
+    a, b, c = 3.4445, -4.775, 2.0315
+    y = x.mT / torch.linalg.matrix_norm(x)
+    for _ in range(3):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    torch.testing.assert_close(newton_schulz(x, 3), y.mT)
+    torch.testing.assert_close(newton_schulz(x.mT, 3), y)
+
+
+def test_newton_schulz_of_hostile_matrices():
+    assert torch.equal(newton_schulz(torch.zeros(3, 2), 5), torch.zeros(3, 2))
+    assert newton_schulz(torch.zeros(0, 2), 5).shape == (0, 2)
+    x = torch.randn(3, 2)
+    torch.testing.assert_close(newton_schulz(x, 0), x / torch.linalg.matrix_norm(x))
+    low = newton_schulz(x.bfloat16(), 5)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), newton_schulz(x, 5), rtol=0.1, atol=0.1)
+    before = x.clone()
+    newton_schulz(x, 5)
+    assert torch.equal(x, before)
+
+
+def test_newton_schulz_is_differentiable():
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda m: newton_schulz(m, 3), x)
