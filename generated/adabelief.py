@@ -83,9 +83,9 @@ class AdaBelief(Optimizer):
         Hyper("degenerated_to_sgd", "bool"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_var', 'element'),
-        State('max_exp_avg_var', 'element'),
+        State("exp_avg", "element"),
+        State("exp_avg_var", "element"),
+        State("max_exp_avg_var", "element"),
     )
     _not_capturable = "its step branches on the step count"
     _foreach_inplace = False
@@ -175,20 +175,20 @@ class AdaBelief(Optimizer):
             state["max_exp_avg_var"] = s_max
         if rectify:
             rho_inf = 2 / (1 - beta2) - 1
-            rho = rho_inf - 2 * t * beta2 ** t / (1 - beta2 ** t)
+            rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
             if rho >= 5:
                 r_1 = host.sqrt(
                     host.div(
-                        (1 - beta2 ** t) * (rho - 4) * (rho - 2) * rho_inf,
+                        (1 - beta2**t) * (rho - 4) * (rho - 2) * rho_inf,
                         (rho_inf - 4) * (rho_inf - 2) * rho,
                     ),
                 )
-                p = p - lr * r_1 / (1 - beta1 ** t) * m / (s.sqrt() + eps)
+                p = p - lr * r_1 / (1 - beta1**t) * m / (s.sqrt() + eps)
             elif degenerated_to_sgd:
-                p = p - lr / (1 - beta1 ** t) * m
+                p = p - lr / (1 - beta1**t) * m
         else:
             root = (s_max if amsgrad else s).sqrt()
-            p = p - lr / (1 - beta1 ** t) * m / (root / host.sqrt(1 - beta2 ** t) + eps)
+            p = p - lr / (1 - beta1**t) * m / (root / host.sqrt(1 - beta2**t) + eps)
         state["exp_avg"] = m
         state["exp_avg_var"] = s
         return p
@@ -233,24 +233,24 @@ class AdaBelief(Optimizer):
             state["max_exp_avg_var"] = s_max
         if rectify:
             rho_inf = 2 / (1 - beta2) - 1
-            rho = rho_inf - 2 * t * beta2 ** t / (1 - beta2 ** t)
+            rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
             if rho >= 5:
                 r_1 = host.sqrt(
                     host.div(
-                        (1 - beta2 ** t) * (rho - 4) * (rho - 2) * rho_inf,
+                        (1 - beta2**t) * (rho - 4) * (rho - 2) * rho_inf,
                         (rho_inf - 4) * (rho_inf - 2) * rho,
                     ),
                 )
-                p = foreach.addcdiv(p, m, foreach.add_(foreach.sqrt(s), eps), -(lr * r_1 / (1 - beta1 ** t)))
+                p = foreach.addcdiv(p, m, foreach.add_(foreach.sqrt(s), eps), -(lr * r_1 / (1 - beta1**t)))
             elif degenerated_to_sgd:
-                p = foreach.add_scaled(p, m, -(lr / (1 - beta1 ** t)))
+                p = foreach.add_scaled(p, m, -(lr / (1 - beta1**t)))
         else:
             root = foreach.sqrt((s_max if amsgrad else s))
             p = foreach.addcdiv(
                 p,
                 m,
-                foreach.add_(foreach.div(root, host.sqrt(1 - beta2 ** t)), eps),
-                -(lr / (1 - beta1 ** t)),
+                foreach.add_(foreach.div(root, host.sqrt(1 - beta2**t)), eps),
+                -(lr / (1 - beta1**t)),
             )
         state["exp_avg"] = m
         state["exp_avg_var"] = s

@@ -51,8 +51,8 @@ class Adadelta(Optimizer):
         Hyper("weight_decay", "float", "[0, inf)"),
     )
     _states = (
-        State('square_avg', 'element'),
-        State('acc_delta', 'element'),
+        State("square_avg", "element"),
+        State("acc_delta", "element"),
     )
     _foreach_inplace = False
 

@@ -50,7 +50,7 @@ class Adagrad(Optimizer):
         Hyper("eps", "float", "[0, inf)"),
     )
     _states = (
-        State('sum', 'element'),
+        State("sum", "element"),
     )
     _foreach_inplace = False
 

@@ -75,10 +75,10 @@ class AdaGradNorm(Optimizer):
         Hyper("initial_accumulator_value", "float", "[0, inf)"),
     )
     _states = (
-        State('b2', 'group'),
-        State('sum_rows', 'rows'),
-        State('sum', 'element'),
-        State('momentum_buffer', 'element'),
+        State("b2", "group"),
+        State("sum_rows", "rows"),
+        State("sum", "element"),
+        State("momentum_buffer", "element"),
     )
     _bucket_facts = ("ndim",)
     _elementwise = False
@@ -129,11 +129,11 @@ class AdaGradNorm(Optimizer):
         keys: tuple[str, ...] = ()
         if scope == "all":
             keys += ("b2",)
-        if not scope == "all" and (ndim == 2 or ndim == 4):
+        if scope != "all" and (ndim == 2 or ndim == 4):
             keys += ("sum_rows",)
-        if not scope == "all" and not (ndim == 2 or ndim == 4):
+        if scope != "all" and not (ndim == 2 or ndim == 4):
             keys += ("sum",)
-        if not scope == "all" and momentum > 0:
+        if scope != "all" and momentum > 0:
             keys += ("momentum_buffer",)
         return keys
 

@@ -64,9 +64,9 @@ class Adam(Optimizer):
         Hyper("decoupled_weight_decay", "bool"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_sq', 'element'),
-        State('max_exp_avg_sq', 'element'),
+        State("exp_avg", "element"),
+        State("exp_avg_sq", "element"),
+        State("max_exp_avg_sq", "element"),
     )
     _foreach_inplace = False
 
@@ -144,7 +144,7 @@ class Adam(Optimizer):
             state["max_exp_avg_sq"] = v_max
         else:
             root = v.sqrt()
-        p = p - lr / (1 - beta1 ** t) * m / (root / host.sqrt(1 - beta2 ** t) + eps)
+        p = p - lr / (1 - beta1**t) * m / (root / host.sqrt(1 - beta2**t) + eps)
         state["exp_avg"] = m
         state["exp_avg_sq"] = v
         return p
@@ -184,8 +184,8 @@ class Adam(Optimizer):
         p = foreach.addcdiv(
             p,
             m,
-            foreach.add_(foreach.div(root, host.sqrt(1 - beta2 ** t)), eps),
-            -(lr / (1 - beta1 ** t)),
+            foreach.add_(foreach.div(root, host.sqrt(1 - beta2**t)), eps),
+            -(lr / (1 - beta1**t)),
         )
         state["exp_avg"] = m
         state["exp_avg_sq"] = v

@@ -51,8 +51,8 @@ class Adamax(Optimizer):
         Hyper("weight_decay", "float", "[0, inf)"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_inf', 'element'),
+        State("exp_avg", "element"),
+        State("exp_inf", "element"),
     )
     _foreach_inplace = False
 
@@ -110,7 +110,7 @@ class Adamax(Optimizer):
         g = g + weight_decay * p
         m = beta1 * m + (1 - beta1) * g
         u = torch.maximum(beta2 * u, g.abs() + eps)
-        p = p - lr / (1 - beta1 ** t) * m / u
+        p = p - lr / (1 - beta1**t) * m / u
         state["exp_avg"] = m
         state["exp_inf"] = u
         return p
@@ -135,7 +135,7 @@ class Adamax(Optimizer):
         g = foreach.add_scaled(g, p, weight_decay)
         m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
         u = foreach.maximum(foreach.mul(beta2, u), foreach.add_(foreach.abs(g), eps))
-        p = foreach.addcdiv(p, m, u, -(lr / (1 - beta1 ** t)))
+        p = foreach.addcdiv(p, m, u, -(lr / (1 - beta1**t)))
         state["exp_avg"] = m
         state["exp_inf"] = u
         return p

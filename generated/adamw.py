@@ -59,9 +59,9 @@ class AdamW(Optimizer):
         Hyper("amsgrad", "bool"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_sq', 'element'),
-        State('max_exp_avg_sq', 'element'),
+        State("exp_avg", "element"),
+        State("exp_avg_sq", "element"),
+        State("max_exp_avg_sq", "element"),
     )
     _foreach_inplace = False
 
@@ -133,7 +133,7 @@ class AdamW(Optimizer):
             state["max_exp_avg_sq"] = v_max
         else:
             root = v.sqrt()
-        p = p - lr / (1 - beta1 ** t) * m / (root / host.sqrt(1 - beta2 ** t) + eps)
+        p = p - lr / (1 - beta1**t) * m / (root / host.sqrt(1 - beta2**t) + eps)
         state["exp_avg"] = m
         state["exp_avg_sq"] = v
         return p
@@ -169,8 +169,8 @@ class AdamW(Optimizer):
         p = foreach.addcdiv(
             p,
             m,
-            foreach.add_(foreach.div(root, host.sqrt(1 - beta2 ** t)), eps),
-            -(lr / (1 - beta1 ** t)),
+            foreach.add_(foreach.div(root, host.sqrt(1 - beta2**t)), eps),
+            -(lr / (1 - beta1**t)),
         )
         state["exp_avg"] = m
         state["exp_avg_sq"] = v

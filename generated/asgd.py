@@ -57,9 +57,9 @@ class ASGD(Optimizer):
         Hyper("weight_decay", "float", "[0, inf)"),
     )
     _states = (
-        State('eta', 'host'),
-        State('mu', 'host'),
-        State('ax', 'element'),
+        State("eta", "host"),
+        State("mu", "host"),
+        State("ax", "element"),
     )
     _not_capturable = "its step branches on the step count"
     _foreach_inplace = False

@@ -62,9 +62,9 @@ class DiffGrad(Optimizer):
         Hyper("reused_gradient", "bool"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_sq', 'element'),
-        State('previous_grad', 'element'),
+        State("exp_avg", "element"),
+        State("exp_avg_sq", "element"),
+        State("previous_grad", "element"),
     )
     _not_capturable = "its step branches on the step count"
     _foreach_inplace = False
@@ -131,7 +131,7 @@ class DiffGrad(Optimizer):
         else:
             prev = state["previous_grad"]
             friction = 1.0 / (1.0 + (-(prev - g).abs()).exp())
-        p = p - lr * host.sqrt(1 - beta2 ** t) / (1 - beta1 ** t) * friction * m / (v.sqrt() + eps)
+        p = p - lr * host.sqrt(1 - beta2**t) / (1 - beta1**t) * friction * m / (v.sqrt() + eps)
         state["exp_avg"] = m
         state["exp_avg_sq"] = v
         state["previous_grad"] = g
@@ -170,7 +170,7 @@ class DiffGrad(Optimizer):
             p,
             foreach.mul(friction, m),
             foreach.add_(foreach.sqrt(v), eps),
-            -(lr * host.sqrt(1 - beta2 ** t) / (1 - beta1 ** t)),
+            -(lr * host.sqrt(1 - beta2**t) / (1 - beta1**t)),
         )
         state["exp_avg"] = m
         state["exp_avg_sq"] = v

@@ -78,8 +78,8 @@ class Lamb(Optimizer):
         Hyper("max_trust_norm", "float", "(0, inf]"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_sq', 'element'),
+        State("exp_avg", "element"),
+        State("exp_avg_sq", "element"),
     )
     _joint = True
     _foreach_inplace = False
@@ -155,19 +155,19 @@ class Lamb(Optimizer):
         v = state["exp_avg_sq"]
         if max_grad_norm != math.inf:
             joint = yield Joint("sum", "all", 0, g.square())
-            g = g / (joint.sqrt() / max_grad_norm).clamp(max=1)
+            g = g / (joint.sqrt() / max_grad_norm).clamp(min=1)
         m = beta1 * m + (1 - beta1 if grad_averaging else 1) * g
         v = beta2 * v + (1 - beta2) * g.square()
         if bias_correction:
-            u = m / (1 - beta1 ** t) / (v.sqrt() / host.sqrt(1 - beta2 ** t) + eps) + weight_decay * p
+            u = m / (1 - beta1**t) / (v.sqrt() / host.sqrt(1 - beta2**t) + eps) + weight_decay * p
         else:
             u = m / (v.sqrt() + eps) + weight_decay * p
         if weight_decay != 0 or always_adapt:
-            p_norm = p.square().sum().sqrt().clamp(min=max_trust_norm)
+            p_norm = p.square().sum().sqrt().clamp(max=max_trust_norm)
             u_norm = u.square().sum().sqrt()
             trust = torch.where((p_norm > 0) & (u_norm > 0), p_norm / u_norm, 1)
             if trust_clip:
-                chosen = trust.clamp(min=1)
+                chosen = trust.clamp(max=1)
             u = u * (chosen if trust_clip else trust)
         p = p - lr * u
         state["exp_avg"] = m
@@ -199,14 +199,14 @@ class Lamb(Optimizer):
         v = state["exp_avg_sq"]
         if max_grad_norm != math.inf:
             joint = yield Joint("sum", "all", 0, foreach.square(g))
-            g = foreach.div(g, (joint.sqrt() / max_grad_norm).clamp(max=1))
+            g = foreach.div(g, (joint.sqrt() / max_grad_norm).clamp(min=1))
         m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1 if grad_averaging else 1))
         v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
         if bias_correction:
             u = foreach.add_scaled_(
                 foreach.div_(
-                    foreach.div(m, 1 - beta1 ** t),
-                    foreach.add_(foreach.div_(foreach.sqrt(v), host.sqrt(1 - beta2 ** t)), eps),
+                    foreach.div(m, 1 - beta1**t),
+                    foreach.add_(foreach.div_(foreach.sqrt(v), host.sqrt(1 - beta2**t)), eps),
                 ),
                 p,
                 weight_decay,

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class Lars(Optimizer):
         Hyper("max_epoch", "float", "(0, inf]"),
     )
     _states = (
-        State('momentum_buffer', 'element'),
+        State("momentum_buffer", "element"),
     )
     _not_capturable = "its step branches on the step count"
     _foreach_inplace = False
@@ -137,7 +138,12 @@ class Lars(Optimizer):
     @staticmethod
     def _live(group: dict[str, Any], facts: Facts) -> tuple[str, ...]:
         """Keys of the states that the branches taken use."""
-        return ("momentum_buffer",)
+        momentum = group["momentum"]
+        lr_in_buffer = group["lr_in_buffer"]
+        keys: tuple[str, ...] = ()
+        if lr_in_buffer or not lr_in_buffer and momentum != 0:
+            keys += ("momentum_buffer",)
+        return keys
 
     @staticmethod
     def _update(
@@ -161,8 +167,8 @@ class Lars(Optimizer):
         always_adapt = group["always_adapt"]
         lr_in_buffer = group["lr_in_buffer"]
         max_epoch = group["max_epoch"]
-        buf = state["momentum_buffer"]
         if lr_in_buffer:
+            buf = state["momentum_buffer"]
             shared = p.square().sum().sqrt()
             local = trust_coeff * shared / (g.square().sum().sqrt() + weight_decay * shared)
             rate = lr * host.pow_(1 - (t - 1) / max_epoch, 2)
@@ -176,12 +182,13 @@ class Lars(Optimizer):
                 trust = trust_coeff * p_norm / (g_norm + weight_decay * p_norm + eps)
                 trust = torch.where((p_norm > 0) & (g_norm > 0), trust, 1)
                 if trust_clip:
-                    chosen = (trust / lr).clamp(min=1)
+                    chosen = (trust / lr).clamp(max=1)
                 g = (chosen if trust_clip else trust) * (g + weight_decay * p)
             if momentum != 0:
                 if t == 1:
                     buf = g
                 else:
+                    buf = state["momentum_buffer"]
                     buf = momentum * buf + (1 - dampening) * g
                 if nesterov:
                     g = g + momentum * buf
@@ -213,8 +220,8 @@ class Lars(Optimizer):
         always_adapt = group["always_adapt"]
         lr_in_buffer = group["lr_in_buffer"]
         max_epoch = group["max_epoch"]
-        buf = state["momentum_buffer"]
         if lr_in_buffer:
+            buf = state["momentum_buffer"]
             shared = foreach.sqrt_([x.sum() for x in foreach.square(p)])
             local = foreach.div_(
                 foreach.mul(trust_coeff, shared),
@@ -250,6 +257,7 @@ class Lars(Optimizer):
                 if t == 1:
                     buf = g
                 else:
+                    buf = state["momentum_buffer"]
                     buf = foreach.add_scaled_(foreach.mul(momentum, buf), g, (1 - dampening))
                 if nesterov:
                     g = foreach.add_scaled(g, buf, momentum)

@@ -47,7 +47,7 @@ class Lion(Optimizer):
         Hyper("weight_decay", "float", "[0, inf)"),
     )
     _states = (
-        State('exp_avg', 'element'),
+        State("exp_avg", "element"),
     )
     _foreach_inplace = False
 

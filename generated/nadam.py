@@ -63,9 +63,9 @@ class NAdam(Optimizer):
         Hyper("decoupled_weight_decay", "bool"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_sq', 'element'),
-        State('mu_product', 'host'),
+        State("exp_avg", "element"),
+        State("exp_avg_sq", "element"),
+        State("mu_product", "host"),
     )
     _foreach_inplace = False
 
@@ -145,7 +145,7 @@ class NAdam(Optimizer):
         mu_product = mu_product * mu
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g.square()
-        d = (v / (1 - beta2 ** t)).sqrt() + eps
+        d = (v / (1 - beta2**t)).sqrt() + eps
         p = p - host.div(lr * (1 - mu), 1 - mu_product) * g / d
         p = p - host.div(lr * mu_next, 1 - mu_product * mu_next) * m / d
         state["exp_avg"] = m
@@ -182,7 +182,7 @@ class NAdam(Optimizer):
         mu_product = mu_product * mu
         m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
         v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
-        d = foreach.add_(foreach.sqrt_(foreach.div(v, 1 - beta2 ** t)), eps)
+        d = foreach.add_(foreach.sqrt_(foreach.div(v, 1 - beta2**t)), eps)
         p = foreach.addcdiv(p, g, d, -(host.div(lr * (1 - mu), 1 - mu_product)))
         p = foreach.addcdiv(p, m, d, -(host.div(lr * mu_next, 1 - mu_product * mu_next)))
         state["exp_avg"] = m

@@ -62,7 +62,7 @@ class OrthoGradSGD(Optimizer):
         Hyper("nesterov", "bool"),
     )
     _states = (
-        State('momentum_buffer', 'element'),
+        State("momentum_buffer", "element"),
     )
     _bucket_facts = ("numel",)
     _not_capturable = "its step branches on the step count"

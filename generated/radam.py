@@ -62,8 +62,8 @@ class RAdam(Optimizer):
         Hyper("decoupled_weight_decay", "bool"),
     )
     _states = (
-        State('exp_avg', 'element'),
-        State('exp_avg_sq', 'element'),
+        State("exp_avg", "element"),
+        State("exp_avg_sq", "element"),
     )
     _not_capturable = "its step branches on the step count"
     _foreach_inplace = False
@@ -128,12 +128,12 @@ class RAdam(Optimizer):
             g = g + weight_decay * p
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g.square()
-        m_hat = m / (1 - beta1 ** t)
+        m_hat = m / (1 - beta1**t)
         rho_inf = 2 / (1 - beta2) - 1
-        rho = rho_inf - 2 * t * beta2 ** t / (1 - beta2 ** t)
+        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
             r_1 = host.sqrt(host.div((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho))
-            p = p - lr * r_1 * host.sqrt(1 - beta2 ** t) * m_hat / (v.sqrt() + eps)
+            p = p - lr * r_1 * host.sqrt(1 - beta2**t) * m_hat / (v.sqrt() + eps)
         else:
             p = p - lr * m_hat
         state["exp_avg"] = m
@@ -164,16 +164,16 @@ class RAdam(Optimizer):
             g = foreach.add_scaled(g, p, weight_decay)
         m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
         v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
-        m_hat = foreach.div(m, 1 - beta1 ** t)
+        m_hat = foreach.div(m, 1 - beta1**t)
         rho_inf = 2 / (1 - beta2) - 1
-        rho = rho_inf - 2 * t * beta2 ** t / (1 - beta2 ** t)
+        rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
             r_1 = host.sqrt(host.div((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho))
             p = foreach.addcdiv(
                 p,
                 m_hat,
                 foreach.add_(foreach.sqrt(v), eps),
-                -(lr * r_1 * host.sqrt(1 - beta2 ** t)),
+                -(lr * r_1 * host.sqrt(1 - beta2**t)),
             )
         else:
             p = foreach.add_scaled(p, m_hat, -lr)

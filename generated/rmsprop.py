@@ -63,9 +63,9 @@ class RMSprop(Optimizer):
         Hyper("centered", "bool"),
     )
     _states = (
-        State('square_avg', 'element'),
-        State('momentum_buffer', 'element'),
-        State('grad_avg', 'element'),
+        State("square_avg", "element"),
+        State("momentum_buffer", "element"),
+        State("grad_avg", "element"),
     )
     _foreach_inplace = False
 

@@ -52,8 +52,8 @@ class Rprop(Optimizer):
         Hyper("step_sizes", "float", "[0, inf)", parts=("step_min", "step_max")),
     )
     _states = (
-        State('prev', 'element'),
-        State('step_size', 'element'),
+        State("prev", "element"),
+        State("step_size", "element"),
     )
     _foreach_inplace = False
 
@@ -119,7 +119,7 @@ class Rprop(Optimizer):
         size = (
             size * torch.where(c > 0, eta_plus, torch.where(shared, torch.as_tensor(eta_minus, dtype=p.dtype, device=p.device), 1))
         )
-        size = size.clamp(max=step_min).clamp(min=step_max)
+        size = size.clamp(min=step_min).clamp(max=step_max)
         g = torch.where(shared, 0, g)
         p = p - g.sign() * size
         state["prev"] = g

@@ -61,7 +61,7 @@ class SGD(Optimizer):
         Hyper("nesterov", "bool"),
     )
     _states = (
-        State('momentum_buffer', 'element'),
+        State("momentum_buffer", "element"),
     )
     _not_capturable = "its step branches on the step count"
     _foreach_inplace = False

@@ -54,7 +54,7 @@ class SignSGD(Optimizer):
         Hyper("weight_decouple", "bool"),
     )
     _states = (
-        State('momentum_buffer', 'element'),
+        State("momentum_buffer", "element"),
     )
     _foreach_inplace = False
 

@@ -117,35 +117,36 @@ class Branches(Calls):
                 builder.values[slot] = POISON
             elif a is None or b is None or isinstance(a, Undefined) or isinstance(b, Undefined):
                 reason = if_then if a is None or isinstance(a, Undefined) else if_other
-                builder.values[slot] = self.partial(guard, slot[1], a, b, reason, node)
+                builder.values[slot] = self.partial(guard, slot, a, b, reason, node)
             else:
-                builder.values[slot] = self.join(guard, slot[1], a, b, node)
+                builder.values[slot] = self.join(guard, slot, a, b, node)
         movements.value = movements.joined(guard, updates[0], updates[1], p)
 
-    def join(self, condition: Expr, name: str, a: Expr, b: Expr, node: syn.Expression) -> Expr:
+    def join(self, condition: Expr, slot: Slot, a: Expr, b: Expr, node: syn.Expression) -> Expr:
         """One value for a name that has a value on both sides."""
         if a is b:
             return a
         try:
             ty.join([a.type, b.type])
         except ty.ShapeError:
-            message = f"`{name}` is {describe(a.type)} on one side of this branch"
+            message = f"`{slot[1]}` is {describe(a.type)} on one side of this branch"
             message += f" and {describe(b.type)} on the other"
             self.report("E0405", node.span, message, "use two names")
             return POISON
-        joined = self.assigned(name, call("select", condition, a, b), node.span)
+        value, path = call("select", condition, a, b), self.scope.file.path
+        joined = self.builder.assign_slot(slot, value, node.span.line, path)
         assert isinstance(joined, Var)
         self.builder.joined[joined.name] = (a, b)
         return joined
 
     def partial(
-        self, condition: Expr, name: str, a: Value | None, b: Value | None, reason: str, node: syn.Expression
+        self, condition: Expr, slot: Slot, a: Value | None, b: Value | None, reason: str, node: syn.Expression
     ) -> Undefined:
         """What a name is that has a value on one side at most."""
         kept = [side.kept if isinstance(side, Undefined) else side for side in (a, b)]
         both = None
         if kept[0] is not None and kept[1] is not None:  # a state, which keeps something in any case
-            both = self.join(condition, name, kept[0], kept[1], node)
+            both = self.join(condition, slot, kept[0], kept[1], node)
         line = 0
         for side in (a, b):
             if isinstance(side, Undefined):

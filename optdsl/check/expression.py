@@ -107,7 +107,8 @@ class Expressions(ABC):
         try:
             return call(op, *args, over=over, site=site)
         except TypeFault as error:
-            written = [next((part for value, part in parts if value is arg), None) for arg in args]
+            only = parts[0][1] if len(parts) == 1 else None
+            written = [next((part for value, part in parts if value is arg), only) for arg in args]
             texts = [self.why.text(part) if part is not None else "this" for part in written]
             index = error.argument
             guilty = written[index] if index is not None else None

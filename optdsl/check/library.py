@@ -11,7 +11,7 @@ from optdsl.check.names import closest, shown
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
 from optdsl.lang.parser import parse
-from optdsl.lang.source import MAX_BYTES, Source, read_text, split
+from optdsl.lang.source import Source, read_text, split
 from optdsl.resources import data_dir
 
 MAX_FILES = 100
@@ -20,7 +20,9 @@ MAX_FILES = 100
 _LOSES_LINES = frozenset({"E0006", "E0007", "E0008", "E0009", "E0101", "E0102", "E0103", "E0105"})
 #: What a line that does not parse may have been meant to declare: its first word, and what stands before a
 #: `=` or, in a tuple, a `:`.
-_DECLARED = re.compile(r"^\s*(?:(?:def|optimizer|transform)\s+)?(\w+)|(\w+)\s*(?:\[[^\]]*\]\s*)?(?:=(?!=)|:)")
+_DECLARED = re.compile(
+    r"^\s*(?:(?:def|optimizer|transform)\s+)?(\w+)|\b(\w++)\s*+(?:\[[^\]]{0,80}\]\s*+)?(?:=(?!=)|:)"
+)
 
 
 @dataclass(slots=True)
@@ -54,12 +56,7 @@ class Library:
         self._open: list[str] = []
 
     def text(self, text: str, path: str, directory: Path | None) -> Loaded:
-        """Parses `text` as the file `path`; imports resolve in `directory` and the shipped library.
-
-        Raises SpecError when it is too large to be a spec.
-        """
-        if len(text) > MAX_BYTES:
-            raise _failure("E0003", path, f"the text is longer than {MAX_BYTES // 1024} KiB", "is it a spec?")
+        """Parses `text` as the file `path`; imports resolve in `directory` and the shipped library."""
         source = split(text, path)
         file = parse(source)
         loaded = Loaded(file, source.report, directory, _lost_names(source))
@@ -77,14 +74,12 @@ class Library:
         """The file at `path`. Raises SpecError when it cannot be read."""
         try:
             key = str(path.resolve())
-            if key not in self.loaded:
-                self.text(read_text(path), str(path), path.parent)
+            text = "" if key in self.loaded else read_text(path)
         except (OSError, RuntimeError, ValueError) as error:  # a circle of links, a null character
-            reason = str(error) or type(error).__name__
-            raise _failure(
-                "E0001", shown(str(path)), f"cannot read this path: {reason}", "check the path"
-            ) from None
-        return self.loaded[key]
+            message = f"cannot read this path: {shown(str(error))}"
+            found = Diagnostic("E0001", shown(str(path)), Span.of_line(1), message, "check the path")
+            raise SpecError([found]) from None
+        return self.loaded[key] if key in self.loaded else self.text(text, str(path), path.parent)
 
     def diagnostics(self) -> list[Diagnostic]:
         """All messages of all files."""
@@ -97,9 +92,8 @@ class Library:
         found = _locate(item.path, into.directory)
         if found is None or len(self.loaded) >= MAX_FILES:
             into.complete = False
-            message = (
-                f"cannot find `{name}`" if found is None else f"more than {MAX_FILES} files are imported"
-            )
+            many = f"more than {MAX_FILES} files are imported"
+            message = f"cannot find `{name}`" if found is None else many
             help = (
                 "imports are looked for beside the spec and in the shipped library; "
                 "`..` and absolute paths are not followed"
@@ -172,10 +166,8 @@ class Library:
                 return None
             known |= set(own)
         if name not in user.lost and user.complete:
-            help = (
-                closest(name, known) or "`optdsl list` shows the shipped ones; others stand beside the spec"
-            )
-            user.report("E0501", span, f"there is no spec `{shown(name)}`", help)
+            help = "`optdsl list` shows the shipped ones; others stand beside the spec"
+            user.report("E0501", span, f"there is no spec `{shown(name)}`", closest(name, known) or help)
         return None
 
 
@@ -245,7 +237,3 @@ def _lost_names(source: Source) -> frozenset[str]:
         for part in text.split("\n"):
             lost.update(word for match in _DECLARED.finditer(part) for word in match.groups() if word)
     return frozenset(lost)
-
-
-def _failure(code: str, path: str, message: str, help: str) -> SpecError:
-    return SpecError([Diagnostic(code, path, Span.of_line(1), message, help)])

@@ -9,11 +9,11 @@ from optdsl.check.compose import build, check_function
 from optdsl.check.expression import Session
 from optdsl.check.library import Library, Loaded
 from optdsl.check.names import check_name, closest, shown
-from optdsl.check.scope import MAX_ASSIGNMENTS, POISON, TooLarge, Undefined
+from optdsl.check.scope import MAX_ASSIGNMENTS, POISON, Builder, Declared, TooLarge, Undefined
 from optdsl.check.unused import warn
 from optdsl.core import types as ty
 from optdsl.ir.expr import Expr, Var, call, const, var, variables
-from optdsl.ir.program import Program
+from optdsl.ir.program import Assign, Program
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Diagnostic, Span, SpecError
 
@@ -53,10 +53,7 @@ def check_path(path: str | Path, name: str | None = None) -> Checked:
 def check_text(text: str, path: str = "<text>", directory: Path | None = None) -> Checked:
     """Checks `text` as if it were the file `path` in `directory`."""
     library = Library()
-    try:
-        return _check(library, library.text(text, path, directory), None)
-    except SpecError as error:
-        return Checked(None, error.diagnostics)
+    return _check(library, library.text(text, path, directory), None)
 
 
 def _check(library: Library, loaded: Loaded, name: str | None) -> Checked:
@@ -139,11 +136,22 @@ def _build(library: Library, spec: syn.Spec, loaded: Loaded) -> Program | None:
         if not (isinstance(kept, Var) and kept.name == name):  # else the step leaves it alone
             results[name] = kept
     hypers, states = tuple(declared.hypers), tuple(declared.states)
-    program = Program(spec.name, spec.doc, spec.cite, hypers, states, tuple(builder.body), results)
+    program = Program(
+        spec.name, spec.doc, spec.cite, hypers, states, _without_clashes(builder, declared), results
+    )
     program = _with_first_values(program)
     if not loaded.report.failed:
         warn(program, instance, builder, loaded.report)
     return program
+
+
+def _without_clashes(builder: Builder, declared: Declared) -> tuple[Assign, ...]:
+    """Locals of one spec may be called like a hyperparameter or a state of another: those get a new name."""
+    inputs = declared.names()
+    return tuple(
+        replace(a, source=f"{a.source}_local") if a.source in inputs and a.name not in builder.of_state else a
+        for a in builder.body
+    )
 
 
 def _with_first_values(program: Program) -> Program:

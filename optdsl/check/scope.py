@@ -68,7 +68,7 @@ class Builder:
 
     `reads` holds the values that a name in the spec stood for, `joined` what a value of joined branches is
     made of; together they tell which variables are never used. `stored` holds what each state was before
-    the step.
+    the step, `of_state` the later values of states.
     """
 
     body: list[Assign] = field(default_factory=list)
@@ -78,7 +78,8 @@ class Builder:
     origins: dict[str, Origin] = field(default_factory=dict)
     reads: set[str] = field(default_factory=set)
     joined: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
-    stored: dict[Slot, Expr] = field(default_factory=dict)
+    stored: dict[Slot, Var] = field(default_factory=dict)
+    of_state: set[str] = field(default_factory=set)
     hypers: dict[str, Hyper] = field(default_factory=dict)
     loops: int = 0
     sites: int = 0
@@ -120,6 +121,15 @@ class Builder:
         self.body.append(Assign(name, source, expr, self.guard, line))
         self.definitions[name] = expr
         return var(name, expr.type)
+
+    def assign_slot(self, slot: Slot, expr: Expr, line: int, path: str) -> Expr:
+        """A new value for a name of a scope; a state keeps its name in the program."""
+        state = self.stored.get(slot)
+        value = self.assign(state.name if state else slot[1], expr, line, path)
+        if state and isinstance(value, Var) and value is not POISON:
+            self.of_state.add(value.name)
+            self.origins[value.name] = Origin(slot[1], path, line)
+        return value
 
     def branch(self, condition: Expr, wanted: bool) -> None:
         """Enters a branch: names that have a value under its condition get it."""

@@ -94,7 +94,10 @@ class States(Statements):
         self.initial = False
         self.builder.values |= states
         value = call("select", fact("first_step"), first, state) if first is not POISON else POISON
-        self.builder.values[(self.scope.number, item.name)] = self.assigned(item.name, value, item.span)
+        slot = (self.scope.number, item.name)
+        self.builder.values[slot] = self.builder.assign_slot(
+            slot, value, item.span.line, self.scope.file.path
+        )
 
     def is_always_run(self) -> bool:
         """True when this place runs in every step of a parameter, or in none."""
@@ -103,11 +106,11 @@ class States(Statements):
         return all(is_static(condition, definitions, names) for condition, _ in self.builder.guard)
 
     def check_first_step(self, instance: Instance) -> None:
-        """Reports states without an initial value that later steps read, though the first may not assign them."""
+        """Reports states without an initial value that later steps read but the first may not assign."""
         for item in instance.spec.states:
             slot = (self.scope.number, item.name)
             value, stored = self.builder.values.get(slot), self.builder.stored.get(slot)
-            if not isinstance(value, Undefined) or not isinstance(stored, Var):
+            if not isinstance(value, Undefined) or stored is None:
                 continue
             value = value.settle({fact("first_step"): True})
             if isinstance(value, Undefined) and stored.name in self.builder.reads:

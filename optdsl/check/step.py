@@ -67,7 +67,8 @@ class Statements(Branches):
             instance.used.add(name)
             value = self.state_value(name, value, instance.state_types[name], node.value)
         count = len(self.builder.body)
-        self.builder.values[slot] = self.assigned(name, value, node.span)
+        line, path = node.span.line, self.scope.file.path
+        self.builder.values[slot] = self.builder.assign_slot(slot, value, line, path)
         if instance and len(self.builder.body) > count:
             instance.made.setdefault(id(node), []).append(self.builder.body[-1].name)
 
@@ -151,8 +152,8 @@ def remedy(name: str, value: Type, target: Type) -> str:
         Level.GROUP: "reduce it with `over=group`",
         Level.TENSOR: "reduce it, as in `mean(x)`",
     }
-    declared = name if value.is_element else f"{name} [{value.level_name}]"
+    declared = "without brackets" if value.is_element else f"as `{name} [{value.level_name}]`"
     way = ways.get(target.level)
     if target.shape in (ty.ROWS, ty.COLS) and value.is_element:
         way = f"reduce it with `over={target.level_name}`"
-    return f"{way}, or declare the state as `{declared}`" if way else f"declare the state as `{declared}`"
+    return f"{way}, or declare the state {declared}" if way else f"declare the state {declared}"

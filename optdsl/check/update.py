@@ -69,11 +69,11 @@ class Movements:
 
     def read(self, line: int, path: str) -> Expr:
         """The update, as a name or a number."""
-        return self._resolve(self.value, line, path)[1]
+        return self._resolved(line, path)[1]
 
     def rewrite(self, amount: Expr, line: int, path: str) -> None:
         """`update = amount`: moves `p` from where it was before its last movement."""
-        base, _ = self._resolve(self.value, line, path)
+        base, _ = self._resolved(line, path)
         new = self.builder.assign("update", amount, line, path)
         self.p = base
         self.move(call("sub", base, new), line, path)
@@ -81,6 +81,12 @@ class Movements:
     def joined(self, condition: Expr, then: UpdateValue, other: UpdateValue, before: Expr) -> UpdateValue:
         """The update where two branches meet; `before` is `p` in front of them."""
         return then if then is other else UpdateMerge(condition, then, other, before)
+
+    def _resolved(self, line: int, path: str) -> tuple[Expr, Expr]:
+        """(base, amount) of the last movement of `p`; they keep these names from here on."""
+        base, amount = self._resolve(self.value, line, path)
+        self.value = Update("", base, amount)
+        return base, amount
 
     def _resolve(self, value: UpdateValue, line: int, path: str) -> tuple[Expr, Expr]:
         """(base, amount) of a movement, both as names."""

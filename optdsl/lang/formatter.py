@@ -99,7 +99,8 @@ def _elements(source: Source) -> list[_Element]:
         element = _element(line, kind, depth, comments.before(line.end_line + 1))
         elements.append(element)
         open_blocks.append((line.indent, _BLOCKS.get(element.head, "statement")))
-    return elements + _own_lines(comments.before(None), [indent for indent, _ in open_blocks], 0)
+    elements += _own_lines(comments.before(None), [indent for indent, _ in open_blocks], 0)
+    return elements
 
 
 class _Comments:

@@ -11,9 +11,13 @@ from optdsl.lang.diagnostics import Span
 from optdsl.lang.grammar import LineError, Token, Tree, parse_line
 from optdsl.lang.source import LogicalLine, Source
 
-#: An expression may be this deep, a block this deep: later stages recurse over both.
+#: An expression may be this deep, a block this deep, and this many branches may be tried one after the other
+#: until it is reached: later stages recurse over all three.
 MAX_DEPTH = 120
 MAX_BLOCKS = 16
+MAX_BRANCHES = 60
+#: A section may declare this much.
+MAX_DECLARATIONS = 250
 #: Whole numbers are what fits into 64 bits everywhere.
 MAX_INT = 2**63 - 1
 
@@ -74,7 +78,7 @@ class _Parser:
                 found = parse_line(other, line.text)
             except LineError:
                 continue
-            if start in ("hyper", "state") and found.data == "assign":
+            if start in ("hyper", "state") and found.data in ("assign", "statement"):
                 return None  # a declaration with a mistake in it, rather than a statement
             return f"this line {home}", "check its indentation and the block it stands in"
         return None
@@ -226,6 +230,9 @@ class _Parser:
             self.report(
                 "E0106", plain[0].span, "`step:` beside `step when`", "use `step otherwise:` for all other shapes"
             )
+        if len(steps) > MAX_BRANCHES:
+            self.report("E0008", steps[MAX_BRANCHES].span, f"more than {MAX_BRANCHES} kinds of step", "merge some")
+            del steps[MAX_BRANCHES:]
         for index, step in enumerate(steps):
             if step.otherwise and (index == 0 or index != len(steps) - 1):
                 self.report("E0103", step.span, "`step otherwise` must come last, after a `step when`", "")
@@ -251,8 +258,12 @@ class _Parser:
     def section(self, header: LogicalLine) -> Iterator[LogicalLine]:
         if not self.has_block(header):
             self.report("E0104", header.whole, f"`{header.text}` has no lines", "indent its lines, or remove it")
-        for line in self.block(header):
-            yield line
+        for count, line in enumerate(self.block(header)):
+            if count == MAX_DECLARATIONS:
+                message = f"more than {MAX_DECLARATIONS} lines in `{header.text}`"
+                self.report("E0003", line.whole, message, "is this the right file?")
+            if count < MAX_DECLARATIONS:
+                yield line
             if self.has_block(line):
                 following = self.peek()
                 assert following is not None
@@ -325,8 +336,13 @@ class _Parser:
 
     # ---- statements -----------------------------------------------------------------------------------
 
-    def body(self, inline: Tree[Token] | None, line: LogicalLine, depth: int) -> tuple[syn.Statement, ...]:
-        """The statements after a colon: on the same line, or as the block below."""
+    def body(
+        self, inline: Tree[Token] | None, line: LogicalLine, depth: int, tried: int = 0
+    ) -> tuple[syn.Statement, ...]:
+        """The statements after a colon: on the same line, or as the block below.
+
+        `depth` counts the blocks around, `tried` the branches that were not taken on the way here.
+        """
         if inline is not None:
             if self.has_block(line):
                 following = self.peek()
@@ -365,7 +381,15 @@ class _Parser:
                 flush()
             if kind in _BLOCKS:
                 inner = tree.children[-1]
-                nested = self.body(inner if isinstance(inner, Tree) else None, item, depth + 1)
+                before = tried + len(branches)
+                if before == MAX_BRANCHES:
+                    message = f"more than {MAX_BRANCHES} branches to get here"
+                    self.report("E0008", item.whole, message, "move parts into a `def`")
+                if before >= MAX_BRANCHES:
+                    self.skip_block(item)
+                    branches.append((kind, None, (), item.whole))
+                    continue
+                nested = self.body(inner if isinstance(inner, Tree) else None, item, depth + 1, before)
                 if kind in ("if_", "elif_", "else_"):
                     condition = None if kind == "else_" else self.expression(tree.children[0], item)
                     branches.append((kind, condition, nested, item.whole))
@@ -530,7 +554,7 @@ class _Parser:
 def _nest(branches: list[tuple[str, syn.Expression | None, tuple[syn.Statement, ...], Span]]) -> syn.Statement:
     """`if / elif / else` as nested `If`s."""
     other: tuple[syn.Statement, ...] = ()
-    for _, condition, body, span in reversed(branches):
+    for _, condition, body, span in reversed(branches[: MAX_BRANCHES + 1]):
         other = body if condition is None else (syn.If(condition, body, other, span),)
     return other[0]
 

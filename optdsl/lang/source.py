@@ -13,10 +13,10 @@ from pathlib import Path
 
 from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
 
-MAX_BYTES = 128 * 1024
+MAX_BYTES = 64 * 1024
 MAX_LINES = 5_000
 MAX_NESTING = 60
-MAX_LOGICAL_LINE = 8_000  # characters other than blanks, so that laying it out differently changes nothing
+MAX_LOGICAL_LINE = 4_000  # characters other than blanks, so that laying it out differently changes nothing
 
 _DOC = r'(?P<doc>"""(?:[^\\"]|\\.|"(?!""))*+""")|'
 _REST = (
@@ -105,8 +105,8 @@ def read_text(path: str | Path) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
         raise fail("E0001", f"cannot read `{path}`: {reason}", "check the path and its permissions") from None
     if len(data) > MAX_BYTES:
         raise fail("E0003", *_TOO_LARGE)
@@ -258,7 +258,7 @@ class _Scanner:
         margin = len(text) - len(text.lstrip(" \t"))
         if "\t" in text[:margin]:
             self.report("E0004", Span(start, 1, start, margin + 1), "a tab in the indentation", "indent with four spaces")
-        if len("".join(code.split())) > MAX_LOGICAL_LINE:
+        if not broken and len("".join(code.split())) > MAX_LOGICAL_LINE:
             message = f"more than {MAX_LOGICAL_LINE} characters in one line"
             self.report("E0009", Span(start, margin + 1, start, margin + 2), message, "name parts of it")
             broken = True

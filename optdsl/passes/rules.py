@@ -93,6 +93,10 @@ def _logic(node: Call) -> Expr | None:
     match node.op, node.args:
         case "not", (Call("not", (a,)),):
             return a
+        case "not", (Call("eq", (a, b)),):
+            return call("ne", a, b)
+        case "not", (Call("ne", (a, b)),):
+            return call("eq", a, b)
         case "and", (a, Const(value)) | (Const(value), a):
             return a if value else const(False)
         case "or", (a, Const(value)) | (Const(value), a):

@@ -83,31 +83,29 @@ class Body:
     # ---- loads ------------------------------------------------------------------------------------------
 
     def _place_load(self, state: str) -> None:
-        """Loads a state in the innermost arm that holds all its reads."""
-        arm = self._reader(self.root, state)
-        results = [name for name, expr in self.program.results.items() if state in variables(expr)]
-        if [name for name in results if name != state]:
-            arm = self.root
-        if arm is not None:
+        """Loads a state at the start of each innermost arm that reads it."""
+        arms = self._readers(self.root, state)
+        if any(state in variables(value) for name, value in self.program.results.items() if name != state):
+            arms = [self.root]
+        for arm in arms:
             arm.loads.append(state)
             self.reach[state].append(arm.path)
 
-    def _reader(self, arm: Arm, state: str) -> Arm | None:
-        """The innermost arm below `arm` that holds every read of `state`, or None when there is none."""
-        found: Arm | None = None
+    def _readers(self, arm: Arm, state: str) -> list[Arm]:
+        """The innermost arms, from `arm` on, whose statements read `state`."""
+        found: list[Arm] = []
         for item in arm.body:
             if isinstance(item, Set):
-                inner = arm if state in variables(item.expr) else None
-            else:
-                if state in variables(item.condition):
-                    return arm
-                sides = [self._reader(self.arms[id(side)], state) for side in (item.then, item.other)]
-                used = [side for side in sides if side is not None]
-                inner = arm if len(used) > 1 else (used[0] if used else None)
-            if inner is not None:
-                if found is not None or inner is arm:
-                    return arm
-                found = inner
+                if state in variables(item.expr):
+                    return [arm]
+                continue
+            if state in variables(item.condition):
+                return [arm]
+            sides = [self.arms[id(side)] for side in (item.then, item.other)]
+            readers = [self._readers(side, state) for side in sides]
+            if readers == [[sides[0]], [sides[1]]]:  # read whichever side is taken
+                return [arm]
+            found += readers[0] + readers[1]
         return found
 
     # ---- stores -----------------------------------------------------------------------------------------

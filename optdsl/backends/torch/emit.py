@@ -18,6 +18,7 @@ from optdsl.ir.expr import Call, Const, Expr, call, const, variables
 from optdsl.ir.program import Hyper, Program, State, is_static, number
 from optdsl.ir.text import to_opt
 from optdsl.passes.lower import lower
+from optdsl.passes.rules import rewrite
 from optdsl.passes.simplify import substitute
 
 NAME = "torch"
@@ -54,7 +55,7 @@ class _Module:
     def text(self) -> str:
         functions = [self.live(), *self.initial(), self.update("loop"), self.update("foreach")]
         declarations = self.declarations()
-        code = "\n".join([*declarations, *(line for f in functions for line in f)])
+        code = "\n".join([*declarations, *self.arguments(), *(line for f in functions for line in f)])
         view = {
             "version": __version__,
             "source": re.sub(r"[^\w.+-]", "_", Path(self.source).name),
@@ -162,7 +163,7 @@ class _Module:
         if program.states:
             lines.append("_states = (")
             lines += [
-                f"    State({s.key!r}, {s.type.level_name.replace(' ', '')!r})," for s in program.states
+                f"    State({quoted(s.key)}, {quoted(s.type.level_name)})," for s in program.states
             ]
             lines.append(")")
         facts = self.bucket_facts()
@@ -267,7 +268,7 @@ class _Module:
             paths.append(static)
         result: Expr = const(False)
         for index, needed in enumerate(_distinct(paths)):
-            each = [self.inlined(c) if w else call("not", self.inlined(c)) for c, w in needed]
+            each = [rewrite(self.inlined(c) if w else call("not", self.inlined(c))) for c, w in needed]
             joined = each[0]
             for condition in each[1:]:
                 joined = call("and", joined, condition)

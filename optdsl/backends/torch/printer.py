@@ -125,7 +125,7 @@ class Printer:
         if op in ("add", "sub", "mul") or (op == "div" and self.intervals.never_zero(args[1])):
             return self.infix(op, args)
         if op == "pow" and self.safe_power(expr):
-            return f"{self.wrap(args[0], _ATOM)} ** {self.wrap(args[1], _UNARY)}", _POWER
+            return self.powered(*args), _POWER
         arguments = ", ".join(map(self.text, args))
         return f"host.{_HOST_NAMES.get(op, op)}({arguments})", _ATOM
 
@@ -192,13 +192,20 @@ class Printer:
             return f"{self.wrap(base, _ATOM)}.square()", _ATOM
         if base.type.is_host:
             return f"torch.pow({self.text(base)}, {self.text(exponent)})", _ATOM
-        return f"{self.wrap(base, _ATOM)} ** {self.wrap(exponent, _UNARY)}", _POWER
+        return self.powered(base, exponent), _POWER
+
+    def powered(self, base: Expr, exponent: Expr) -> str:
+        """`base ** exponent`, with spaces unless both are simple."""
+        left, right = self.wrap(base, _ATOM), self.wrap(exponent, _UNARY)
+        space = "" if all(isinstance(x, Var | Const) for x in (base, exponent)) else " "
+        return f"{left}{space}**{space}{right}"
 
     def extreme(self, op: str, a: Expr, b: Expr) -> str:
         if a.type.is_host:
             a, b = b, a
         if b.type.is_host:
-            return f"{self.wrap(a, _ATOM)}.clamp({op}={self.text(b)})"
+            bound = "max" if op == "min" else "min"
+            return f"{self.wrap(a, _ATOM)}.clamp({bound}={self.text(b)})"
         return f"torch.{op}imum({self.text(a)}, {self.text(b)})"
 
     def choose(self, condition: Expr, then: Expr, other: Expr) -> Printed:
