@@ -222,9 +222,13 @@ class AdaBelief(Optimizer):
                 p = foreach.mul(p, 1 - lr * weight_decay)
         else:
             g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
         s = foreach.add_(
-            foreach.add_scaled_(foreach.mul(beta2, s), foreach.square(foreach.sub(g, m)), (1 - beta2)),
+            foreach.add_scaled_(
+                foreach.mul(beta2, s),
+                foreach.square(foreach.sub(g, m)),
+                1 - beta2,
+            ),
             eps,
         )
         if amsgrad:
@@ -241,11 +245,16 @@ class AdaBelief(Optimizer):
                         (rho_inf - 4) * (rho_inf - 2) * rho,
                     ),
                 )
-                p = foreach.addcdiv(p, m, foreach.add_(foreach.sqrt(s), eps), -(lr * r_1 / (1 - beta1**t)))
+                p = foreach.addcdiv(
+                    p,
+                    m,
+                    foreach.add_(foreach.sqrt(s), eps),
+                    -(lr * r_1 / (1 - beta1**t)),
+                )
             elif degenerated_to_sgd:
                 p = foreach.add_scaled(p, m, -(lr / (1 - beta1**t)))
         else:
-            root = foreach.sqrt((s_max if amsgrad else s))
+            root = foreach.sqrt(s_max if amsgrad else s)
             p = foreach.addcdiv(
                 p,
                 m,

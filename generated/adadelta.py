@@ -134,12 +134,15 @@ class Adadelta(Optimizer):
         v = state["square_avg"]
         a = state["acc_delta"]
         g = foreach.add_scaled(g, p, weight_decay)
-        v = foreach.addcmul_(foreach.mul(rho, v), g, g, (1 - rho))
+        v = foreach.addcmul_(foreach.mul(rho, v), g, g, 1 - rho)
         delta = foreach.mul_(
-            foreach.div_(foreach.sqrt_(foreach.add(a, eps)), foreach.sqrt_(foreach.add(v, eps))),
+            foreach.div_(
+                foreach.sqrt_(foreach.add(a, eps)),
+                foreach.sqrt_(foreach.add(v, eps)),
+            ),
             g,
         )
-        a = foreach.addcmul_(foreach.mul(rho, a), delta, delta, (1 - rho))
+        a = foreach.addcmul_(foreach.mul(rho, a), delta, delta, 1 - rho)
         p = foreach.add_scaled(p, delta, -lr)
         state["square_avg"] = v
         state["acc_delta"] = a

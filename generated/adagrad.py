@@ -140,6 +140,11 @@ class Adagrad(Optimizer):
         s = state["sum"]
         g = foreach.add_scaled(g, p, weight_decay)
         s = foreach.add_(foreach.square(g), s)
-        p = foreach.addcdiv(p, g, foreach.add_(foreach.sqrt(s), eps), -(lr / (1 + (t - 1) * lr_decay)))
+        p = foreach.addcdiv(
+            p,
+            g,
+            foreach.add_(foreach.sqrt(s), eps),
+            -(lr / (1 + (t - 1) * lr_decay)),
+        )
         state["sum"] = s
         return p

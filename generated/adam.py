@@ -172,8 +172,8 @@ class Adam(Optimizer):
             p = foreach.mul(p, 1 - lr * weight_decay)
         else:
             g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         if amsgrad:
             v_max = state["max_exp_avg_sq"]
             v_max = foreach.maximum(v_max, v)

@@ -133,7 +133,7 @@ class Adamax(Optimizer):
         m = state["exp_avg"]
         u = state["exp_inf"]
         g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
         u = foreach.maximum(foreach.mul(beta2, u), foreach.add_(foreach.abs(g), eps))
         p = foreach.addcdiv(p, m, u, -(lr / (1 - beta1**t)))
         state["exp_avg"] = m

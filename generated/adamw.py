@@ -157,8 +157,8 @@ class AdamW(Optimizer):
         m = state["exp_avg"]
         v = state["exp_avg_sq"]
         p = foreach.mul(p, 1 - lr * weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         if amsgrad:
             v_max = state["max_exp_avg_sq"]
             v_max = foreach.maximum(v_max, v)

@@ -131,7 +131,9 @@ class DiffGrad(Optimizer):
         else:
             prev = state["previous_grad"]
             friction = 1.0 / (1.0 + (-(prev - g).abs()).exp())
-        p = p - lr * host.sqrt(1 - beta2**t) / (1 - beta1**t) * friction * m / (v.sqrt() + eps)
+        p = (
+            p - lr * host.sqrt(1 - beta2**t) / (1 - beta1**t) * friction * m / (v.sqrt() + eps)
+        )
         state["exp_avg"] = m
         state["exp_avg_sq"] = v
         state["previous_grad"] = g
@@ -156,15 +158,18 @@ class DiffGrad(Optimizer):
         m = state["exp_avg"]
         v = state["exp_avg_sq"]
         g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         if reused_gradient and not t == 1:
             friction = 0.5
         else:
             prev = state["previous_grad"]
             friction = foreach.div(
                 1.0,
-                foreach.add_(foreach.exp_(foreach.neg_(foreach.abs_(foreach.sub(prev, g)))), 1.0),
+                foreach.add_(
+                    foreach.exp_(foreach.neg_(foreach.abs_(foreach.sub(prev, g)))),
+                    1.0,
+                ),
             )
         p = foreach.addcdiv(
             p,

@@ -159,7 +159,9 @@ class Lamb(Optimizer):
         m = beta1 * m + (1 - beta1 if grad_averaging else 1) * g
         v = beta2 * v + (1 - beta2) * g.square()
         if bias_correction:
-            u = m / (1 - beta1**t) / (v.sqrt() / host.sqrt(1 - beta2**t) + eps) + weight_decay * p
+            u = (
+                m / (1 - beta1**t) / (v.sqrt() / host.sqrt(1 - beta2**t) + eps) + weight_decay * p
+            )
         else:
             u = m / (v.sqrt() + eps) + weight_decay * p
         if weight_decay != 0 or always_adapt:
@@ -200,8 +202,12 @@ class Lamb(Optimizer):
         if max_grad_norm != math.inf:
             joint = yield Joint("sum", "all", 0, foreach.square(g))
             g = foreach.div(g, (joint.sqrt() / max_grad_norm).clamp(min=1))
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1 if grad_averaging else 1))
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
+        m = foreach.add_scaled_(
+            foreach.mul(beta1, m),
+            g,
+            1 - beta1 if grad_averaging else 1,
+        )
+        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         if bias_correction:
             u = foreach.add_scaled_(
                 foreach.div_(
@@ -212,16 +218,26 @@ class Lamb(Optimizer):
                 weight_decay,
             )
         else:
-            u = foreach.add_scaled_(foreach.div(m, foreach.add_(foreach.sqrt(v), eps)), p, weight_decay)
+            u = foreach.add_scaled_(
+                foreach.div(m, foreach.add_(foreach.sqrt(v), eps)),
+                p,
+                weight_decay,
+            )
         if weight_decay != 0 or always_adapt:
-            p_norm = foreach.minimum(foreach.sqrt_([x.sum() for x in foreach.square(p)]), max_trust_norm)
+            p_norm = foreach.minimum(
+                foreach.sqrt_([x.sum() for x in foreach.square(p)]),
+                max_trust_norm,
+            )
             u_norm = foreach.sqrt_([x.sum() for x in foreach.square(u)])
-            trust = (
-                [torch.where(x, y, 1) for x, y in zip([x & y for x, y in zip([x > 0 for x in p_norm], [x > 0 for x in u_norm], strict=True)], foreach.div(p_norm, u_norm), strict=True)]
+            trust = foreach.where(
+                foreach.logical_and(foreach.gt(p_norm, 0), foreach.gt(u_norm, 0)),
+                foreach.div(p_norm, u_norm),
+                1,
+                p,
             )
             if trust_clip:
                 chosen = foreach.minimum(trust, 1)
-            u = foreach.mul(u, (chosen if trust_clip else trust))
+            u = foreach.mul(u, chosen if trust_clip else trust)
         p = foreach.add_scaled(p, u, -lr)
         state["exp_avg"] = m
         state["exp_avg_sq"] = v

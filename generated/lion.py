@@ -121,8 +121,8 @@ class Lion(Optimizer):
         weight_decay = group["weight_decay"]
         m = state["exp_avg"]
         p = foreach.mul(p, 1 - lr * weight_decay)
-        c = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
+        c = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
         p = foreach.add_scaled(p, foreach.sign(c), -lr)
-        m = foreach.add_scaled_(foreach.mul(beta2, m), g, (1 - beta2))
+        m = foreach.add_scaled_(foreach.mul(beta2, m), g, 1 - beta2)
         state["exp_avg"] = m
         return p

@@ -180,11 +180,11 @@ class NAdam(Optimizer):
         mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
         mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
         mu_product = mu_product * mu
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         d = foreach.add_(foreach.sqrt_(foreach.div(v, 1 - beta2**t)), eps)
-        p = foreach.addcdiv(p, g, d, -(host.div(lr * (1 - mu), 1 - mu_product)))
-        p = foreach.addcdiv(p, m, d, -(host.div(lr * mu_next, 1 - mu_product * mu_next)))
+        p = foreach.addcdiv(p, g, d, -host.div(lr * (1 - mu), 1 - mu_product))
+        p = foreach.addcdiv(p, m, d, -host.div(lr * mu_next, 1 - mu_product * mu_next))
         state["exp_avg"] = m
         state["exp_avg_sq"] = v
         state["mu_product"] = mu_product

@@ -132,7 +132,9 @@ class RAdam(Optimizer):
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
-            r_1 = host.sqrt(host.div((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho))
+            r_1 = host.sqrt(
+                host.div((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho),
+            )
             p = p - lr * r_1 * host.sqrt(1 - beta2**t) * m_hat / (v.sqrt() + eps)
         else:
             p = p - lr * m_hat
@@ -162,13 +164,15 @@ class RAdam(Optimizer):
             p = foreach.mul(p, 1 - lr * weight_decay)
         else:
             g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, (1 - beta1))
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, (1 - beta2))
+        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         m_hat = foreach.div(m, 1 - beta1**t)
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)
         if rho > 5:
-            r_1 = host.sqrt(host.div((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho))
+            r_1 = host.sqrt(
+                host.div((rho - 4) * (rho - 2) * rho_inf, (rho_inf - 4) * (rho_inf - 2) * rho),
+            )
             p = foreach.addcdiv(
                 p,
                 m_hat,

@@ -170,10 +170,10 @@ class RMSprop(Optimizer):
         centered = group["centered"]
         v = state["square_avg"]
         g = foreach.add_scaled(g, p, weight_decay)
-        v = foreach.addcmul_(foreach.mul(alpha, v), g, g, (1 - alpha))
+        v = foreach.addcmul_(foreach.mul(alpha, v), g, g, 1 - alpha)
         if centered:
             g_avg = state["grad_avg"]
-            g_avg = foreach.add_scaled_(foreach.mul(alpha, g_avg), g, (1 - alpha))
+            g_avg = foreach.add_scaled_(foreach.mul(alpha, g_avg), g, 1 - alpha)
             d = foreach.add_(foreach.sqrt_(foreach.sub(v, foreach.square(g_avg))), eps)
             state["grad_avg"] = g_avg
         else:

@@ -142,13 +142,18 @@ class Rprop(Optimizer):
         prev = state["prev"]
         size = state["step_size"]
         c = foreach.mul(g, prev)
-        shared = [x < 0 for x in c]
+        shared = foreach.lt(c, 0)
         size = foreach.mul_(
-            [torch.where(x, eta_plus, y) for x, y in zip([x > 0 for x in c], [torch.where(x, torch.as_tensor(eta_minus, dtype=p[0].dtype, device=p[0].device), 1) for x in shared], strict=True)],
+            foreach.where(
+                foreach.gt(c, 0),
+                eta_plus,
+                foreach.where(shared, eta_minus, 1, p),
+                p,
+            ),
             size,
         )
         size = foreach.minimum(foreach.maximum(size, step_min), step_max)
-        g = [torch.where(x, 0, y) for x, y in zip(shared, g, strict=True)]
+        g = foreach.where(shared, 0, g, p)
         p = foreach.sub(p, foreach.mul_(foreach.sign(g), size))
         state["prev"] = g
         state["step_size"] = size

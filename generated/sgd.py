@@ -159,7 +159,7 @@ class SGD(Optimizer):
                 buf = g
             else:
                 buf = state["momentum_buffer"]
-                buf = foreach.add_scaled_(foreach.mul(momentum, buf), g, (1 - dampening))
+                buf = foreach.add_scaled_(foreach.mul(momentum, buf), g, 1 - dampening)
             if nesterov:
                 g = foreach.add_scaled(g, buf, momentum)
             else:

@@ -145,7 +145,7 @@ class SignSGD(Optimizer):
             g = foreach.add_scaled(g, p, weight_decay)
         if momentum > 0:
             m = state["momentum_buffer"]
-            m = foreach.add_scaled_(foreach.mul(momentum, m), g, (1 - momentum))
+            m = foreach.add_scaled_(foreach.mul(momentum, m), g, 1 - momentum)
             p = foreach.add_scaled(p, foreach.sign(m), -lr)
             state["momentum_buffer"] = m
         else:

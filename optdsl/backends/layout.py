@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-WIDTH = 96
+WIDTH = 84
 
 
 def assignment(target: str, value: str) -> list[str]:

@@ -554,7 +554,7 @@ class _Parser:
 def _nest(branches: list[tuple[str, syn.Expression | None, tuple[syn.Statement, ...], Span]]) -> syn.Statement:
     """`if / elif / else` as nested `If`s."""
     other: tuple[syn.Statement, ...] = ()
-    for _, condition, body, span in reversed(branches[: MAX_BRANCHES + 1]):
+    for _, condition, body, span in reversed(branches):
         other = body if condition is None else (syn.If(condition, body, other, span),)
     return other[0]
 

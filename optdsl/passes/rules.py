@@ -36,7 +36,22 @@ def _keeps_type(node: Call, replacement: Expr) -> Expr | None:
     return replacement if replacement.type == node.type else None
 
 
+#: Operators that IEEE 754 rounds correctly, or that do not round: the same bits on every machine.
+_EXACT = frozenset(
+    ["add", "sub", "mul", "div", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "min", "max"]
+    + ["abs", "sign", "sqrt", "floor", "ceil", "round", "isfinite", "nan_to_num"]
+)
+
+
 def _fold(node: Call) -> Expr | None:
+    return _folded(node) if node.op in _EXACT else None
+
+
+def _fold_functions(node: Call) -> Expr | None:
+    return None if node.op in _EXACT else _folded(node)
+
+
+def _folded(node: Call) -> Expr | None:
     values = tuple(arg.value for arg in node.args if isinstance(arg, Const))
     if len(values) != len(node.args) or not values:
         return None
@@ -50,7 +65,7 @@ def _neutral(node: Call) -> Expr | None:
             return _keeps_type(node, a)
         case "mul", (a, b) if _is(a, 1):
             return _keeps_type(node, b)
-        case ("div" | "pow"), (a, b) if _is(b, 1):
+        case (("div" | "pow"), (a, b)) if _is(b, 1):
             return _keeps_type(node, a)
         case "sub", (a, b) if _is(b, 0):
             return _keeps_type(node, a)
@@ -82,9 +97,9 @@ def _signs(node: Call) -> Expr | None:
 
 def _idempotent(node: Call) -> Expr | None:
     match node.op, node.args:
-        case ("min" | "max" | "and" | "or"), (a, b) if a is b:
+        case (("min" | "max" | "and" | "or"), (a, b)) if a is b:
             return a
-        case ("sign" | "floor" | "ceil" | "round"), (Call(inner, _) as a,) if inner == node.op:
+        case (("sign" | "floor" | "ceil" | "round"), (Call(inner, _) as a,)) if inner == node.op:
             return a
     return None
 
@@ -133,6 +148,7 @@ def _gather_host(node: Call) -> Expr | None:
 
 RULES: tuple[Rule, ...] = (
     Rule("fold", True, _fold),
+    Rule("fold_functions", False, _fold_functions),
     Rule("neutral", True, _neutral),
     Rule("signs", True, _signs),
     Rule("idempotent", True, _idempotent),

@@ -6,7 +6,7 @@ operations are used where torch has one; everything else runs tensor by tensor.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ def _elementwise(name: str, plain: Callable[..., Any]) -> tuple[Callable[..., An
     def run(x: Operand) -> list[Tensor]:
         return list(fused(x))
 
-    def run_(x: Operand) -> list[Tensor]:
+    def run_(x: Operand) -> Any:
         fused_(x)
         return x
 
@@ -68,7 +68,7 @@ def add(x: Operand, y: Operand) -> list[Tensor]:
     return list(torch._foreach_add(x, y))
 
 
-def add_(x: Operand, y: Operand) -> list[Tensor]:
+def add_(x: Operand, y: Operand) -> Any:
     """x + y, in x."""
     torch._foreach_add_(x, y)
     return x
@@ -85,7 +85,7 @@ def add_scaled(x: Operand, y: Operand, alpha: Any) -> list[Tensor]:
     return list(torch._foreach_add(x, mul(y, alpha)))
 
 
-def add_scaled_(x: Operand, y: Operand, alpha: Any) -> list[Tensor]:
+def add_scaled_(x: Operand, y: Operand, alpha: Any) -> Any:
     """x + alpha * y, in x."""
     if _plain_number(alpha):
         torch._foreach_add_(x, y, alpha=alpha)
@@ -101,7 +101,7 @@ def sub(x: Operand, y: Operand) -> list[Tensor]:
     return each(operator.sub, x, y)
 
 
-def sub_(x: Operand, y: Operand) -> list[Tensor]:
+def sub_(x: Operand, y: Operand) -> Any:
     """x - y, in x."""
     if _listed(y) or _plain_number(y):
         torch._foreach_sub_(x, y)
@@ -116,7 +116,7 @@ def mul(x: Operand, y: Operand) -> list[Tensor]:
     return list(torch._foreach_mul(x, y))
 
 
-def mul_(x: Operand, y: Operand) -> list[Tensor]:
+def mul_(x: Operand, y: Operand) -> Any:
     """x * y, in x."""
     torch._foreach_mul_(x, y)
     return x
@@ -129,7 +129,7 @@ def div(x: Operand, y: Operand) -> list[Tensor]:
     return each(operator.truediv, x, y)
 
 
-def div_(x: Operand, y: Operand) -> list[Tensor]:
+def div_(x: Operand, y: Operand) -> Any:
     """x / y, in x."""
     torch._foreach_div_(x, y)
     return x
@@ -142,7 +142,7 @@ def addcmul(x: Operand, y: Operand, z: Operand, value: Any) -> list[Tensor]:
     return add(mul_(mul(y, z), value), x)
 
 
-def addcmul_(x: list[Tensor], y: Operand, z: Operand, value: Any) -> list[Tensor]:
+def addcmul_(x: list[Tensor], y: Operand, z: Operand, value: Any) -> Any:
     """x + value * y * z, in x."""
     if _plain_number(value):
         torch._foreach_addcmul_(x, y, z, value=value)
@@ -157,7 +157,7 @@ def addcdiv(x: Operand, y: Operand, z: Operand, value: Any) -> list[Tensor]:
     return add(mul_(div(y, z), value), x)
 
 
-def addcdiv_(x: list[Tensor], y: Operand, z: Operand, value: Any) -> list[Tensor]:
+def addcdiv_(x: list[Tensor], y: Operand, z: Operand, value: Any) -> Any:
     """x + value * y / z, in x."""
     if _plain_number(value):
         torch._foreach_addcdiv_(x, y, z, value=value)
@@ -193,3 +193,45 @@ def maximum(x: Operand, y: Operand) -> list[Tensor]:
     if _listed(y) or _plain_number(y):
         return list(torch._foreach_maximum(x, y))
     return each(torch.maximum, x, y)
+
+
+def _tensors(function: Callable[..., Tensor]) -> Callable[..., list[Tensor]]:
+    """A function of tensors, tensor by tensor."""
+
+    def run(*operands: Operand) -> list[Tensor]:
+        return each(function, *operands)
+
+    return run
+
+
+lt = _tensors(operator.lt)
+le = _tensors(operator.le)
+gt = _tensors(operator.gt)
+ge = _tensors(operator.ge)
+eq = _tensors(operator.eq)
+ne = _tensors(operator.ne)
+logical_and = _tensors(operator.and_)
+logical_or = _tensors(operator.or_)
+logical_not = _tensors(torch.logical_not)
+isfinite = _tensors(torch.isfinite)
+nan_to_num = _tensors(torch.nan_to_num)
+remainder = _tensors(torch.remainder)
+matmul = _tensors(torch.matmul)
+
+
+def where(condition: Operand, x: Operand, y: Operand, like: Sequence[Tensor]) -> list[Tensor]:
+    """x where the condition holds, else y; numbers in the dtype of `like`."""
+    if not isinstance(x, Tensor) and not _listed(x):
+        x = like[0].new_tensor(x)
+    return each(torch.where, condition, x, y)
+
+
+def indicator(condition: Operand, like: Sequence[Tensor]) -> list[Tensor]:
+    """1 where the condition holds, else 0, in the dtype of `like`."""
+    return each(Tensor.to, condition, like[0].dtype)
+
+
+def atan2(y: Operand, x: Operand, like: Sequence[Tensor]) -> list[Tensor]:
+    """The angle of the point (x, y)."""
+    sides = (z if isinstance(z, Tensor) or _listed(z) else like[0].new_tensor(z) for z in (y, x))
+    return each(torch.atan2, *sides)

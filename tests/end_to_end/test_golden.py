@@ -29,7 +29,6 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("orthograd", "sgd"): {"base": None},
     ("orthograd", "adamw"): {"base": None, "decoupled_weight_decay": None},
     ("diffgrad", "v1_inplace_grad"): {"+reused_gradient": True},
-    ("lars", "noahgolmant"): {"eta": "trust_coeff", "+lr_in_buffer": True},
     ("lamb", "timm"): {"caution": None, "decoupled_decay": None, "corrected_weight_decay": None},
     ("lamb", "cybertronai"): {
         "adam": None,
@@ -38,7 +37,6 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
         "+max_trust_norm": 10.0,
         "+always_adapt": True,
     },
-    ("adagradnorm", "adadagrad"): {"+scope": "rows"},
 }
 #: Tensors on which the reference does something that is no rule: AdAdaGrad adds to a bias the row sums of
 #: whatever matrix the optimizer happened to visit before it.
@@ -72,8 +70,6 @@ def hypers(entry: dict[str, Any]) -> dict[str, Any]:
             value = options.pop(name)
             if change is not None:
                 options[change] = value
-    if options.get("max_grad_norm", 0) is None:  # no clipping
-        options["max_grad_norm"] = float("inf")
     return options
 
 

@@ -162,9 +162,7 @@ class _Module:
         lines.append(")")
         if program.states:
             lines.append("_states = (")
-            lines += [
-                f"    State({quoted(s.key)}, {quoted(s.type.level_name)})," for s in program.states
-            ]
+            lines += [f"    State({quoted(s.key)}, {quoted(s.type.level_name)})," for s in program.states]
             lines.append(")")
         facts = self.bucket_facts()
         if facts:

@@ -25,6 +25,11 @@ _HOST_NAMES = {
 _METHODS = frozenset(
     "abs sign sqrt exp expm1 log log1p sin cos tan asin acos atan tanh erf floor ceil round nan_to_num".split()
 )
+#: Operators whose foreach function has another name.
+_FOREACH_NAMES = {
+    "pow": "power", "min": "minimum", "max": "maximum", "mod": "remainder", "select": "where",
+    "and": "logical_and", "or": "logical_or", "not": "logical_not",
+}  # fmt: skip
 #: Operators that `optdsl.runtime.foreach` has as a unary function.
 _FOREACH_UNARY = _METHODS - {"nan_to_num"}
 #: Foreach functions with a variant that overwrites its first operand.
@@ -88,7 +93,8 @@ class Printer:
         if expr.type.is_host:
             return self.host(expr)
         if self.is_list(expr):
-            return self.listed(expr), _ATOM
+            lazy = expr.op == "select" and expr.args[0].type.is_host
+            return self.listed(expr), _TERNARY if lazy else _ATOM
         return self.tensor(expr)
 
     def variable(self, expr: Var) -> Printed:
@@ -248,7 +254,7 @@ class Printer:
             return self.draws(expr)
         if op == "select" and args[0].type.is_host:
             then, other = self.wrap(args[1], _OR), self.wrap(args[2], _TERNARY)
-            return f"({then} if {self.wrap(args[0], _OR)} else {other})"
+            return f"{then} if {self.wrap(args[0], _OR)} else {other}"
         fused = self.multiply_add(expr)
         if fused:
             return fused
@@ -256,10 +262,15 @@ class Printer:
             return f"foreach.square({self.text(args[0])})"
         if op in ("add", "sub", "mul", "div", "neg") or op in _FOREACH_UNARY:
             return self.foreach_call(op, expr, args)
-        named = {"pow": "power", "min": "minimum", "max": "maximum"}.get(op)
-        if named:
-            return f"foreach.{named}({self.text(args[0])}, {self.text(args[1])})"
-        return self.one_by_one(expr)
+        if op == "select" and _is_indicator(*args[1:]):
+            return f"foreach.indicator({self.text(args[0])}, p)"
+        if rule is Rule.REDUCE:
+            return f"[{self.reduce(expr, 'x')} for x in {self.text(args[0])}]"
+        if rule in (Rule.TRANSPOSE, Rule.MATRIX):
+            body = "x.mT" if rule is Rule.TRANSPOSE else f"{op}(x, {self.text(args[1])})"
+            return f"[{body} for x in {self.text(args[0])}]"
+        like = ["p"] if op in ("select", "atan2") else []
+        return f"foreach.{_FOREACH_NAMES.get(op, op)}({', '.join([*map(self.text, args), *like])})"
 
     def foreach_call(self, name: str, expr: Call, args: tuple[Expr, ...], scale: Expr | None = None) -> str:
         """A call of a foreach function; it overwrites its first operand when that is a fresh list."""
@@ -290,8 +301,7 @@ class Printer:
         if found is None or not self.is_list(base) or base.type != expr.type:
             return None
         scale, rest = found
-        factor = self.wrap(scale, _SUM + 1)
-        value = factor if expr.op == "add" else f"-{factor}" if _is_atom(scale) else f"-({self.text(scale)})"
+        value = self.text(scale) if expr.op == "add" else f"-{self.wrap(scale, _ATOM)}"
         own = "_" if self.fresh(base, expr) else ""
         first = self.text(base)
         if isinstance(rest, Call) and rest.op == "div" and self._both_like(rest.args, expr):
@@ -317,27 +327,6 @@ class Printer:
             return f"[{call} for r, q in zip(random, {self.text(q)}, strict=True)]"
         return f"[{self.random(expr, 'r')} for r in random]"
 
-    def one_by_one(self, expr: Call) -> str:
-        """An operation that torch has no list form of: a comprehension over the operands."""
-        lists = [arg for arg in dict.fromkeys(expr.args) if self.is_list(arg)]
-        letters = dict(zip(lists, "xyz", strict=False))
-        values = {arg: Var(f"<{letter}>", arg.type) for arg, letter in letters.items()}
-        names = {**self.names, **{f"<{letter}>": letter for letter in letters.values()}}
-        floats = [letters[arg] for arg in lists if arg.type.kind is Kind.FLOAT]
-        like = floats[0] if floats else "p[0]"
-        inner = Printer(names, self.intervals, self.matrices, foreach=False, like=like)
-        args = tuple(values.get(arg, arg) for arg in expr.args)
-        body = inner.text(Call(expr.op, args, expr.attr, expr.site, expr.type))
-        sources = [self.text(arg) for arg in lists]
-        if len(lists) == 1:
-            return f"[{body} for {letters[lists[0]]} in {_iterable(sources[0])}]"
-        joined = ", ".join(letters[arg] for arg in lists)
-        return f"[{body} for {joined} in zip({', '.join(sources)}, strict=True)]"
-
-
-def _iterable(text: str) -> str:
-    return f"({text})" if " if " in text and not text.startswith(("[", "(", "foreach.")) else text
-
 
 def _atomic(text: str) -> str:
     """`text` as the object of a method call."""
@@ -359,10 +348,6 @@ def _balanced(text: str) -> bool:
         if depth == 0 and letter == ")" and index + 1 < len(text) and text[index + 1] != ".":
             return False
     return depth == 0
-
-
-def _is_atom(expr: Expr) -> bool:
-    return isinstance(expr, Const | Var)
 
 
 def _is_indicator(then: Expr, other: Expr) -> bool:

@@ -1,0 +1,1 @@
+"""Search over programs: random programs, and evolution on top of them."""

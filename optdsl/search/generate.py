@@ -1,0 +1,869 @@
+"""Random programs, well typed by construction.
+
+`random_program` makes a whole method. Its parts are the building blocks of mutations: `random_expr` makes an
+expression of a wanted type from what is `Available`, `random_condition` something an `if` can ask, and
+`available_at` says what a statement of an existing program may read. All of them draw from the `random.Random`
+they are given and from nothing else, so a seed and a version of this module determine the result.
+
+`Weights` says how often each construct occurs. `TAME` makes methods whose numbers usually stay finite and do not
+jump: operands are brought into the domain of their operator, and operators with steps or poles are left out.
+`WILD` uses everything, hostile literals included.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+from optdsl.core import types as ty
+from optdsl.core.ops import CORE, FACTS, Rule
+from optdsl.core.types import COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
+from optdsl.ir.expr import (
+    Call,
+    Expr,
+    Literal,
+    Var,
+    as_number,
+    call,
+    const,
+    is_joint,
+    is_random,
+    var,
+    variables,
+)
+from optdsl.ir.program import Assign, Guard, Hyper, Interval, Program, State
+
+#: Where a value lives.
+Place: TypeAlias = tuple[Level, Shape]
+
+_CONST: Place = (Level.CONST, SCALAR)
+_HOST: Place = (Level.HOST, SCALAR)
+_GROUP: Place = (Level.GROUP, SCALAR)
+_TENSOR: Place = (Level.TENSOR, SCALAR)
+_ROWS: Place = (Level.ARRAY, ROWS)
+_COLS: Place = (Level.ARRAY, COLS)
+_ELEMENT: Place = (Level.ARRAY, ELEMENT)
+
+_T = TypeVar("_T")
+
+#: Operators that jump, or turn a small change of an operand into a large one of the result.
+_STEEP = frozenset(
+    {"mod", "sign", "floor", "ceil", "round", "tan", "asin", "acos", "bernoulli", "nan_to_num"}
+)
+#: Numbers whose handling goes wrong first.
+_HOSTILE = (0.0, -0.0, math.inf, -math.inf, math.nan, 5e-324, 1e-30, 1e30, 1.7976931348623157e308)
+_USUAL = (0.0, 1.0, 0.5, 2.0, 0.1, 0.01, 1e-3, 3.0, 0.9, 1.5, 0.25)
+
+_COMMON = {"add": 6.0, "sub": 6.0, "mul": 8.0, "div": 3.0, "select": 1.5, "min": 1.5, "max": 1.5, "pow": 2.0,
+           "neg": 1.5, "abs": 1.5, "sqrt": 2.0, "reduce_sum": 1.5, "reduce_mean": 2.0}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """How often each construct occurs: chances in [0, 1], and relative weights in the mappings.
+
+    `operators` weighs the core operators (0 leaves one out). Of an operand, `leaf` is the chance that it is a
+    value at hand even where it could be computed, `literal` that such a value is a number instead (drawn from
+    `literals`), `old` that it is one whose name has a newer value by now, `coarse` that it lives at a coarser
+    level than its neighbour, `joint` that this level is the group, `truth` that it is a truth value, `whole`
+    that it is an int where host values are, and `protect` that it is first brought into the domain of its
+    operator. `jump` is the chance that the condition of a choice is known per element rather than on the host.
+
+    Of a statement, `branch` is the chance that it is an `if` (of at most `nesting` in one another), `otherwise`
+    that this has an `else`, `average` that a state becomes a moving average of something, `descend` that `p`
+    moves by a rate times something, and `coarse_p` that `p` or `g` becomes one value for many elements.
+    `conditions` weighs the kinds of conditions, `levels` those of states.
+    """
+
+    operators: Mapping[str, float]
+    literals: tuple[float, ...] = _USUAL
+    leaf: float = 0.25
+    literal: float = 0.2
+    old: float = 0.15
+    coarse: float = 0.5
+    joint: float = 0.1
+    truth: float = 0.04
+    whole: float = 0.15
+    protect: float = 0.95
+    jump: float = 0.0
+    branch: float = 0.25
+    nesting: int = 3
+    otherwise: float = 0.6
+    average: float = 0.6
+    descend: float = 0.8
+    coarse_p: float = 0.0
+    depth: int = 3
+    conditions: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "flag": 3.0,
+            "choice": 3.0,
+            "whole": 2.0,
+            "number": 2.0,
+            "shape": 3.0,
+            "first": 1.5,
+            "time": 2.0,
+            "every": 2.0,
+            "state": 2.0,
+            "both": 1.5,
+            "not": 1.0,
+            "literal": 0.3,
+        }  # fmt: skip
+    )
+    levels: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "element": 10.0,
+            "rows": 1.5,
+            "cols": 1.5,
+            "tensor": 2.5,
+            "group": 1.0,
+            "host": 2.0,
+            "rows, rows": 0.5,
+            "cols, cols": 0.5,
+            "cols, rows": 0.3,
+        }  # fmt: skip
+    )
+
+
+def _operators(common: float, other: Mapping[str, float]) -> dict[str, float]:
+    return {name: other.get(name, _COMMON.get(name, common)) for name in CORE}
+
+
+TAME = Weights(
+    _operators(0.7, {**dict.fromkeys(_STEEP, 0.0), "matmul": 0.3, "newton_schulz": 0.2, "transpose": 0.3})
+)
+WILD = Weights(
+    _operators(1.0, {}),
+    literals=(*_USUAL, *_USUAL, -1.0, -2.0, *_HOSTILE),
+    protect=0.3,
+    truth=0.1,
+    jump=0.5,
+    coarse_p=0.1,
+    descend=0.5,
+)
+
+
+@dataclass(slots=True)
+class Available:
+    """What an expression may be made of.
+
+    `values` holds the values that names have now, inputs and facts among them, `old` those of names that have a
+    newer one. `choices` maps a hyperparameter that is a choice to its values. `site` and `stream` are the
+    numbers of the next joint reduction and random draw, and None where there must be none.
+    """
+
+    values: list[Expr]
+    old: list[Expr] = field(default_factory=list)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    site: int | None = 0
+    stream: int | None = 0
+
+
+def available_at(program: Program, index: int, guard: Guard | None = None) -> Available:
+    """What a statement in front of assignment `index` of `program` may read under `guard` (by default that of
+    the assignment). Joint reductions and draws get numbers that the program does not use yet.
+    """
+    if guard is None:
+        guard = program.body[index].guard if index < len(program.body) else ()
+    inputs = _inputs(program.hypers)
+    inputs |= {s.name: var(s.name, s.type) for s in program.states if s.init is not None}
+    current: dict[str, Expr] = dict(inputs)
+    old: list[Expr] = []
+    for assign in program.body[:index]:
+        if guard[: len(assign.guard)] == assign.guard:
+            if assign.source in current:
+                old.append(current[assign.source])
+            current[assign.source] = assign.var
+    sites = [node.site for node in program.nodes() if isinstance(node, Call) and node.site is not None]
+    streams = [int(node.attr) for node in program.nodes() if is_random(node) and isinstance(node, Call)]  # type: ignore[arg-type]
+    return Available(
+        list(current.values()),
+        old,
+        {h.name: h.choices for h in program.hypers if h.choices},
+        max(sites, default=-1) + 1,
+        max(streams, default=-1) + 1,
+    )
+
+
+def _inputs(hypers: Iterable[Hyper]) -> dict[str, Expr]:
+    """What every step may read, by name."""
+    values: dict[str, Expr] = {"p": var("p", ty.element()), "g": var("g", ty.element())}
+    values |= {name: var(name, ty.host(kind)) for name, kind in FACTS.items()}
+    return values | {h.name: var(h.name, ty.host(h.kind)) for h in hypers}
+
+
+def random_expr(
+    rng: random.Random, available: Available, type: Type, depth: int, weights: Weights = TAME
+) -> Expr:
+    """An expression of the kind of `type` that fits there, at most about `depth` operators deep.
+
+    It lives exactly at the level and shape of `type` where that can be had from `available` at all (an element
+    can be summed up or drawn; a host value needs a host value), and at a coarser one otherwise. `type` is a
+    number or a truth value.
+    """
+    return _Maker(rng, available, weights).make(type.kind, (type.level, type.shape), depth)
+
+
+def random_condition(rng: random.Random, available: Available, weights: Weights = TAME) -> Expr:
+    """A small condition known on the host, such as an `if` asks; a literal if nothing is there to ask."""
+    maker = _Maker(rng, available, weights)
+    for _ in range(20):
+        found = maker.condition(_pick(rng, weights.conditions), 2)
+        if found is not None:
+            return found
+    return const(rng.random() < 0.5)
+
+
+def _pick(rng: random.Random, weights: Mapping[_T, float]) -> _T:
+    names = list(weights)
+    return rng.choices(names, [weights[name] for name in names])[0]
+
+
+# ---- expressions ------------------------------------------------------------------------------------------
+
+
+class _Maker:
+    """Makes expressions. Methods that take a place return a value that lives there, or fits there."""
+
+    def __init__(self, rng: random.Random, available: Available, weights: Weights) -> None:
+        self.rng = rng
+        self.available = available
+        self.weights = weights
+
+    def chance(self, probability: float) -> bool:
+        return self.rng.random() < probability
+
+    def make(self, kind: Kind, place: Place, depth: int) -> Expr:
+        """A value of this kind."""
+        match kind:
+            case Kind.BOOL:
+                return self.truth(place, depth)
+            case Kind.INT:
+                return self.whole(place, depth)
+            case Kind.FLOAT:
+                return self.number(place, depth)
+        raise ValueError("a choice cannot be computed")
+
+    # ---- values at hand ---------------------------------------------------------------------------------
+
+    def at_hand(self, kind: Kind, place: Place) -> Expr | None:
+        """An available value of exactly this kind and place."""
+        old, now = (
+            [v for v in values if v.type.kind is kind and (v.type.level, v.type.shape) == place]
+            for values in (self.available.old, self.available.values)
+        )
+        if old and (not now or self.chance(self.weights.old)):
+            return self.rng.choice(old)
+        return self.rng.choice(now) if now else None
+
+    def literal(self) -> Expr:
+        return const(self.rng.choice(self.weights.literals))
+
+    def leaf(self, place: Place) -> Expr:
+        """A float without much computation."""
+        level, shape = place
+        if level is Level.CONST or (level is Level.HOST and self.chance(self.weights.literal)):
+            return self.literal()
+        found = self.at_hand(Kind.FLOAT, place)
+        if found is not None:
+            return found
+        if level is Level.HOST:
+            whole = self.at_hand(Kind.INT, place)
+            return self.literal() if whole is None else call("mul", whole, self.rng.choice((1.0, 0.5, 0.1)))
+        return self.derived(place)
+
+    def derived(self, place: Place) -> Expr:
+        """A float at a place where nothing is at hand, from something finer; a host value if there is none."""
+        level, shape = place
+        if place == _ELEMENT:
+            return self.leaf(_HOST) if self.available.stream is None else self.draw("normal", place)
+        if level is Level.GROUP:
+            return self.reduce("reduce_mean", self.leaf(_ELEMENT), place) or self.leaf(_HOST)
+        if level is Level.TENSOR:
+            return self.reduce("reduce_mean", self.leaf(_ELEMENT), place) or self.leaf(_HOST)
+        rows, cols = shape
+        if Dim.ONE in shape:
+            matrix = self.leaf((level, (rows, Dim.C if rows is Dim.R else Dim.R)) if cols is Dim.ONE
+                               else (level, (Dim.R if cols is Dim.C else Dim.C, cols)))  # fmt: skip
+            return self.reduce("reduce_mean", matrix, place) or self.leaf(_TENSOR)
+        element = self.leaf(_ELEMENT)
+        if element.type.shape != ELEMENT:
+            return element
+        other = call("transpose", element)
+        if rows is not cols:
+            return other
+        return call("matmul", element, other) if rows is Dim.R else call("matmul", other, element)
+
+    # ---- operands ---------------------------------------------------------------------------------------
+
+    def coarser(self, place: Place) -> Place:
+        """A place from which a value broadcasts into `place`."""
+        level, shape = place
+        places = [_CONST, *(p for p in (_HOST, _HOST, _TENSOR) if p[0] < level)]
+        if level > Level.GROUP and self.available.site is not None and self.chance(self.weights.joint):
+            places = [_GROUP]
+        elif level is Level.ARRAY and Dim.ONE not in shape:
+            places += [(level, (shape[0], Dim.ONE)), (level, (Dim.ONE, shape[1]))]
+        return self.rng.choice(places)
+
+    def operand(self, place: Place, depth: int) -> Expr:
+        """A number that broadcasts into `place`: a float, an int, or a truth value that counts as 0 or 1."""
+        if self.chance(self.weights.coarse):
+            place = self.coarser(place)
+        if self.chance(self.weights.truth):
+            return as_number(self.truth(place, depth))
+        if place[0] <= Level.HOST and self.chance(self.weights.whole):
+            return self.whole(place, depth)
+        return self.number(place, depth)
+
+    def operands(self, place: Place, depth: int, count: int) -> list[Expr]:
+        """Numbers that fit `place`, one of which lives there."""
+        exact = self.rng.randrange(count)
+        return [self.number(place, depth) if n == exact else self.operand(place, depth) for n in range(count)]
+
+    def positive(self, x: Expr) -> Expr:
+        """`x` away from 0 and negative numbers."""
+        margin = self.rng.choice((1e-8, 1e-3, 0.1, 1.0))
+        shape = self.rng.randrange(3)
+        if shape == 0:
+            return call("add", call("abs", x), margin)
+        if shape == 1:
+            return call("max", call("abs", x), margin)
+        return call("sqrt", call("add", call("mul", x, x), margin))
+
+    def protected(self, op: str, args: list[Expr]) -> list[Expr]:
+        """Operands of `op` in its domain, and where its result stays moderate."""
+        match op, args:
+            case "div", [a, b]:
+                return [a, self.positive(b)]
+            case "sqrt", [x]:
+                return [call("abs", x)]
+            case "log", [x]:
+                return [self.positive(x)]
+            case "log1p", [x]:
+                return [call("abs", x)]
+            case (("exp" | "expm1"), [x]):
+                return [call("min", x, self.rng.choice((0.0, 1.0, 3.0)))]
+            case (("asin" | "acos"), [x]):
+                return [call("mul", 0.9, call("tanh", x))]
+            case "tan", [x]:
+                return [call("tanh", x)]
+            case "atan2", [a, b]:
+                return [a, self.positive(b)]
+            case "mod", [a, b]:
+                return [a, self.positive(b)]
+            case "pow", [a, _]:
+                exponent: Expr | float = self.rng.choice((2, 2, 2, 3, 0.5, -1, -0.5, 2.0, 1.5))
+                found = self.at_hand(Kind.INT, _HOST)
+                if a.type.is_host and found is not None and self.chance(0.5):
+                    return [call("div", 1.0, call("add", 1.0, call("abs", a))), found]
+                return [a if exponent in (2, 3) else self.positive(a), exponent]  # type: ignore[list-item]
+        return args
+
+    def applied(self, op: str, args: list[Expr]) -> Expr:
+        if self.chance(self.weights.protect):
+            args = self.protected(op, args)
+        return call(op, *args)
+
+    # ---- numbers ----------------------------------------------------------------------------------------
+
+    def number(self, place: Place, depth: int) -> Expr:
+        """A float."""
+        if depth <= 0 or self.chance(self.weights.leaf):
+            return self.leaf(place)
+        weights = {
+            op: weight
+            for op, weight in self.weights.operators.items()
+            if weight > 0 and self.gives(op, place)
+        }
+        if not weights:
+            return self.leaf(place)
+        result = self.computed(_pick(self.rng, weights), place, depth - 1)
+        return result if result is not None and result.type.kind is Kind.FLOAT else self.leaf(place)
+
+    def gives(self, op: str, place: Place) -> bool:
+        """True when `op` may give a float that lives at `place`."""
+        level, shape = place
+        row = CORE[op]
+        ones = shape.count(Dim.ONE)
+        match row.rule:
+            case Rule.ELEMENTWISE:
+                return row.result != "bool"
+            case Rule.REDUCE:
+                if level is Level.GROUP:
+                    return self.available.site is not None
+                return level is Level.TENSOR or (level is Level.ARRAY and ones == 1)
+            case Rule.RANDOM:
+                return place == _ELEMENT and self.available.stream is not None
+            case Rule.MATRIX:
+                return level is Level.ARRAY and ones == 0
+        return level is Level.ARRAY
+
+    def computed(self, op: str, place: Place, depth: int) -> Expr | None:
+        """The operator `op` on random operands, or None when these do not suit it."""
+        row = CORE[op]
+        match row.rule:
+            case Rule.REDUCE:
+                return self.reduce(op, self.reducible(place, depth), place)
+            case Rule.RANDOM:
+                return self.draw(op, place, depth)
+            case Rule.MATMUL:
+                return self.product(place, depth)
+            case Rule.TRANSPOSE:
+                rows, cols = place[1]
+                return call(op, self.number((place[0], (cols, rows)), depth))
+            case Rule.MATRIX:
+                x = self.number(place, depth)
+                return None if Dim.ONE in x.type.shape else call(op, x, self.iterations())
+        if op == "select":
+            condition = self.choice_condition(place, depth)
+            return call(op, condition, *self.operands(place, depth, 2))
+        args = self.operands(place, depth, row.arity)
+        if row.arity == 1 and self.chance(self.weights.truth):
+            args = [self.truth(place, depth)]
+        return self.applied(op, args)
+
+    def choice_condition(self, place: Place, depth: int) -> Expr:
+        """The condition of a choice between two values: on the host, or as fine as they are."""
+        if place[0] > Level.HOST and self.chance(self.weights.jump):
+            return self.truth(self.coarser(place) if self.chance(self.weights.coarse) else place, depth)
+        return random_condition(self.rng, self.available, self.weights)
+
+    def reducible(self, place: Place, depth: int) -> Expr:
+        """An operand for a reduction that ends at `place`."""
+        level, (rows, cols) = place
+        if level is Level.ARRAY:
+            if cols is Dim.ONE:
+                source: Place = (level, (rows, self.other(rows)))
+            else:
+                source = (level, (self.other(cols), cols))
+        else:
+            source = self.rng.choice((*[_ELEMENT] * 6, _ROWS, _COLS, (Level.ARRAY, (Dim.R, Dim.R))))
+            if level is Level.GROUP and self.chance(0.3):
+                source = _TENSOR
+        if self.chance(self.weights.truth):
+            return as_number(self.truth(source, depth))
+        return self.number(source, depth)
+
+    def other(self, dim: Dim) -> Dim:
+        """A dimension for the other side of a matrix: mostly that of the parameter."""
+        usual, rare = (Dim.C, Dim.R) if dim is Dim.R else (Dim.R, Dim.C)
+        return rare if self.chance(0.1) else usual
+
+    def reduce(self, op: str, x: Expr, place: Place) -> Expr | None:
+        """`op` of `x`, ending at `place`, or None when `x` has nothing to reduce there."""
+        level, shape = place
+        if level is Level.ARRAY:
+            if x.type.level is not Level.ARRAY or Dim.ONE in x.type.shape:
+                return None
+            return call(op, x, over="rows" if shape[1] is Dim.ONE else "cols")
+        if level is Level.TENSOR:
+            return call(op, x, over="tensor") if x.type.level is Level.ARRAY else None
+        if x.type.level < Level.TENSOR or self.available.site is None:
+            return None
+        self.available.site += 1
+        return call(op, x, over=self.rng.choice(("group", "all")), site=self.available.site - 1)
+
+    def draw(self, op: str, place: Place, depth: int = 0) -> Expr | None:
+        """A random draw."""
+        stream = self.available.stream
+        if place != _ELEMENT or stream is None:
+            return None
+        if stream and self.chance(0.1):
+            stream = self.rng.randrange(stream)  # the same numbers again
+        else:
+            self.available.stream = stream + 1
+        if op != "bernoulli":
+            return call(op, site=stream)
+        q = self.operand(place, depth)
+        if self.chance(self.weights.protect):
+            q = call("min", call("abs", q), 1.0)
+        return call(op, q, site=stream)
+
+    def product(self, place: Place, depth: int) -> Expr | None:
+        """A matrix product that lives at `place`."""
+        level, (rows, cols) = place
+        inner = self.rng.choice((Dim.R, Dim.C, Dim.R, Dim.C, Dim.ONE))
+        if inner is Dim.ONE and Dim.ONE in (rows, cols):
+            inner = Dim.C
+        shapes = (rows, inner), (inner, cols)
+        a, b = (self.number((level, shape), depth) for shape in shapes)
+        if (a.type.shape, b.type.shape) != shapes:
+            return None
+        return call("matmul", a, b)
+
+    def iterations(self) -> Expr:
+        """A small whole number known on the host."""
+        found = self.at_hand(Kind.INT, _HOST)
+        few = const(self.rng.randrange(1, 4))
+        return few if found is None or self.chance(0.7) else call("min", found, few)
+
+    # ---- ints -------------------------------------------------------------------------------------------
+
+    def whole(self, place: Place, depth: int) -> Expr:
+        """An int."""
+        level, shape = place
+        if level > Level.HOST:
+            one, other = (self.whole(self.rng.choice((_CONST, _HOST)), depth - 1) for _ in range(2))
+            found = self.at_hand(Kind.INT, place)
+            if found is not None and self.chance(0.5):
+                return call(self.rng.choice(("add", "sub", "mul", "min", "max")), found, one)
+            return call("select", self.truth(place, depth - 1), one, other)
+        if depth <= 0 or level is Level.CONST or self.chance(0.6):
+            found = self.at_hand(Kind.INT, _HOST) if level is Level.HOST else None
+            return const(self.rng.randrange(5)) if found is None else found
+        op = self.rng.choice(("add", "sub", "mul", "mod", "min", "max", "neg", "abs", "sign", "select"))
+        a = self.whole(place, depth - 1)
+        if op == "mod" and self.chance(self.weights.protect):
+            return call(op, a, self.rng.randrange(1, 5))
+        if op == "select":
+            condition = random_condition(self.rng, self.available, self.weights)
+            return call(op, condition, a, self.whole(place, depth - 1))
+        return call(op, a) if CORE[op].arity == 1 else call(op, a, self.whole(place, 0))
+
+    # ---- conditions -------------------------------------------------------------------------------------
+
+    def truth(self, place: Place, depth: int) -> Expr:
+        """A truth value."""
+        if place[0] is Level.CONST:
+            return const(self.chance(0.5))
+        found = self.at_hand(Kind.BOOL, place)
+        if found is not None and (depth <= 0 or self.chance(0.4)):
+            return found
+        if place == _HOST and self.chance(0.5):
+            return random_condition(self.rng, self.available, self.weights)
+        form = self.rng.randrange(8) if depth > 0 else 0
+        if form == 5:
+            return call(self.rng.choice(("and", "or")), self.truth(place, depth - 1), self.truth(place, 0))
+        if form == 6:
+            return call(self.rng.choice(("not",)), self.truth(place, depth - 1))
+        if form == 7:
+            if self.chance(0.5):
+                op = self.rng.choice(("eq", "ne"))
+                return call(op, self.truth(place, depth - 1), self.truth(place, 0))
+            condition = self.choice_condition(place, depth - 1)
+            return call("select", condition, self.truth(place, depth - 1), self.truth(place, 0))
+        if form == 4:
+            return call("isfinite", self.number(place, depth - 1))
+        op = self.rng.choice(("lt", "le", "gt", "ge", "lt", "le", "gt", "ge", "eq", "ne"))
+        return call(op, *self.operands(place, max(depth - 1, 0), 2))
+
+    def condition(self, form: str, depth: int) -> Expr | None:
+        """A condition for a branch, of one of the forms that `Weights.conditions` names."""
+        rng = self.rng
+        compare = rng.choice(("lt", "le", "gt", "ge", "eq", "ne"))
+        order = rng.choice(("lt", "le", "gt", "ge"))
+
+        def host(kind: Kind, suits: Callable[[str], bool]) -> list[Expr]:
+            return [
+                v for v in self.available.values
+                if isinstance(v, Var) and v.type.kind is kind and v.type.is_host and suits(v.name)
+            ]  # fmt: skip
+
+        def some(values: Sequence[Expr]) -> Expr | None:
+            return rng.choice(values) if values else None
+
+        def given(name: str) -> bool:
+            return name not in FACTS and "." not in name
+
+        t = some(host(Kind.INT, lambda name: name == "t"))
+        match form:
+            case "flag":
+                return some(host(Kind.BOOL, lambda name: name != "first_step"))
+            case "choice":
+                found = some(host(Kind.CHOICE, given))
+                if not isinstance(found, Var):
+                    return None
+                return call(
+                    rng.choice(("eq", "ne")), found, const(rng.choice(self.available.choices[found.name]))
+                )
+            case "whole":
+                found = some(host(Kind.INT, lambda name: name not in FACTS))
+                return None if found is None else call(compare, found, rng.randrange(4))
+            case "number":
+                found = some(host(Kind.FLOAT, given))
+                return None if found is None else call(compare, found, rng.choice((0.0, 0.01, 0.5, 1.0)))
+            case "state":
+                found = some(host(Kind.FLOAT, lambda name: True))
+                return None if found is None else call(order, found, rng.choice((0.0, 0.1, 1.0, 2.0)))
+            case "shape":
+                shape = host(Kind.INT, lambda name: name in ("ndim", "numel", "rows", "cols"))
+                rows, cols = (some([v for v in shape if v.name == n]) for n in ("rows", "cols"))  # type: ignore[union-attr]
+                found = some([v for v in shape if v.name == "ndim"] if self.chance(0.6) else shape)  # type: ignore[union-attr]
+                if rows is not None and cols is not None and self.chance(0.3):
+                    return call(order, rows, cols)
+                return None if found is None else call(order, found, rng.randrange(1, 4))
+            case "first":
+                return some(host(Kind.BOOL, lambda name: name == "first_step"))
+            case "time":
+                bound = some(host(Kind.INT, given)) if self.chance(0.3) else None
+                return None if t is None else call(order, t, bound or const(rng.randrange(1, 5)))
+            case "every":
+                if t is None:
+                    return None
+                period = rng.randrange(2, 4)
+                return call("eq", call("mod", call("sub", t, 1), period), rng.randrange(period))
+            case "both" | "not":
+                if depth <= 0:
+                    return None
+                simple = {
+                    k: v for k, v in self.weights.conditions.items() if k not in ("both", "literal", "every")
+                }
+                parts = [
+                    self.condition(_pick(rng, simple), depth - 1) for _ in range(2 if form == "both" else 1)
+                ]
+                if any(part is None or _size(part) > 3 for part in parts):
+                    return None
+                return call("not" if form == "not" else rng.choice(("and", "or")), *parts)  # type: ignore[arg-type]
+        return const(self.chance(0.5))
+
+
+def _size(expr: Expr) -> int:
+    return 1 + sum(map(_size, expr.args))
+
+
+# ---- programs ---------------------------------------------------------------------------------------------
+
+_FLOATS = ("lr", "weight_decay", "momentum", "eps", "rho", "tau", "kappa", "scale")
+_INTS = ("k", "warmup", "window")
+_FLAGS = ("nesterov", "amsgrad", "decoupled")
+_CHOICES = ("mode", "norm_kind")
+_TUPLES = ("betas", "rates")
+_STATES = ("m", "v", "s", "z", "mu", "avg", "peak", "d")
+_LOCALS = ("u", "h", "q", "r", "a", "b", "step_size", "ratio", "gain", "x")
+_WORDS = ("l2", "decoupled", "max", "mean", "none", "row wise")
+
+_INTERVALS = (
+    Interval(0, math.inf), Interval(0, math.inf, low_open=True, high_open=True), Interval(0, 1),
+    Interval(0, 1, high_open=True), Interval(-1, 1), Interval(-math.inf, math.inf), None,
+)  # fmt: skip
+
+
+def random_program(
+    rng: random.Random, size: int = 12, weights: Weights = TAME, name: str = "Random"
+) -> Program:
+    """A method with about `size` statements. It always assigns `p`."""
+    hypers = _random_hypers(rng)
+    states = _random_states(rng, weights, hypers)
+    return _Steps(rng, weights, hypers, states).run(size, name)
+
+
+def _random_hypers(rng: random.Random) -> tuple[Hyper, ...]:
+    hypers = [
+        Hyper("lr", "lr", Kind.FLOAT, rng.choice((1e-3, 0.1, 0.01)), Interval(0, math.inf), (), "step size")
+    ]
+    for name in rng.sample(_FLOATS[1:], rng.randrange(4)):
+        interval = rng.choice(_INTERVALS)
+        default = rng.choice(
+            [x for x in (0.0, 1e-8, 0.01, 0.5, 0.9, 1.0) if interval is None or x in interval]
+        )
+        doc = rng.choice(("", "", "how much of it"))
+        hypers.append(Hyper(name, name, Kind.FLOAT, default, interval, (), doc))
+    for name in rng.sample(_INTS, rng.randrange(3)):
+        hypers.append(Hyper(name, name, Kind.INT, rng.randrange(1, 6), rng.choice((Interval(1, 8), None))))
+    for name in rng.sample(_FLAGS, rng.randrange(3)):
+        hypers.append(Hyper(name, name, Kind.BOOL, rng.random() < 0.5))
+    for name in rng.sample(_CHOICES, rng.randrange(3)):
+        choices = tuple(rng.sample(_WORDS, rng.randrange(2, 4)))
+        hypers.append(Hyper(name, name, Kind.CHOICE, rng.choice(choices), None, choices))
+    for name in rng.sample(_TUPLES, rng.randrange(3)):
+        parts = [f"{name[:-1]}{number}" for number in range(1, rng.randrange(3, 5))]
+        if rng.random() < 0.8:
+            kind, defaults, interval = Kind.FLOAT, (0.9, 0.99, 0.5, 0.0), Interval(0, 1, high_open=True)
+        else:
+            kind, defaults, interval = Kind.INT, (1, 2, 3, 4), Interval(0, 9)
+        for part in parts:
+            hypers.append(Hyper(part, name, kind, rng.choice(defaults), interval))
+    first, *rest = hypers
+    # a tuple stays together, everything else may come in any order
+    groups = [[h for h in rest if h.argument == a] for a in dict.fromkeys(h.argument for h in rest)]
+    rng.shuffle(groups)
+    return (first, *(hyper for group in groups for hyper in group))
+
+
+def _random_states(rng: random.Random, weights: Weights, hypers: tuple[Hyper, ...]) -> tuple[State, ...]:
+    states: list[State] = []
+    inputs = list(_inputs(hypers).values())
+    choices = {h.name: h.choices for h in hypers if h.choices}
+    for name in rng.sample(_STATES, rng.randrange(1, 6)):
+        type_ = Type(Kind.FLOAT, *STATE_LEVELS[_pick(rng, weights.levels)])
+        init: Expr | None = const(rng.choice((0, 0, 0.0, 1.0, 1e-6)))
+        if rng.random() < 0.1:
+            init = None
+        elif rng.random() < 0.3:
+            place = type_.level, type_.shape
+            init = _Maker(rng, Available(inputs, [], choices, None, None), weights).number(
+                _HOST if place == _GROUP and rng.random() < 0.5 else place, 1
+            )
+        key = rng.choice((name, f"exp_{name}", f"{name}_buffer"))
+        states.append(State(name, key, type_, init))
+    return tuple(states)
+
+
+class _Steps:
+    """Writes the statements of a step; `now` is what each name stands for."""
+
+    def __init__(
+        self, rng: random.Random, weights: Weights, hypers: tuple[Hyper, ...], states: tuple[State, ...]
+    ) -> None:
+        self.rng = rng
+        self.weights = weights
+        self.hypers = hypers
+        self.states = states
+        self.body: list[Assign] = []
+        self.guard: Guard = ()
+        self.versions: dict[str, int] = {}
+        self.now = _inputs(hypers)
+        self.now |= {s.name: var(s.name, s.type) for s in states if s.init is not None}
+        self.targets = {"p": _ELEMENT, "g": _ELEMENT} | {s.name: (s.type.level, s.type.shape) for s in states}
+        self.old: list[Expr] = []
+        self.choices = {h.name: h.choices for h in hypers if h.choices}
+        self.site, self.stream = 0, 0
+
+    def run(self, size: int, name: str) -> Program:
+        """The whole program."""
+        for state in self.states:
+            if state.init is None:  # has no value until it gets one
+                self.assign(state.name, self.expr(Kind.FLOAT, self.targets[state.name]))
+        self.block(size, 0)
+        if "p.1" not in variables(self.now["p"]) or self.rng.random() < 0.8:
+            self.move()
+        results = {n: self.now[n] for n in ("p", *(s.name for s in self.states)) if n in self.now}
+        results = {
+            n: value for n, value in results.items() if not (isinstance(value, Var) and value.name == n)
+        }
+        doc = self.rng.choice(("", "A random method.", "A random method.\n\nNobody has published it."))
+        cite = self.rng.choice(("", "Nobody 2026, Noise"))
+        return Program(name, doc, cite, self.hypers, self.states, tuple(self.body), results)
+
+    # ---- statements -------------------------------------------------------------------------------------
+
+    def block(self, size: int, depth: int) -> None:
+        """About `size` statements."""
+        while size > 0:
+            if size >= 2 and depth < self.weights.nesting and self.rng.random() < self.weights.branch:
+                inside = self.rng.randrange(1, size)
+                self.branch(inside, depth)
+                size -= inside + 1
+            else:
+                self.statement()
+                size -= 1
+
+    def statement(self) -> None:
+        """One assignment."""
+        rng = self.rng
+        target = rng.randrange(10)
+        if target < 2:
+            self.move()
+        elif target == 2:
+            self.assign("g", self.expr(Kind.FLOAT, self.place("g")))
+        elif target < 6 and self.states:
+            self.remember(rng.choice(self.states))
+        else:
+            self.local()
+
+    def move(self) -> None:
+        """`p = ...`"""
+        amount = self.expr(Kind.FLOAT, self.place("p"))
+        if self.rng.random() < self.weights.descend:
+            rate = self.now["lr"] if self.rng.random() < 0.7 else self.expr(Kind.FLOAT, _HOST)
+            amount = call("sub", self.now["p"], call("mul", rate, amount))
+        self.assign("p", amount)
+
+    def place(self, name: str) -> Place:
+        """Where the next value of `p` or `g` lives."""
+        if self.rng.random() < self.weights.coarse_p:
+            return self.rng.choice((_HOST, _TENSOR, _ROWS, _COLS))
+        return self.targets[name]
+
+    def remember(self, state: State) -> None:
+        """A new value for a state."""
+        place = self.targets[state.name]
+        if self.rng.random() < self.weights.average and state.name in self.now:
+            before = self.now[state.name]
+            share = const(self.rng.choice((0.1, 0.5, 0.9)))
+            betas = [self.now[h.name] for h in self.hypers if h.argument == "betas" and h.kind is Kind.FLOAT]
+            beta = self.rng.choice([share, *betas])
+            x = self.expr(Kind.FLOAT, place)
+            value: Expr = call("add", call("mul", beta, before), call("mul", call("sub", 1, beta), x))
+        elif place[0] <= Level.HOST and self.rng.random() < 0.3:
+            value = self.expr(self.rng.choice((Kind.INT, Kind.BOOL)), place)
+        else:
+            value = self.expr(Kind.FLOAT, place)
+        self.assign(state.name, value)
+
+    def local(self) -> None:
+        """A new name, or a new value for one."""
+        rng = self.rng
+        names = [n for n in self.now if n in _LOCALS]
+        if names and rng.random() < 0.3:
+            name = rng.choice(names)
+            type_ = self.now[name].type
+            # whatever the paths bring, the values of one name must broadcast
+            self.assign(name, self.expr(type_.kind, (type_.level, type_.shape)))
+            return
+        free = [n for n in _LOCALS if n not in self.now]
+        if not free:
+            self.move()
+            return
+        level = _pick(rng, {**self.weights.levels, "const": 0.3})
+        place = _CONST if level == "const" else STATE_LEVELS[level]
+        kind = rng.choice((*[Kind.FLOAT] * 7, Kind.BOOL, Kind.INT))
+        self.assign(rng.choice(free), self.expr(kind, place))
+
+    def branch(self, size: int, depth: int) -> None:
+        """`if`, its blocks, and the values that the names have after it."""
+        condition = random_condition(self.rng, self.available(), self.weights)
+        other = self.rng.randrange(size) if size > 1 and self.rng.random() < self.weights.otherwise else 0
+        before, old = dict(self.now), list(self.old)
+        sides: list[dict[str, Expr]] = []
+        for wanted, inside in ((True, size - other), (False, other)):
+            self.now, self.old = dict(before), list(old)
+            self.guard = (*self.guard, (condition, wanted))
+            self.block(inside, depth + 1)
+            self.guard = self.guard[:-1]
+            sides.append(self.now)
+        then, otherwise = sides
+        self.now, self.old = before, old
+        for name in [n for n in then if n in otherwise and then[n] is not otherwise[n]]:
+            self.assign(name, call("select", condition, then[name], otherwise[name]))
+
+    def assign(self, name: str, expr: Expr) -> None:
+        """`name = expr`."""
+        self.versions[name] = self.versions.get(name, 0) + 1
+        made = Assign(f"{name}.{self.versions[name]}", name, expr, self.guard)
+        self.body.append(made)
+        if name in self.now:
+            self.old.append(self.now[name])
+        self.now[name] = made.var
+
+    # ---- expressions ------------------------------------------------------------------------------------
+
+    def available(self) -> Available:
+        """What may be read now."""
+        return Available(list(self.now.values()), self.old, self.choices, self.site, self.stream)
+
+    def expr(self, kind: Kind, place: Place) -> Expr:
+        """An expression of what may be read now."""
+        available = self.available()
+        depth = self.rng.randrange(1, self.weights.depth + 1)
+        made = random_expr(self.rng, available, Type(kind, *place), depth, self.weights)
+        assert available.site is not None and available.stream is not None
+        self.site, self.stream = available.site, available.stream
+        return made
+
+
+__all__ = [
+    "TAME",
+    "WILD",
+    "Available",
+    "Place",
+    "Weights",
+    "available_at",
+    "is_joint",
+    "random_condition",
+    "random_expr",
+    "random_program",
+]
