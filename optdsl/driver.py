@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optdsl.check import Checked, check_path
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, nearest
-from optdsl.resources import data_dir
+from optdsl.resources import cache_dir, data_dir, write_bytes
 
 if TYPE_CHECKING:
     from optdsl.runtime import Optimizer
@@ -146,22 +144,10 @@ def module_name(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and path.read_bytes() == text.encode():
-        return
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    """Writes a text file as a whole or not at all; an unchanged file is left alone. Raises OSError."""
+    data = text.encode()
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
 
 
 # ---- classes ----------------------------------------------------------------------------------------------
@@ -192,6 +178,8 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
         try:
             write(target, text)
         except OSError:  # a read-only cache: a file of this process will do
+            import tempfile
+
             target = Path(tempfile.mkdtemp(prefix="optdsl-")) / f"{name}.py"
             write(target, text)
         module = _import(name, target)
@@ -216,15 +204,6 @@ def _shipped_class(path: Path) -> type[Optimizer] | None:
     module = importlib.import_module(f"optdsl.zoo.{path.stem}")
     found: type[Optimizer] = getattr(module, module.__all__[0])
     return found
-
-
-def cache_dir() -> Path:
-    """Where compiled specs are kept: `$OPTDSL_CACHE`, else `optdsl` in the user's cache directory."""
-    chosen = os.environ.get("OPTDSL_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "optdsl"
 
 
 def _import(name: str, path: Path) -> ModuleType:

@@ -1,5 +1,8 @@
-"""Where the files that are not Python lie: the grammar, the shipped specs and what is compiled from them."""
+"""Files: where the grammar, the shipped specs and what is compiled from them lie, and how files are written."""
 
+import contextlib
+import os
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -20,3 +23,26 @@ def data_dir(kind: Kind) -> Path:
         f"optdsl's {kind} folder is missing; looked for {places[0]} and {places[1]}. "
         "The installation is incomplete: install optdsl again."
     )
+
+
+def cache_dir() -> Path:
+    """Where work is kept between runs: `$OPTDSL_CACHE`, else `optdsl` in the user's cache directory."""
+    chosen = os.environ.get("OPTDSL_CACHE")
+    if chosen:
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "optdsl"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

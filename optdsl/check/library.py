@@ -49,10 +49,14 @@ class Loaded:
 
 
 class Library:
-    """Loads each file once. `loaded` keeps every file in the order it was first needed."""
+    """Loads each file once. `loaded` keeps every file in the order it was first needed.
+
+    `spent` is the work that the specs and functions checked so far took.
+    """
 
     def __init__(self) -> None:
         self.loaded: dict[str, Loaded] = {}
+        self.spent = 0
         self._open: list[str] = []
 
     def text(self, text: str, path: str, directory: Path | None) -> Loaded:

