@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "compile",
         _compile,
         "compile specs to Python files",
-        "  optdsl compile my.opt\n  optdsl compile specs/ -o generated/\n  optdsl compile adamw -o . --standalone",
+        "  optdsl compile my.opt\n"
+        "  optdsl compile specs/ -o generated/\n"
+        "  optdsl compile adamw -o . --standalone",
     )
     compile_.add_argument(
         "paths", nargs="+", metavar="SPEC", help="a file, a folder, or the name of a shipped spec"

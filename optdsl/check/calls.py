@@ -47,8 +47,8 @@ class Calls(Expressions):
             message = f"`{shown(name)}` is a value, not a function"
             self.report("E0302", node.function_span, message, f"to multiply, write `{shown(name)} * (...)`")
             return POISON
-        help = OTHER_FUNCTIONS.get(name) or closest(name, [*BUILTINS, *file.defs])
-        if help or file.complete:  # it may come from the import that failed
+        if file.complete:  # else it may come from the import that failed
+            help = OTHER_FUNCTIONS.get(name) or closest(name, [*BUILTINS, *file.defs])
             help = help or "define it with `def`, or import it"
             self.report("E0302", node.function_span, f"unknown function `{shown(name)}`", help)
         return POISON

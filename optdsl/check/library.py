@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -223,21 +224,17 @@ def _is_inside(path: Path, root: Path) -> bool:
 def _lost_names(source: Source) -> frozenset[str]:
     """Names declared, it seems, by lines that do not parse and by the blocks below them."""
     lost: set[str] = set()
+    starts = [line.line for line in source.logical] + [len(source.lines) + 1]
     for message in source.report.found:
         if message.code not in _LOSES_LINES:
             continue
-        text = source.lines[message.span.line - 1] if message.span.line <= len(source.lines) else ""
-        indent = len(text) - len(text.lstrip())
-        last = message.span.line
-        deeper = indent if message.code == "E0105" else indent + 1
-        for line in source.logical:
-            height = line.text.count("\n")
-            if line.line <= message.span.line <= line.line + height:
-                text, last = line.text, line.line + height
-            elif line.line > last:
-                if line.indent < deeper:
-                    break
-                text += "\n" + line.text
-        for part in text.split("\n"):
-            lost.update(word for match in _DECLARED.finditer(part) for word in match.groups() if word)
+        # the logical line that the message points into, and those below it that are indented further
+        first = max(0, bisect.bisect_right(starts, message.span.line) - 1)
+        last = first + 1
+        if first < len(source.logical):
+            deeper = source.logical[first].indent + (message.code != "E0105")
+            while last < len(source.logical) and source.logical[last].indent >= deeper:
+                last += 1
+        for text in source.lines[starts[first] - 1 : starts[min(last, len(starts) - 1)] - 1]:
+            lost.update(word for match in _DECLARED.finditer(text) for word in match.groups() if word)
     return frozenset(lost)

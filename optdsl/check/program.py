@@ -66,6 +66,8 @@ def _check(library: Library, loaded: Loaded, name: str | None) -> Checked:
         if not specs and not loaded.report.failed:
             help = closest(name, [spec.name for spec in loaded.file.specs])
             loaded.report("E0501", Span.of_line(1), f"there is no spec `{shown(name)}` in this file", help)
+    if any(d.code == "E0003" for d in loaded.report.found):  # the rest of the file is missing
+        return Checked(None, tuple(library.diagnostics()), "library")
     main = next((s for s in reversed(specs) if s.kind == "optimizer"), specs[-1] if specs else None)
     _check_names(loaded)
     program: Program | None = None

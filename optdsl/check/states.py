@@ -42,6 +42,10 @@ class States(Statements):
                 where = f"on line {lines[name]}" if name in lines else "as a hyperparameter"
                 message = f"`{shown(name)}` is already declared {where}"
                 self.report("E0201", item.name_span, message, "rename one of them")
+                if name not in lines:  # it may be used as either
+                    self.scope.hypers.pop(name)
+                    instance.state_types[name] = None
+                    self.builder.values[(self.scope.number, name)] = POISON
                 continue
             lines[name] = item.span.line
             if name in LANGUAGE_NAMES:

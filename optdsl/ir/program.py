@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.core.types import Kind, Type
-from optdsl.ir.expr import Call, Expr, Literal, Var, is_joint, is_random, variables, walk
+from optdsl.ir.expr import Expr, Literal, Var, is_joint, is_random, variables, walk
 
 #: Conditions that must hold, outermost first: (condition, wanted value).
 Guard: TypeAlias = tuple[tuple[Expr, bool], ...]

@@ -9,6 +9,7 @@ use, the overwriting one gets a name of its own, and the simulation starts again
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as Set_
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -48,13 +49,46 @@ class Structured:
 
 
 @dataclass(frozen=True, slots=True)
+class _Either:
+    """What a variable holds after a branch whose sides leave different values in it (None: nothing)."""
+
+    condition: Expr
+    then: Held
+    other: Held
+
+
+Held: TypeAlias = str | _Either | None
+
+
+def _under(held: Held, condition: Expr, wanted: bool) -> Held:
+    """What is held where `condition` has the value `wanted`."""
+    if not isinstance(held, _Either):
+        return held
+    if held.condition is condition:
+        return _under(held.then if wanted else held.other, condition, wanted)
+    then, other = (_under(side, condition, wanted) for side in (held.then, held.other))
+    return then if then == other else _Either(held.condition, then, other)
+
+
+def _values(held: Held) -> Iterator[str]:
+    """The values that may be held."""
+    if isinstance(held, _Either):
+        yield from _values(held.then)
+        yield from _values(held.other)
+    elif held is not None:
+        yield held
+
+
+@dataclass(frozen=True, slots=True)
 class _Conflict(Exception):
     """`value` must not be stored under its present name."""
 
     value: str
 
 
-def structure(program: Program, reserved: Iterable[str] = (), mangle: Mapping[str, str] | None = None) -> Structured:
+def structure(
+    program: Program, reserved: Iterable[str] = (), mangle: Mapping[str, str] | None = None
+) -> Structured:
     """The step of `program` as nested statements.
 
     Variables never take a name from `reserved` nor the name of an input, except that new versions of a
@@ -69,7 +103,7 @@ def structure(program: Program, reserved: Iterable[str] = (), mangle: Mapping[st
     for assign in program.body:
         source = assign.source
         if source not in called:
-            called[source] = _fresh(source, taken | set(called.values())) if source in taken else source
+            called[source] = fresh(source, taken | set(called.values())) if source in taken else source
         names[assign.name] = names[source] if source in own else called[source]
     by_name = {a.name: a for a in program.body}
     guards = {a.name: a.guard for a in program.body}
@@ -79,14 +113,15 @@ def structure(program: Program, reserved: Iterable[str] = (), mangle: Mapping[st
             return _Simulation(program, names).run()
         except _Conflict as conflict:
             old = names[conflict.value]
-            new = _fresh(old.rstrip("0123456789").rstrip("_") or old, taken | set(names.values()))
+            new = fresh(old.rstrip("0123456789").rstrip("_") or old, taken | set(names.values()))
             for value in _web(conflict.value, by_name, guards):
                 if names[value] == old:
                     names[value] = new
     raise AssertionError("naming did not settle")
 
 
-def _fresh(source: str, used: set[str]) -> str:
+def fresh(source: str, used: Set_[str]) -> str:
+    """A name made from `source` that is not in `used`."""
     count = 1
     while f"{source}_{count}" in used:
         count += 1
@@ -123,7 +158,9 @@ class _Simulation:
         self.program = program
         self.names = names
         self.guards = {a.name: a.guard for a in program.body}
-        self.holds = {variable: value for value, variable in names.items() if "." not in value}
+        self.holds: dict[str, Held] = {
+            variable: value for value, variable in names.items() if "." not in value
+        }
 
     def run(self) -> Structured:
         body = self.block(list(self.program.body), 0)
@@ -134,17 +171,17 @@ class _Simulation:
             assert name in self.names
         return Structured(body, dict(self.names), results)
 
-    def read(self, value: str, holds: dict[str, str]) -> None:
+    def read(self, value: str, holds: Mapping[str, Held]) -> None:
+        """Raises _Conflict unless the variable of `value` holds it."""
         variable = self.names.get(value)
         if variable is None:  # a fact
             return
-        holder = holds.get(variable)
-        if holder == value:
+        held = holds.get(variable)
+        if held == value:
             return
-        if holder is None or "." not in holder:
-            # the variable was given up by branches that disagree; move this value out of the way
-            raise _Conflict(value)
-        raise _Conflict(holder)
+        # inputs stay where they are; of two assigned values the later one moves out of the way
+        others = [other for other in _values(held) if other != value and other in self.guards]
+        raise _Conflict(others[0] if others else value)
 
     def block(self, assigns: list[Assign], depth: int) -> list[Statement]:
         """Statements for assignments whose guards agree in their first `depth` conditions."""
@@ -191,9 +228,9 @@ class _Simulation:
             self.read(name, self.holds)
         before = self.holds
         arms: list[list[Statement]] = []
-        after: list[dict[str, str]] = []
+        after: list[dict[str, Held]] = []
         for wanted in (True, False):
-            self.holds = dict(before)
+            self.holds = {name: _under(held, condition, wanted) for name, held in before.items()}
             arm = self.block([a for a in run if a.guard[depth][1] is wanted], depth + 1)
             self.copies(joins, wanted, arm)
             arms.append(arm)
@@ -210,7 +247,7 @@ class _Simulation:
 
     def copies(self, joins: list[Assign], wanted: bool, arm: list[Statement]) -> None:
         """Ends an arm: each joined value must stand under the name of its join."""
-        done: dict[str, str] = {}
+        done: dict[str, Held] = {}
         for join in joins:
             value = join.expr.args[1 if wanted else 2]
             target = self.names[join.name]

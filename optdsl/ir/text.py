@@ -6,9 +6,9 @@ import textwrap
 
 from optdsl.core.ops import CONSTANTS, CORE, FACTS, Rule
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Call, Const, Expr
+from optdsl.ir.expr import Call, Const, Expr, Var, variables
 from optdsl.ir.program import Hyper, Interval, Program, number
-from optdsl.ir.structure import Set, Statement, structure
+from optdsl.ir.structure import Set, Statement, Structured, fresh, structure
 
 #: Binding strength of what an operator prints as; an operand that binds less is put in parentheses.
 _STRENGTH = {
@@ -17,7 +17,11 @@ _STRENGTH = {
     "add": 6, "sub": 6, "mul": 7, "div": 7, "matmul": 7, "neg": 8, "pow": 9, "transpose": 10,
 }  # fmt: skip
 _ATOM = 11
-_RESERVED = frozenset({"update", "true", "false", *FACTS, *CONSTANTS, "if", "else", "elif", "and", "or", "not"})
+#: Names that a variable of the printed text cannot have, or that would begin another statement.
+_RESERVED = frozenset(
+    {"update", "true", "false", *FACTS, *CONSTANTS, "and", "or", "not"}
+    | {"if", "elif", "else", "every", "repeat", "return", "use"}
+)
 
 
 def literal(value: float | int | bool | str) -> str:
@@ -44,9 +48,12 @@ def expression(expr: Expr, names: dict[str, str]) -> str:
 
 def _print(expr: Expr, names: dict[str, str]) -> tuple[str, int]:
     """(text, binding strength)."""
-    if isinstance(expr, Const):
-        text = literal(expr.value)
-        return text, 8 if text.startswith("-") else _ATOM
+    number = _signed(expr)
+    if number is not None:
+        if number != number:
+            return "inf - inf", _STRENGTH["sub"]
+        text = literal(number)
+        return text, _STRENGTH["neg"] if text.startswith("-") else _ATOM
     if not isinstance(expr, Call):
         return names.get(expr.name, expr.name), _ATOM
     op = expr.op
@@ -56,8 +63,6 @@ def _print(expr: Expr, names: dict[str, str]) -> tuple[str, int]:
         return f"{_wrap(then, 2)} if {_wrap(condition, 2)} else {_wrap(other, 1)}", 1
     if op == "neg":
         inner = _wrap(_print(expr.args[0], names), 9)
-        if isinstance(expr.args[0], Const):
-            inner = f"({inner})"  # `-1` is a literal, not a negation
         return f"-{inner}", 8
     if op == "transpose":
         return f"{_wrap(_print(expr.args[0], names), 10)}'", 10
@@ -78,6 +83,18 @@ def _print(expr: Expr, names: dict[str, str]) -> tuple[str, int]:
     if row.rule is Rule.RANDOM:
         arguments.append(f"stream={expr.attr}")
     return f"{op.removeprefix('reduce_')}({', '.join(arguments)})", _ATOM
+
+
+def _signed(expr: Expr) -> float | int | bool | str | None:
+    """The value of a literal, or of the negation of one: the language does not tell `-(2)` from `-2`."""
+    if isinstance(expr, Const):
+        return expr.value
+    if isinstance(expr, Call) and expr.op == "neg":
+        number = _signed(expr.args[0])
+        if number is not None and number == number:
+            assert not isinstance(number, str)
+            return -number
+    return None
 
 
 def _wrap(printed: tuple[str, int], least: int) -> str:
@@ -106,12 +123,31 @@ def to_opt(program: Program) -> str:
     structured = structure(program, reserved=_RESERVED)
     names = structured.names
     body = _statements(structured.body, names, "        ")
-    for name, value in structured.results.items():
-        text = expression(value, names)
-        if text != name:
-            body.append(f"        {name} = {text}")
+    body += [f"        {line}" for line in _leave(structured)]
     lines += body or ["        p = p"]
     return "\n".join(lines) + "\n"
+
+
+def _leave(structured: Structured) -> list[str]:
+    """Assignments, all at once in effect, that leave each result under its name."""
+    names = dict(structured.names)
+    left = {
+        n: v for n, v in structured.results.items() if not (isinstance(v, Var) and names.get(v.name) == n)
+    }
+    taken = _RESERVED | set(names.values())
+    lines = []
+    while left:
+        reads = {n: {names.get(v, v) for v in variables(value)} for n, value in left.items()}
+        free = [n for n in left if not any(n in read for other, read in reads.items() if other != n)]
+        if not free:  # a circle: what the first name holds goes elsewhere
+            name = next(iter(left))
+            spare = fresh(name, taken)
+            taken |= {spare}
+            lines.append(f"{spare} = {name}")
+            names = {value: spare if variable == name else variable for value, variable in names.items()}
+            free = [name]
+        lines.append(f"{free[0]} = {expression(left.pop(free[0]), names)}")
+    return lines
 
 
 def _docstring(doc: str) -> str:
@@ -138,7 +174,8 @@ def _statements(body: list[Statement], names: dict[str, str], indent: str) -> li
             elif other:
                 lines += [f"{indent}else:", *other]
         elif other:
-            lines += [f"{indent}if not ({condition}):", *other]
+            negated = _wrap(_print(item.condition, names), _STRENGTH["not"])
+            lines += [f"{indent}if not {negated}:", *other]
     return lines
 
 

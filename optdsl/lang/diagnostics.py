@@ -129,7 +129,9 @@ class Diagnostic:
         end = max(min(end, len(text)), start + 1)
         if len(text) > 120:
             left = max(0, start - 40)
-            text = ("..." if left else "") + text[left : left + 110] + ("..." if left + 110 < len(text) else "")
+            text = (
+                ("..." if left else "") + text[left : left + 110] + ("..." if left + 110 < len(text) else "")
+            )
             shift = left - (3 if left else 0)
             start, end = start - shift, min(end - shift, len(text))
         return text.rstrip(), " " * start + "^" * max(1, end - start)

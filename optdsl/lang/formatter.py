@@ -1,4 +1,4 @@
-"""The one layout of a spec: spaces, indentation, blank lines and columns. Never its meaning or its comments."""
+"""The one layout of a spec: its spaces, blank lines and columns; never its meaning or its comments."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class _Element:
 def _elements(source: Source) -> list[_Element]:
     """The file from top to bottom."""
     elements: list[_Element] = []
-    open_blocks: list[tuple[int, str]] = []  # the indentation of each open line, and how lines below it are read
+    open_blocks: list[tuple[int, str]] = []  # of each open line: its indentation, how lines below are read
     comments = _Comments(source.comments)
     for line in source.logical:
         levels = [indent for indent, _ in open_blocks]
@@ -153,7 +153,7 @@ def _docstring(token: Token, indent: str) -> list[str]:
     lines = [f'{indent}"""{first}', *(f"{indent}{line}" if line else "" for line in rest)]
     if rest and not rest[-1]:
         lines[-1] = indent
-    elif lines[-1].endswith('"') and len(lines[-1]) > len(indent) + 3 or _ends_in_escape(lines[-1]):
+    elif (lines[-1].endswith('"') and len(lines[-1]) > len(indent) + 3) or _ends_in_escape(lines[-1]):
         lines[-1] += " "  # else the closing quotes would be read together with it
     lines[-1] += '"""'
     return lines
@@ -175,7 +175,9 @@ class _Layout:
         self.indent = indent
         self.done: list[str] = []
         self.current = indent
-        self.brackets: list[tuple[int, bool]] = []  # the line each opened on, and whether it is that of `use NAME(`
+        self.brackets: list[
+            tuple[int, bool]
+        ] = []  # of each: the line it opened on, is it that of `use NAME(`
 
     def lines(self) -> list[str]:
         """The physical lines."""
@@ -203,7 +205,8 @@ class _Layout:
 
     def break_before(self, token: Token, previous: Token) -> bool:
         """Ends the physical line where the person did; with it go the comments up to `token`."""
-        assert token.line is not None and previous.end_line is not None
+        assert token.line is not None
+        assert previous.end_line is not None
         if token.line == previous.end_line:
             return False
         margin = self.margin()

@@ -13,12 +13,15 @@ from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput, UnexpectedToken
 from lark.lexer import PatternRE, PatternStr, TerminalDef
 
+from optdsl import __version__
 from optdsl.resources import cache_dir, data_dir, write_bytes
 
 __all__ = ["LineError", "Token", "Tree", "parse_line", "tokens_of"]
 
 STARTS = ["top", "member", "hyper", "state", "statement"]
 
+#: What follows a keyword, as a pattern.
+_WHOLE_WORD = r"(?![A-Za-z0-9_])"
 #: How a terminal is called in a message.
 _WORDS = {
     "NAME": "a name",
@@ -77,17 +80,33 @@ class LineError(Exception):
 def _parser() -> Lark:
     """The parser; building its tables takes longer than parsing a spec, so they are kept between runs."""
     text = (data_dir("grammar") / "optdsl.lark").read_text(encoding="utf-8")
-    key = hashlib.sha256(f"{text}{lark.__version__}{sys.version_info}".encode()).hexdigest()[:16]
+    versions = f"{__version__} {lark.__version__} {sys.version_info}"
+    key = hashlib.sha256(f"{text}{versions}{_WHOLE_WORD}".encode()).hexdigest()[:16]
     kept = cache_dir() / f"grammar-{key}.tables"
     # whatever is wrong with the kept tables, building them anew is the answer
     with contextlib.suppress(Exception), open(kept, "rb") as file:
         return Lark.load(file)
-    parser = Lark(text, parser="lalr", start=STARTS, propagate_positions=True, maybe_placeholders=True)
+    parser = Lark(
+        text,
+        parser="lalr",
+        start=STARTS,
+        propagate_positions=True,
+        maybe_placeholders=True,
+        edit_terminals=_whole_words,
+    )
     with contextlib.suppress(OSError):
         tables = io.BytesIO()
         parser.save(tables)
         write_bytes(kept, tables.getvalue())
     return parser
+
+
+def _whole_words(terminal: TerminalDef) -> None:
+    """Keywords match whole words only: `information` does not begin with `inf`."""
+    pattern = terminal.pattern
+    if isinstance(pattern, PatternStr) and pattern.value.isalpha():
+        terminal.pattern = PatternRE(pattern.value + _WHOLE_WORD)
+        terminal.priority = max(terminal.priority, 1)
 
 
 def parse_line(start: str, text: str) -> Tree[Token]:
@@ -116,12 +135,16 @@ def _line_error(error: UnexpectedInput, text: str) -> LineError:
         line, column = _place(text, position)
         found = text[position]
         if found.isprintable() and found.isascii():
-            return LineError(line, column, 1, "E0101", f"unexpected `{found}`", _expected(error.allowed or ()))
+            return LineError(
+                line, column, 1, "E0101", f"unexpected `{found}`", _expected(error.allowed or ())
+            )
         shown = f"`{found}`" if found.isprintable() else f"U+{ord(found):04X}"
         help = "names are ASCII letters, digits and underscores"
         return LineError(line, column, 1, "E0102", f"the language has no character {shown}", help)
     accepts = _accepted(error)
-    if isinstance(error, UnexpectedEOF) or (isinstance(error, UnexpectedToken) and error.token.type == "$END"):
+    if isinstance(error, UnexpectedEOF) or (
+        isinstance(error, UnexpectedToken) and error.token.type == "$END"
+    ):
         line, column = _place(text, len(text))
         return LineError(line, column, 1, "E0101", "the line ends too early", _expected(accepts))
     assert isinstance(error, UnexpectedToken)
@@ -135,7 +158,9 @@ def _line_error(error: UnexpectedInput, text: str) -> LineError:
 def _accepted(error: UnexpectedInput) -> set[str]:
     if isinstance(error, UnexpectedToken):
         try:
-            return set(error.interactive_parser.accepts()) if error.interactive_parser else set(error.expected)
+            return (
+                set(error.interactive_parser.accepts()) if error.interactive_parser else set(error.expected)
+            )
         except (AttributeError, KeyError):
             return set(error.expected)
     return set()

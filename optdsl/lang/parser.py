@@ -91,7 +91,9 @@ class _Parser:
         indent = first.indent
         while (line := self.peek()) is not None and line.indent > parent.indent:
             if line.indent > indent:
-                self.report("E0105", line.whole, "unexpected indentation", f"this block starts {indent} columns in")
+                self.report(
+                    "E0105", line.whole, "unexpected indentation", f"this block starts {indent} columns in"
+                )
                 self.skip_deeper(indent)
                 continue
             if line.indent < indent:
@@ -135,7 +137,9 @@ class _Parser:
                 case "edition":
                     edition = 1 if _token(tree, 0) == "1" else 0
                     if edition != 1 or specs or defs or imports:
-                        self.report("E0108", line.whole, "the only edition is `edition 1`, as the first line", "")
+                        self.report(
+                            "E0108", line.whole, "the only edition is `edition 1`, as the first line", ""
+                        )
                 case "import_":
                     imports.append(syn.Import(_text(_token(tree, 0)), line.whole))
                 case "def_":
@@ -202,7 +206,10 @@ class _Parser:
                     uses.append(self.use(found.children[0], member))
                     if steps:
                         self.report(
-                            "E0103", member.whole, "`use` behind `step:`", "write it inside the step, or before it"
+                            "E0103",
+                            member.whole,
+                            "`use` behind `step:`",
+                            "write it inside the step, or before it",
                         )
                 case _:
                     steps.append(self.step(found, member))
@@ -223,15 +230,22 @@ class _Parser:
 
     def check_steps(self, steps: list[syn.StepSyntax], line: LogicalLine, kind: str, uses: bool) -> None:
         if not steps and not uses:
-            self.report("E0107", line.whole, f"this {kind} has no step", "add `step:` with at least one assignment")
+            self.report(
+                "E0107", line.whole, f"this {kind} has no step", "add `step:` with at least one assignment"
+            )
             return
         plain = [s for s in steps if s.condition is None and not s.otherwise]
         if len(steps) > 1 and plain:
             self.report(
-                "E0106", plain[0].span, "`step:` beside `step when`", "use `step otherwise:` for all other shapes"
+                "E0106",
+                plain[0].span,
+                "`step:` beside `step when`",
+                "use `step otherwise:` for all other shapes",
             )
         if len(steps) > MAX_BRANCHES:
-            self.report("E0008", steps[MAX_BRANCHES].span, f"more than {MAX_BRANCHES} kinds of step", "merge some")
+            self.report(
+                "E0008", steps[MAX_BRANCHES].span, f"more than {MAX_BRANCHES} kinds of step", "merge some"
+            )
             del steps[MAX_BRANCHES:]
         for index, step in enumerate(steps):
             if step.otherwise and (index == 0 or index != len(steps) - 1):
@@ -257,7 +271,9 @@ class _Parser:
 
     def section(self, header: LogicalLine) -> Iterator[LogicalLine]:
         if not self.has_block(header):
-            self.report("E0104", header.whole, f"`{header.text}` has no lines", "indent its lines, or remove it")
+            self.report(
+                "E0104", header.whole, f"`{header.text}` has no lines", "indent its lines, or remove it"
+            )
         for count, line in enumerate(self.block(header)):
             if count == MAX_DECLARATIONS:
                 message = f"more than {MAX_DECLARATIONS} lines in `{header.text}`"
@@ -272,12 +288,17 @@ class _Parser:
 
     def hyper(self, tree: Tree[Token], line: LogicalLine) -> syn.HyperSyntax:
         name, value, range_, doc = tree.children
-        assert isinstance(name, Token) and isinstance(value, Tree)
+        assert isinstance(name, Token)
+        assert isinstance(value, Tree)
         parts: tuple[tuple[str, syn.LiteralValue, Span], ...] = ()
         default: syn.LiteralValue | None = None
         if value.data == "parts":
             parts = tuple(
-                (str(part.children[0]), self.literal(part.children[1], line), self.span(line, part.children[0]))
+                (
+                    str(part.children[0]),
+                    self.literal(part.children[1], line),
+                    self.span(line, part.children[0]),
+                )
                 for part in value.children
                 if isinstance(part, Tree)
             )
@@ -287,7 +308,9 @@ class _Parser:
         if isinstance(range_, Tree):
             span = self.span(line, range_)
             if range_.data == "choices":
-                interval = syn.ChoicesSyntax(tuple(_text(c) for c in range_.children if isinstance(c, Token)), span)
+                interval = syn.ChoicesSyntax(
+                    tuple(_text(c) for c in range_.children if isinstance(c, Token)), span
+                )
             else:
                 left, low, high, right = range_.children
                 ends = self.signed(low, line), self.signed(high, line)
@@ -347,15 +370,21 @@ class _Parser:
             if self.has_block(line):
                 following = self.peek()
                 assert following is not None
-                self.report("E0105", following.whole, "unexpected indentation", "the block stands on one line already")
+                self.report(
+                    "E0105", following.whole, "unexpected indentation", "the block stands on one line already"
+                )
                 self.skip_block(line)
             statement = self.simple(inline, line)
             return (statement,) if statement else ()
         if not self.has_block(line):
-            self.report("E0104", line.whole, "nothing follows this line", "indent the statements that belong to it")
+            self.report(
+                "E0104", line.whole, "nothing follows this line", "indent the statements that belong to it"
+            )
             return ()
         if depth > MAX_BLOCKS:
-            self.report("E0008", line.whole, f"blocks nested more than {MAX_BLOCKS} deep", "move parts into a `def`")
+            self.report(
+                "E0008", line.whole, f"blocks nested more than {MAX_BLOCKS} deep", "move parts into a `def`"
+            )
             self.skip_block(line)
             return ()
         statements: list[syn.Statement] = []
@@ -374,7 +403,9 @@ class _Parser:
                 continue
             kind = str(tree.data)
             if kind in ("elif_", "else_") and (not branches or branches[-1][0] == "else_"):
-                self.report("E0103", item.whole, f"`{kind[:-1]}` without an `if` above it", "check its indentation")
+                self.report(
+                    "E0103", item.whole, f"`{kind[:-1]}` without an `if` above it", "check its indentation"
+                )
                 self.skip_block(item)
                 continue
             if kind not in ("elif_", "else_"):
@@ -413,7 +444,9 @@ class _Parser:
             if self.has_block(item):
                 following = self.peek()
                 assert following is not None
-                self.report("E0105", following.whole, "unexpected indentation", "the line above opens no block")
+                self.report(
+                    "E0105", following.whole, "unexpected indentation", "the line above opens no block"
+                )
                 self.skip_block(item)
         flush()
         return tuple(statements)
@@ -467,10 +500,14 @@ class _Parser:
         if not text.lstrip("+-").isdigit():
             value = float(text)
             if math.isinf(value) and "inf" not in text:
-                self.report("E0101", span, "this number is too large for a float", "write `inf` if that is meant")
+                self.report(
+                    "E0101", span, "this number is too large for a float", "write `inf` if that is meant"
+                )
             return value
         if len(text) > 20 or abs(int(text)) > MAX_INT:
-            self.report("E0101", span, "this whole number does not fit into 64 bits", "write it as a float: `1e30`")
+            self.report(
+                "E0101", span, "this whole number does not fit into 64 bits", "write it as a float: `1e30`"
+            )
             return 0
         return int(text)
 
@@ -546,12 +583,16 @@ class _Parser:
                 keywords.append((str(argument.children[0]), self.expression(argument.children[1], line)))
             else:
                 if keywords:
-                    self.report("E0101", self.span(line, argument), "a positional argument behind a keyword", "")
+                    self.report(
+                        "E0101", self.span(line, argument), "a positional argument behind a keyword", ""
+                    )
                 args.append(self.expression(argument, line))
         return syn.CallSyntax(str(function), tuple(args), tuple(keywords), span, self.span(line, function))
 
 
-def _nest(branches: list[tuple[str, syn.Expression | None, tuple[syn.Statement, ...], Span]]) -> syn.Statement:
+def _nest(
+    branches: list[tuple[str, syn.Expression | None, tuple[syn.Statement, ...], Span]],
+) -> syn.Statement:
     """`if / elif / else` as nested `If`s."""
     other: tuple[syn.Statement, ...] = ()
     for _, condition, body, span in reversed(branches):

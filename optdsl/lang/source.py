@@ -252,12 +252,19 @@ class _Scanner:
         if not code and not broken:
             return
         if len(self.logical) >= MAX_LINES:
-            self.report("E0003", Span.of_line(start), f"the file has more than {MAX_LINES} lines of code", _HELP_LARGE)
+            self.report(
+                "E0003", Span.of_line(start), f"the file has more than {MAX_LINES} lines of code", _HELP_LARGE
+            )
             self.logical.append(LogicalLine(start, indent, "", broken=True))
             return
         margin = len(text) - len(text.lstrip(" \t"))
         if "\t" in text[:margin]:
-            self.report("E0004", Span(start, 1, start, margin + 1), "a tab in the indentation", "indent with four spaces")
+            self.report(
+                "E0004",
+                Span(start, 1, start, margin + 1),
+                "a tab in the indentation",
+                "indent with four spaces",
+            )
         if not broken and len("".join(code.split())) > MAX_LOGICAL_LINE:
             message = f"more than {MAX_LOGICAL_LINE} characters in one line"
             self.report("E0009", Span(start, margin + 1, start, margin + 2), message, "name parts of it")

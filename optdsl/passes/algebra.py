@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from optdsl.core.types import Kind, Level
+from optdsl.core.types import Kind
 from optdsl.ir.expr import Call, Const, Expr, Var, call, const, rebuild, transform, variables, walk
 from optdsl.ir.program import Assign, Program
 from optdsl.passes.cost import MAX_INT_POWER, cost, expression_cost
@@ -196,7 +196,7 @@ def _undone(node: Call) -> bool:
             return any(isinstance(arg, Call) and arg.op == "log" for arg in args)
         case "log", Call("exp" | "pow" | "sqrt"):
             return True
-        case ("pow" | "sqrt"), Call("pow" | "sqrt" | "exp"):
+        case (("pow" | "sqrt"), Call("pow" | "sqrt" | "exp")):
             return True
         case "pow", Call("abs"):
             exponent = _exponent(node.args[1])
@@ -336,9 +336,9 @@ class _Inline:
         for assign in program.body:
             self.readers.update(variables(assign.expr))
             for condition, _ in assign.guard:
-                self.readers.update({name: 2 for name in variables(condition)})
+                self.readers.update(dict.fromkeys(variables(condition), 2))
         for expr in program.results.values():
-            self.readers.update({name: 2 for name in variables(expr)})
+            self.readers.update(dict.fromkeys(variables(expr), 2))
 
     def __call__(self, assign: Assign, values: dict[str, Expr] | None = None) -> Expr:
         """The expression of `assign` with such values in place; `values` collects them by name."""
@@ -394,7 +394,7 @@ class _Improver:
             pass
         return self.program
 
-    def set(self, name: str, expr: Expr) -> None:
+    def replace(self, name: str, expr: Expr) -> None:
         body = tuple(
             Assign(a.name, a.source, expr, a.guard, a.line) if a.name == name else a
             for a in self.program.body
@@ -406,7 +406,7 @@ class _Improver:
         for assign in self.program.body:
             expr = self.expression(assign.expr)
             if expr is not assign.expr:
-                self.set(assign.name, expr)
+                self.replace(assign.name, expr)
 
     def together(self) -> None:
         """Assignments with those that only they read."""
@@ -420,7 +420,7 @@ class _Improver:
                 continue
             expr = self.expression(inlined)
             if expr is not inlined:
-                self.set(name, _named(expr, values, self.program))
+                self.replace(name, _named(expr, values, self.program))
                 self.program = drop_dead(self.program)
 
     def expression(self, expr: Expr) -> Expr:
@@ -468,7 +468,7 @@ class _Improver:
                 continue
             tried.add(node)
             now = expression_cost([best]).device_key
-            forms = []
+            forms: list[tuple[tuple[int, ...], int, Expr]] = []
             for form in self.proposer.proposals(node):
                 whole = _replaced(best, node, form)
                 price = expression_cost([whole]).device_key
@@ -487,7 +487,8 @@ def _named(expr: Expr, values: Mapping[str, Expr], program: Program) -> Expr:
     for name in reversed([a.name for a in program.body if a.name in values]):
         whole, variable = values[name], made[name].var
         inlined = _Inline(program)(made[name])
-        expr = transform(expr, lambda n, w=whole, i=inlined, v=variable: v if n is w or n is i else n)
+        for form in (inlined, whole):
+            expr = transform(expr, lambda n, f=form, v=variable: v if n is f else n)  # type: ignore[misc]
     return expr
 
 
@@ -708,8 +709,9 @@ class _Bridge:
     # ---- and back ---------------------------------------------------------------------------------------
 
     def back(self, form: Any, late: bool) -> Expr:
-        """A node for `form`: what is known early is computed first, except that factors known on the host come
-        last if `late`. Raises _Unspeakable, and OverflowError when a literal would be infinite.
+        """A node for `form`: what is known early is computed first, but host factors come last if `late`.
+
+        Raises _Unspeakable, and OverflowError when a literal would be infinite.
         """
         return _Writer(self, late).write(form)
 
@@ -916,7 +918,7 @@ class _Host:
                 case Kind.BOOL:
                     drawn = rng.random(n) < 0.5
                 case Kind.CHOICE:
-                    drawn = np.array(hyper.choices or (hyper.default,))[rng.integers(0, max(1, len(hyper.choices)), n)]
+                    drawn = rng.choice(np.array(hyper.choices or (hyper.default,)), n)
                 case _:
                     drawn = self._within(hyper.interval, hyper.kind, n, rng)
             values[hyper.name] = np.where(usual, hyper.default, drawn)
@@ -976,7 +978,7 @@ class _Host:
                     memo[node] = memo[needed[0]]
                 case Var(name):
                     if name not in names:  # a state of the host
-                        names[name] = rng.choice([-1.0, 1.0, 0.0], n, p=[0.4, 0.5, 0.1]) * 10 ** rng.uniform(-10, 4, n)
+                        names[name] = _spread(rng, -10, 4, n) * (rng.random(n) > 0.1)
                     memo[node] = names[name]
                 case Call(op):
                     with np.errstate(all="ignore"):
@@ -1132,8 +1134,8 @@ def _hostile(count: int, rng: Any) -> Any:
     np = _numpy()
     top, least = float(np.finfo(np.float32).max), 2.0**-149
     special = np.array(
-        [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, top, -top, least, -least, 2.0**-126]
-        + [1e-30, -1e-30, 1e20, -1e20, 1e30, 0.5, 2.0, -3.0]
+        (0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, top, -top, least, -least, 2.0**-126, 1e-30)
+        + (-1e-30, 1e20, -1e20, 1e30, 0.5, 2.0, -3.0)
     )
     eps = 2.0**-23
 

@@ -1,8 +1,8 @@
 """What a step costs: weighted operations by the level at which they run, and the arrays that it touches.
 
-The weights are those of the table of core operators. A node that occurs several times in one assignment counts
-once, as it is one object; an assignment that no result needs counts nothing. Branches count as if all were
-taken, so a cost is an upper bound, and two costs compare two forms of one method rather than two methods.
+The weights are those of the table of core operators. A node that occurs several times in one assignment
+counts once, as it is one object; an assignment that no result needs counts nothing. Branches count as if all
+were taken, so a cost is an upper bound, and two costs compare two forms of one method, not two methods.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.types import Dim, Level, Type
 from optdsl.ir.expr import Call, Const, Expr, Var, walk
-from optdsl.ir.program import Assign, Program
+from optdsl.ir.program import Program
 from optdsl.passes.simplify import drop_dead
 
 #: Powers up to this one are multiplications: x^2, x^3 = x * x^2, x^4 = (x^2)^2...
@@ -157,4 +157,4 @@ def _writes(program: Program) -> int:
     return sum(name == "p" or (name in states and states[name].is_element) for name in program.results)
 
 
-__all__ = ["Assign", "Cost", "cost", "expression_cost", "weight"]
+__all__ = ["Cost", "cost", "expression_cost", "weight"]

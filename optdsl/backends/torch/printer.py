@@ -23,7 +23,8 @@ _HOST_NAMES = {
     "abs": "abs_", "pow": "pow_", "round": "round_", "min": "minimum", "max": "maximum", "select": "where",
 }  # fmt: skip
 _METHODS = frozenset(
-    "abs sign sqrt exp expm1 log log1p sin cos tan asin acos atan tanh erf floor ceil round nan_to_num".split()
+    ["abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan"]
+    + ["tanh", "erf", "floor", "ceil", "round", "nan_to_num"]
 )
 #: Operators whose foreach function has another name.
 _FOREACH_NAMES = {
@@ -107,7 +108,7 @@ class Printer:
         value = self.text(expr.args[0])
         return f'yield Joint("{kind}", "{expr.attr}", {expr.site}, {value})'
 
-    # ---- host -------------------------------------------------------------------------------------------
+    # ---- host ------------------------------------------------------------------------------------
 
     def host(self, expr: Call) -> Printed:
         """Arithmetic on Python numbers. Plain operators where nothing can raise, else `host` functions."""
@@ -144,7 +145,7 @@ class Printer:
         base, exponent = (self.intervals.of(arg) for arg in expr.args)
         return base.low >= 0 and base.high <= 1 and exponent.low >= 0
 
-    # ---- one tensor ---------------------------------------------------------------------------------------
+    # ---- one tensor ------------------------------------------------------------------------------
 
     def tensor(self, expr: Call) -> Printed:
         """An operation with at least one tensor among its operands."""
@@ -244,7 +245,7 @@ class Printer:
         draw = f"{source}.{expr.op}({', '.join(arguments)})"
         return f"as_matrix({draw})" if self.matrices else draw
 
-    # ---- lists of tensors -----------------------------------------------------------------------------------
+    # ---- lists of tensors ------------------------------------------------------------------------
 
     def listed(self, expr: Call) -> str:
         """An operation whose result is a list."""
@@ -304,10 +305,9 @@ class Printer:
         value = self.text(scale) if expr.op == "add" else f"-{self.wrap(scale, _ATOM)}"
         own = "_" if self.fresh(base, expr) else ""
         first = self.text(base)
-        if isinstance(rest, Call) and rest.op == "div" and self._both_like(rest.args, expr):
-            return f"foreach.addcdiv{own}({first}, {self.text(rest.args[0])}, {self.text(rest.args[1])}, {value})"
-        if isinstance(rest, Call) and rest.op == "mul" and self._both_like(rest.args, expr):
-            return f"foreach.addcmul{own}({first}, {self.text(rest.args[0])}, {self.text(rest.args[1])}, {value})"
+        if isinstance(rest, Call) and rest.op in ("div", "mul") and self._both_like(rest.args, expr):
+            y, z = map(self.text, rest.args)
+            return f"foreach.addc{rest.op}{own}({first}, {y}, {z}, {value})"
         square = isinstance(rest, Call) and rest.op == "pow" and isinstance(rest.args[1], Const)
         if square and rest.args[1].value == 2 and isinstance(rest.args[0], Var) and rest.type == expr.type:  # type: ignore[union-attr]
             inner = self.text(rest.args[0])  # type: ignore[union-attr]
