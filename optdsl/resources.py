@@ -1,4 +1,4 @@
-"""Files: where the grammar, the shipped specs and what is compiled from them lie, and how files are written."""
+"""Files: where the grammar, the shipped specs and what comes of them lie, and how files are written."""
 
 import contextlib
 import os

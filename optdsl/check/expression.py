@@ -28,6 +28,7 @@ class Session:
     declared: Declared = field(default_factory=Declared)
     movements: Movements = field(init=False)
     instances: int = 0
+    at: Span | None = None  # the statement of the outermost step that is being walked
 
     def __post_init__(self) -> None:
         """Gives `p` and `g` their first values."""
@@ -49,7 +50,8 @@ class Expressions(ABC):
 
     def report(self, code: str, span: Span, message: str, *help: str) -> None:
         """A message; each non-empty `help` is a line of it."""
-        lines = [line for line in (*help, self.scope.note) if line]
+        note = self.scope.note if code.startswith("E04") else ""  # it may depend on the values given
+        lines = [line for line in (*help, note) if line]
         self.scope.file.report(code, span, message, "\n".join(lines))
 
     def named(self, source: str, expr: Expr, span: Span) -> Expr:
@@ -228,6 +230,7 @@ class Expressions(ABC):
             if not self.scope.file.lost:
                 message = "there is no update yet: nothing above this line moves `p`"
                 self.report("E0506", span, message, "`use` an optimizer above it")
+            self.movements.p = POISON
             return POISON
         return self.movements.read(span.line, self.scope.file.path)
 

@@ -31,8 +31,8 @@ def fault_of(
             return _reduction(type_, text, over)
         case Rule.MATMUL if index is None:
             left, right = types
-            message = f"{texts[0]} [{left.level_name}] @ {texts[1]} [{right.level_name}]: "
-            message += f"{left.shape[1].value} and {right.shape[0].value} do not meet"
+            message = f"`@` cannot multiply {texts[0]} {_dims(left)} by {texts[1]} {_dims(right)}: "
+            message += f"{left.shape[1].value} is not {right.shape[0].value}"
             return "E0405", message, "`x'` is the transpose of `x`"
         case Rule.MATMUL:
             return "E0405", f"`@` multiplies matrices; {text} is {describe(type_)}", "write `*` to scale"
@@ -85,6 +85,10 @@ def _elementwise(
         message += " and ".join(f"{texts[i]} is {describe(types[i])}" for i in arrays)
         return "E0405", message, "reduce one of them, or use `x'` for the transpose"
     return "E0404", fallback, ""
+
+
+def _dims(type_: Type) -> str:
+    return f"[{type_.shape[0].value}, {type_.shape[1].value}]"
 
 
 def _noun(type_: Type) -> str:

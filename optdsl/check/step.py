@@ -24,6 +24,8 @@ class Statements(Branches):
     def statement(self, node: syn.Statement) -> None:
         """One statement."""
         self.builder.work()
+        if self.scope.instance and len(self.scope.instance.circle) == 1 and not self.builder.loops:
+            self.session.at = node.span
         match node:
             case syn.AssignSyntax():
                 self.assign(node)
@@ -80,8 +82,8 @@ class Statements(Branches):
             self.report("E0306", span, f"`{text}` is a hyperparameter; a step cannot change it", help)
             return False
         if self.scope.instance and (name in FACTS or name in CONSTANTS):
-            what = "a constant" if name in CONSTANTS else "a fact of the tensor"
-            self.report("E0307", span, f"`{text}` is {what} and cannot be assigned", "use another name")
+            message = f"`{text}` is given to the step and cannot be assigned"
+            self.report("E0307", span, message, "use another name")
             return False
         if self.scope.instance is None and name in ("p", "g", "update"):
             help = "return the value, and assign it in the step"

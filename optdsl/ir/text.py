@@ -48,14 +48,15 @@ def expression(expr: Expr, names: dict[str, str]) -> str:
 
 def _print(expr: Expr, names: dict[str, str]) -> tuple[str, int]:
     """(text, binding strength)."""
-    number = _signed(expr)
-    if number is not None:
-        if number != number:
+    value = _signed(expr)
+    if value is not None:
+        if value != value:
             return "inf - inf", _STRENGTH["sub"]
-        text = literal(number)
+        text = literal(value)
         return text, _STRENGTH["neg"] if text.startswith("-") else _ATOM
-    if not isinstance(expr, Call):
+    if isinstance(expr, Var):
         return names.get(expr.name, expr.name), _ATOM
+    assert isinstance(expr, Call)
     op = expr.op
     row = CORE[op]
     if op == "select":

@@ -62,7 +62,7 @@ class Intervals:
             case "sub", [a, b]:
                 return _add(a, _neg(b))
             case "mul", [a, b] if a.low >= 0 and b.low >= 0:
-                low_open = (a.low_open or b.low_open) and a.low * b.low > 0 or (_positive(a) and _positive(b))
+                low_open = _positive(a) and _positive(b) and (a.low_open or b.low_open or a.low * b.low == 0)
                 return Interval(_times(a.low, b.low), _times(a.high, b.high), low_open)
             case "pow", [base, exponent] if base.low >= 0 and base.high <= 1 and exponent.low >= 1:
                 # b^e <= b on [0, 1] for e >= 1

@@ -38,8 +38,10 @@ def _keeps_type(node: Call, replacement: Expr) -> Expr | None:
 
 #: Operators that IEEE 754 rounds correctly, or that do not round: the same bits on every machine.
 _EXACT = frozenset(
-    ["add", "sub", "mul", "div", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not", "min", "max"]
-    + ["abs", "sign", "sqrt", "floor", "ceil", "round", "isfinite", "nan_to_num"]
+    [
+        *("add", "sub", "mul", "div", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"),
+        *("min", "max", "abs", "sign", "sqrt", "floor", "ceil", "round", "isfinite", "nan_to_num"),
+    ]
 )
 
 

@@ -809,9 +809,11 @@ class _Steps:
             self.move()
             return
         level = _pick(rng, {**self.weights.levels, "const": 0.3})
-        place = _CONST if level == "const" else STATE_LEVELS[level]
         kind = rng.choice((*[Kind.FLOAT] * 7, Kind.BOOL, Kind.INT))
-        self.assign(rng.choice(free), self.expr(kind, place))
+        name = rng.choice(free)
+        # the same place wherever a name is used, so that the values of two paths broadcast
+        place = self.targets.setdefault(name, _CONST if level == "const" else STATE_LEVELS[level])
+        self.assign(name, self.expr(kind, place))
 
     def branch(self, size: int, depth: int) -> None:
         """`if`, its blocks, and the values that the names have after it."""

@@ -23,8 +23,10 @@ _HOST_NAMES = {
     "abs": "abs_", "pow": "pow_", "round": "round_", "min": "minimum", "max": "maximum", "select": "where",
 }  # fmt: skip
 _METHODS = frozenset(
-    ["abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan"]
-    + ["tanh", "erf", "floor", "ceil", "round", "nan_to_num"]
+    [
+        *("abs", "sign", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos"),
+        *("atan", "tanh", "erf", "floor", "ceil", "round", "nan_to_num"),
+    ]
 )
 #: Operators whose foreach function has another name.
 _FOREACH_NAMES = {
