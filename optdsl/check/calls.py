@@ -204,7 +204,7 @@ class _Maker:
             site = builder.streams if self.stream is None else self.stream
             builder.streams = max(builder.streams, site + 1)
             if site >= MAX_STREAMS:
-                raise TooLarge
+                raise TooLarge(f"this step draws more than {MAX_STREAMS} times")
         return self.owner.call(op, nodes, self.node, self.parts, over=over, site=site)
 
 

@@ -34,7 +34,7 @@ class Composer(States):
         assert instance is not None
         self.session.instances += 1
         if self.session.instances > MAX_INSTANCES:
-            raise TooLarge
+            raise TooLarge(f"this step uses more than {MAX_INSTANCES} specs")
         self.declare_hypers(instance, hypers, bindings, defaults)
         self.declare_states(instance)
         for use in instance.spec.uses:

@@ -11,7 +11,7 @@ from optdsl.check.compose import build, check_function
 from optdsl.check.expression import Session
 from optdsl.check.library import Library, Loaded
 from optdsl.check.names import check_name, closest, shown
-from optdsl.check.scope import MAX_ASSIGNMENTS, MAX_FILE_WORK, POISON, Builder, Declared, TooLarge, Undefined
+from optdsl.check.scope import MAX_FILE_WORK, POISON, Builder, Declared, TooLarge, Undefined
 from optdsl.check.unused import warn
 from optdsl.core import types as ty
 from optdsl.ir.expr import Expr, Var, call, const, var, variables
@@ -120,14 +120,14 @@ def _bounded(library: Library, loaded: Loaded, span: Span) -> Iterator[Session]:
         yield session
         library.spent += session.builder.spent
         if library.spent > MAX_FILE_WORK:
-            raise TooLarge
-    except TooLarge:
-        message = f"this grows to more than {MAX_ASSIGNMENTS} assignments, or takes too long to check"
-        loaded.report("E0601", span, message, "repeat less often, call fewer functions, or use fewer specs")
+            raise TooLarge("this file takes too long to check")
+    except TooLarge as error:
+        help = "repeat less often, call fewer functions, or use fewer specs"
+        loaded.report("E0601", session.at or span, str(error), help)
         raise
     except RecursionError:
-        message = "the expressions of this and of the functions it calls are nested too deeply"
-        loaded.report("E0008", span, message, "name parts of them")
+        message = "expressions and the functions they call are nested too deeply here"
+        loaded.report("E0008", session.at or span, message, "name parts of them")
         raise TooLarge from None
 
 

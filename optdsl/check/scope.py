@@ -61,7 +61,7 @@ class Origin:
 
 
 class TooLarge(Exception):
-    """The step grew beyond MAX_ASSIGNMENTS, or checking it beyond MAX_WORK."""
+    """The step, or the work of checking it, grew beyond a bound; says which."""
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class Builder:
         """Counts work. Raises TooLarge when it is too much."""
         self.spent += amount
         if self.spent > MAX_WORK:
-            raise TooLarge
+            raise TooLarge("what this grows to takes too long to check")
 
     def version(self, source: str, line: int, path: str) -> str:
         """A fresh name for a value of `source`."""
@@ -118,7 +118,7 @@ class Builder:
         if expr is POISON:
             return POISON
         if len(self.body) >= MAX_ASSIGNMENTS:
-            raise TooLarge
+            raise TooLarge(f"this step grows to more than {MAX_ASSIGNMENTS} assignments")
         name = self.version(source, line, path)
         self.body.append(Assign(name, source, expr, self.guard, line))
         self.definitions[name] = expr

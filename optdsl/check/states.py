@@ -202,11 +202,12 @@ class States(Statements):
         """The name of a state in `state_dict`."""
         declared, report = self.session.declared, self.scope.file.report
         key, span = (item.key, item.key_span) if item.key else (item.name, item.name_span)
-        taken = {state.key for state in declared.states} | declared.hyper_names()
-        if check_name(key, span, report, "key") and key in taken and not instance.prefix:
-            message = f"the key `{shown(key)}` is taken by another state or a hyperparameter"
+        owners = dict.fromkeys(declared.hyper_names(), "a hyperparameter")
+        owners |= {state.key: f"the state `{state.name}`" for state in declared.states}
+        if check_name(key, span, report, "key") and key in owners and not instance.prefix:
+            message = f"the key `{shown(key)}` is taken by {owners[key]}"
             self.report("E0208", span, message, "give this state a key of its own: `as NAME`")
-        return free_name(key, instance.prefix, taken)
+        return free_name(key, instance.prefix, set(owners))
 
 
 def free_name(name: str, prefix: str, taken: set[str]) -> str:

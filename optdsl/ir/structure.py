@@ -177,7 +177,8 @@ class _Simulation:
         if variable is None:  # a fact
             return
         held = holds.get(variable)
-        if held == value:
+        # what only one side of a branch has left may be read where the condition of that side is known to hold
+        if set(_values(held)) == {value}:
             return
         # inputs stay where they are; of two assigned values the later one moves out of the way
         others = [other for other in _values(held) if other != value and other in self.guards]
@@ -236,8 +237,10 @@ class _Simulation:
             arms.append(arm)
             after.append(self.holds)
         then, other = after
-        # a variable that only one arm has may still be read where the same condition holds again
-        self.holds = {v: held for v, held in ({**other, **then}).items() if other.get(v, held) == held}
+        self.holds = {}
+        for name in dict.fromkeys([*then, *other]):
+            a, b = then.get(name), other.get(name)
+            self.holds[name] = a if a == b else _Either(condition, a, b)
         for join in joins:
             target = self.names[join.name]
             if then.get(target) != join.name or other.get(target) != join.name:

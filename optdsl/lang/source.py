@@ -33,7 +33,8 @@ _TOKEN_WITHOUT_DOC = re.compile(_REST, re.DOTALL)
 #: The blanks of the language. Others (U+00A0...) are characters it does not have.
 _BLANKS = " \t\f"
 _STARTS_STATEMENT = re.compile(
-    r"[ ]*(?:[A-Za-z_]\w*[ ]*=(?!=)|(?:if|elif|else|every|repeat|use|step|state|hyper|optimizer|transform|def)\b)"
+    r"[ ]*(?:[A-Za-z_]\w*[ ]*=(?!=)"
+    r"|(?:if|elif|else|every|repeat|use|step|state|hyper|optimizer|transform|def)\b)"
 )
 _PAIRS = {"(": ")", "[": "]", "{": "}"}
 _HELP_LARGE = "a method fits into a few dozen lines; is this the right file?"
