@@ -13,7 +13,7 @@ from collections.abc import Set as Set_
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from optdsl.ir.expr import Call, Expr, Var, variables
+from optdsl.ir.expr import Call, Const, Expr, Var, variables
 from optdsl.ir.program import Assign, Guard, Program
 
 
@@ -140,15 +140,20 @@ def _web(value: str, by_name: Mapping[str, Assign], guards: Mapping[str, Guard])
 
 def is_join(assign: Assign, guards: Mapping[str, Guard]) -> bool:
     """True when `assign` joins values of two branches, rather than choosing between two values at hand."""
-    expr = assign.expr
-    if not (isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host):
+    if not _is_choice(assign):
         return False
-    condition, *arms = expr.args
+    condition, *arms = assign.expr.args
     for arm, wanted in zip(arms, (True, False), strict=True):
         branch = (*assign.guard, (condition, wanted))
-        if isinstance(arm, Var) and guards.get(arm.name, ())[: len(branch)] == branch:
+        if any(guards.get(name, ())[: len(branch)] == branch for name in variables(arm)):
             return True
     return False
+
+
+def _is_choice(assign: Assign) -> bool:
+    """True for `select` on a condition known on the host."""
+    expr = assign.expr
+    return isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host
 
 
 class _Simulation:
@@ -205,17 +210,25 @@ class _Simulation:
                     break
                 run.append(assigns[index])
                 index += 1
-            joins: list[Assign] = []
-            while index < len(assigns) and self.joins_here(assigns[index], condition, depth):
-                joins.append(assigns[index])
-                index += 1
+            joins = self.joins(assigns, index, condition, depth)
+            index += len(joins)
             statements.append(self.branch(condition, run, joins, depth))
         return statements
 
-    def joins_here(self, assign: Assign, condition: Expr, depth: int) -> bool:
-        return (
-            len(assign.guard) == depth and is_join(assign, self.guards) and assign.expr.args[0] is condition
-        )
+    def joins(self, assigns: list[Assign], start: int, condition: Expr, depth: int) -> list[Assign]:
+        """The assignments from `start` on that end a branch on `condition`. A choice between two values at
+        hand that stands among joins, or right behind the branch, is one more.
+        """
+        choices: list[Assign] = []
+        for assign in assigns[start:]:
+            if len(assign.guard) != depth or not _is_choice(assign) or assign.expr.args[0] is not condition:
+                break
+            choices.append(assign)
+        while choices and not is_join(choices[-1], self.guards):
+            if all(isinstance(arm, Const | Var) for arm in choices[-1].expr.args[1:]):
+                break
+            choices.pop()
+        return choices
 
     def set(self, assign: Assign, statements: list[Statement]) -> None:
         for name in variables(assign.expr):

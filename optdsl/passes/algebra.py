@@ -410,18 +410,20 @@ class _Improver:
 
     def together(self) -> None:
         """Assignments with those that only they read."""
+        inline = _Inline(self.program)
         for name in [assign.name for assign in reversed(self.program.body)]:
-            assign = next((a for a in self.program.body if a.name == name), None)
+            assign = inline.definitions.get(name)
             if assign is None:
                 continue
             values: dict[str, Expr] = {}
-            inlined = _Inline(self.program)(assign, values)
+            inlined = inline(assign, values)
             if inlined is assign.expr:
                 continue
             expr = self.expression(inlined)
             if expr is not inlined:
-                self.replace(name, _named(expr, values, self.program))
+                self.replace(name, _named(expr, values, inline))
                 self.program = drop_dead(self.program)
+                inline = _Inline(self.program)
 
     def expression(self, expr: Expr) -> Expr:
         """`expr` with its parts improved, those below first."""
@@ -467,6 +469,7 @@ class _Improver:
             if node in tried:
                 continue
             tried.add(node)
+            self.check_time()
             now = expression_cost([best]).device_key
             forms: list[tuple[tuple[int, ...], int, Expr]] = []
             for form in self.proposer.proposals(node):
@@ -481,14 +484,12 @@ class _Improver:
         return None
 
 
-def _named(expr: Expr, values: Mapping[str, Expr], program: Program) -> Expr:
-    """`expr` with values that survived as they were called by their names again."""
-    made = {a.name: a for a in program.body}
-    for name in reversed([a.name for a in program.body if a.name in values]):
-        whole, variable = values[name], made[name].var
-        inlined = _Inline(program)(made[name])
-        for form in (inlined, whole):
-            expr = transform(expr, lambda n, f=form, v=variable: v if n is f else n)  # type: ignore[misc]
+def _named(expr: Expr, values: Mapping[str, Expr], inline: _Inline) -> Expr:
+    """`expr` with values that survived called by their names again, the last ones first."""
+    for name, made in reversed(inline.definitions.items()):
+        if name in values:
+            for form in (inline(made), made.expr):
+                expr = transform(expr, lambda n, f=form, v=made.var: v if n is f else n)  # type: ignore[misc]
     return expr
 
 
@@ -1133,10 +1134,8 @@ def _hostile(count: int, rng: Any) -> Any:
     """Inputs for `count` leaves, float32, one column per sample."""
     np = _numpy()
     top, least = float(np.finfo(np.float32).max), 2.0**-149
-    special = np.array(
-        (0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, top, -top, least, -least, 2.0**-126, 1e-30)
-        + (-1e-30, 1e20, -1e20, 1e30, 0.5, 2.0, -3.0)
-    )
+    positive = np.array([0.0, 1.0, math.inf, top, least, 2.0**-126, 1e-30, 1e20, 0.5, 3.0])
+    special = np.concatenate([positive, -positive, [math.nan]])
     eps = 2.0**-23
 
     def alone(others: Any, values: Any) -> Any:

@@ -25,8 +25,13 @@ class _Lowering:
         guards = {a.name: a.guard for a in self.program.body}
         for assign in self.program.body:
             expr = assign.expr
-            # a join of branches already has its sides computed under their conditions
-            if not is_join(assign, guards):
+            if is_join(assign, guards):
+                # its sides are computed under their conditions already, but for what is left to do with them
+                condition, *arms = expr.args
+                sides = zip(arms, (True, False), strict=True)
+                arms = [self.expr(a, (*assign.guard, (condition, w)), assign.line) for a, w in sides]
+                expr = call("select", condition, *arms)
+            else:
                 expr = self.expr(expr, assign.guard, assign.line)
             self.body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
         results = {name: self.expr(value, (), 0) for name, value in self.program.results.items()}

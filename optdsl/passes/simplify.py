@@ -6,12 +6,12 @@ is a separate, guarded step (`optdsl.passes.algebra`) that only bloated programs
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from optdsl.core.types import Level
 from optdsl.ir.expr import Call, Const, Expr, Var, rebuild, transform, var, variables
 from optdsl.ir.program import Assign, Guard, Program
+from optdsl.ir.structure import fresh
 from optdsl.passes.rules import rewrite
 
 MAX_ROUNDS = 20
@@ -112,7 +112,8 @@ def share(program: Program) -> Program:
     repeated = _repeated(program)
     if not repeated:
         return program
-    versions = Counter(a.source for a in program.body)
+    taken = {a.source for a in program.body} | {s.name for s in program.states} | {"p", "g"}
+    taken |= {h.name for h in program.hypers}
     known: dict[int, list[tuple[Guard, Expr]]] = {}
     body: list[Assign] = []
 
@@ -127,9 +128,11 @@ def share(program: Program) -> Program:
         result = rebuild(node, tuple(replace(arg, assign) for arg in node.args))
         if (id(node), assign.guard) in repeated:
             if node is not assign.expr:
-                versions["shared"] += 1
-                name = f"shared.{versions['shared']}"
-                body.append(Assign(name, "shared", result, assign.guard, assign.line))
+                # a name of its own: two shared values need not have one shape
+                source = fresh("shared", taken) if "shared" in taken else "shared"
+                taken.add(source)
+                name = f"{source}.1"
+                body.append(Assign(name, source, result, assign.guard, assign.line))
                 result = var(name, node.type)
                 known.setdefault(id(node), []).append((assign.guard, result))
             else:

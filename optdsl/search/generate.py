@@ -24,12 +24,10 @@ from optdsl.core.types import COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Ki
 from optdsl.ir.expr import (
     Call,
     Expr,
-    Literal,
     Var,
     as_number,
     call,
     const,
-    is_joint,
     is_random,
     var,
     variables,
@@ -331,7 +329,7 @@ class _Maker:
             return call("add", call("abs", x), margin)
         if shape == 1:
             return call("max", call("abs", x), margin)
-        return call("sqrt", call("add", call("mul", x, x), margin))
+        return call("sqrt", call("add", call("pow", x, 2), margin))
 
     def protected(self, op: str, args: list[Expr]) -> list[Expr]:
         """Operands of `op` in its domain, and where its result stays moderate."""
@@ -789,7 +787,7 @@ class _Steps:
             x = self.expr(Kind.FLOAT, place)
             value: Expr = call("add", call("mul", beta, before), call("mul", call("sub", 1, beta), x))
         elif place[0] <= Level.HOST and self.rng.random() < 0.3:
-            value = self.expr(self.rng.choice((Kind.INT, Kind.BOOL)), place)
+            value = as_number(self.expr(self.rng.choice((Kind.INT, Kind.BOOL)), place))
         else:
             value = self.expr(Kind.FLOAT, place)
         self.assign(state.name, value)
@@ -864,7 +862,6 @@ __all__ = [
     "Place",
     "Weights",
     "available_at",
-    "is_joint",
     "random_condition",
     "random_expr",
     "random_program",
