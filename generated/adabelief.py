@@ -88,7 +88,6 @@ class AdaBelief(Optimizer):
         State("max_exp_avg_var", "element"),
     )
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -222,10 +221,10 @@ class AdaBelief(Optimizer):
                 p = foreach.mul(p, 1 - lr * weight_decay)
         else:
             g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
         s = foreach.add_(
             foreach.add_scaled_(
-                foreach.mul(beta2, s),
+                foreach.mul_(s, beta2),
                 foreach.square(foreach.sub(g, m)),
                 1 - beta2,
             ),
@@ -258,7 +257,7 @@ class AdaBelief(Optimizer):
             p = foreach.addcdiv(
                 p,
                 m,
-                foreach.add_(foreach.div(root, host.sqrt(1 - beta2**t)), eps),
+                foreach.add_(foreach.div_(root, host.sqrt(1 - beta2**t)), eps),
                 -(lr / (1 - beta1**t)),
             )
         state["exp_avg"] = m

@@ -54,7 +54,6 @@ class Adadelta(Optimizer):
         State("square_avg", "element"),
         State("acc_delta", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -134,7 +133,7 @@ class Adadelta(Optimizer):
         v = state["square_avg"]
         a = state["acc_delta"]
         g = foreach.add_scaled(g, p, weight_decay)
-        v = foreach.addcmul_(foreach.mul(rho, v), g, g, 1 - rho)
+        v = foreach.addcmul_(foreach.mul_(v, rho), g, g, 1 - rho)
         delta = foreach.mul_(
             foreach.div_(
                 foreach.sqrt_(foreach.add(a, eps)),
@@ -142,8 +141,8 @@ class Adadelta(Optimizer):
             ),
             g,
         )
-        a = foreach.addcmul_(foreach.mul(rho, a), delta, delta, 1 - rho)
-        p = foreach.add_scaled(p, delta, -lr)
+        a = foreach.addcmul_(foreach.mul_(a, rho), delta, delta, 1 - rho)
+        p = foreach.add_scaled_(p, delta, -lr)
         state["square_avg"] = v
         state["acc_delta"] = a
         return p

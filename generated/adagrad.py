@@ -52,7 +52,6 @@ class Adagrad(Optimizer):
     _states = (
         State("sum", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -139,8 +138,8 @@ class Adagrad(Optimizer):
         eps = group["eps"]
         s = state["sum"]
         g = foreach.add_scaled(g, p, weight_decay)
-        s = foreach.add_(foreach.square(g), s)
-        p = foreach.addcdiv(
+        s = foreach.add_(s, foreach.square(g))
+        p = foreach.addcdiv_(
             p,
             g,
             foreach.add_(foreach.sqrt(s), eps),

@@ -68,7 +68,6 @@ class Adam(Optimizer):
         State("exp_avg_sq", "element"),
         State("max_exp_avg_sq", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -172,8 +171,8 @@ class Adam(Optimizer):
             p = foreach.mul(p, 1 - lr * weight_decay)
         else:
             g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul_(v, beta2), g, g, 1 - beta2)
         if amsgrad:
             v_max = state["max_exp_avg_sq"]
             v_max = foreach.maximum(v_max, v)
@@ -184,7 +183,7 @@ class Adam(Optimizer):
         p = foreach.addcdiv(
             p,
             m,
-            foreach.add_(foreach.div(root, host.sqrt(1 - beta2**t)), eps),
+            foreach.add_(foreach.div_(root, host.sqrt(1 - beta2**t)), eps),
             -(lr / (1 - beta1**t)),
         )
         state["exp_avg"] = m

@@ -54,7 +54,6 @@ class Adamax(Optimizer):
         State("exp_avg", "element"),
         State("exp_inf", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -133,9 +132,9 @@ class Adamax(Optimizer):
         m = state["exp_avg"]
         u = state["exp_inf"]
         g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        u = foreach.maximum(foreach.mul(beta2, u), foreach.add_(foreach.abs(g), eps))
-        p = foreach.addcdiv(p, m, u, -(lr / (1 - beta1**t)))
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
+        u = foreach.maximum(foreach.mul_(u, beta2), foreach.add_(foreach.abs(g), eps))
+        p = foreach.addcdiv_(p, m, u, -(lr / (1 - beta1**t)))
         state["exp_avg"] = m
         state["exp_inf"] = u
         return p

@@ -63,7 +63,6 @@ class AdamW(Optimizer):
         State("exp_avg_sq", "element"),
         State("max_exp_avg_sq", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -156,9 +155,9 @@ class AdamW(Optimizer):
         amsgrad = group["amsgrad"]
         m = state["exp_avg"]
         v = state["exp_avg_sq"]
-        p = foreach.mul(p, 1 - lr * weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
+        p = foreach.mul_(p, 1 - lr * weight_decay)
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul_(v, beta2), g, g, 1 - beta2)
         if amsgrad:
             v_max = state["max_exp_avg_sq"]
             v_max = foreach.maximum(v_max, v)
@@ -166,10 +165,10 @@ class AdamW(Optimizer):
             state["max_exp_avg_sq"] = v_max
         else:
             root = foreach.sqrt(v)
-        p = foreach.addcdiv(
+        p = foreach.addcdiv_(
             p,
             m,
-            foreach.add_(foreach.div(root, host.sqrt(1 - beta2**t)), eps),
+            foreach.add_(foreach.div_(root, host.sqrt(1 - beta2**t)), eps),
             -(lr / (1 - beta1**t)),
         )
         state["exp_avg"] = m

@@ -62,7 +62,6 @@ class ASGD(Optimizer):
         State("ax", "element"),
     )
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -163,7 +162,7 @@ class ASGD(Optimizer):
         eta = state["eta"]
         mu = state["mu"]
         g = foreach.add_scaled(g, p, weight_decay)
-        p = foreach.add_scaled_(foreach.mul(p, 1 - lambd * eta), g, -eta)
+        p = foreach.add_scaled_(foreach.mul_(p, 1 - lambd * eta), g, -eta)
         if mu == 1:
             ax = p
         else:

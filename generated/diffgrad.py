@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime import Facts, Hyper, Optimizer, State, foreach, host
+from optdsl.runtime import Facts, Hyper, Optimizer, State, broadcast, foreach, host
 
 __all__ = ["DiffGrad"]
 
@@ -67,7 +67,6 @@ class DiffGrad(Optimizer):
         State("previous_grad", "element"),
     )
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -121,13 +120,14 @@ class DiffGrad(Optimizer):
         eps = group["eps"]
         weight_decay = group["weight_decay"]
         reused_gradient = group["reused_gradient"]
+        whole = p
         m = state["exp_avg"]
         v = state["exp_avg_sq"]
         g = g + weight_decay * p
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g.square()
         if reused_gradient and not t == 1:
-            friction = 0.5
+            friction = broadcast(0.5, "element", whole)
         else:
             prev = state["previous_grad"]
             friction = 1.0 / (1.0 + (-(prev - g).abs()).exp())
@@ -155,13 +155,14 @@ class DiffGrad(Optimizer):
         eps = group["eps"]
         weight_decay = group["weight_decay"]
         reused_gradient = group["reused_gradient"]
+        whole = p
         m = state["exp_avg"]
         v = state["exp_avg_sq"]
         g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul_(v, beta2), g, g, 1 - beta2)
         if reused_gradient and not t == 1:
-            friction = 0.5
+            friction = foreach.broadcast(0.5, "element", whole)
         else:
             prev = state["previous_grad"]
             friction = foreach.div(
@@ -171,7 +172,7 @@ class DiffGrad(Optimizer):
                     1.0,
                 ),
             )
-        p = foreach.addcdiv(
+        p = foreach.addcdiv_(
             p,
             foreach.mul(friction, m),
             foreach.add_(foreach.sqrt(v), eps),

@@ -197,6 +197,7 @@ class Lamb(Optimizer):
         trust_clip = group["trust_clip"]
         always_adapt = group["always_adapt"]
         max_trust_norm = group["max_trust_norm"]
+        whole = p
         m = state["exp_avg"]
         v = state["exp_avg_sq"]
         if max_grad_norm != math.inf:
@@ -233,7 +234,7 @@ class Lamb(Optimizer):
                 foreach.logical_and(foreach.gt(p_norm, 0), foreach.gt(u_norm, 0)),
                 foreach.div(p_norm, u_norm),
                 1,
-                p,
+                whole,
             )
             if trust_clip:
                 chosen = foreach.minimum(trust, 1)

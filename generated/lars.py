@@ -90,7 +90,6 @@ class Lars(Optimizer):
         State("momentum_buffer", "element"),
     )
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -220,6 +219,7 @@ class Lars(Optimizer):
         always_adapt = group["always_adapt"]
         eta = group["eta"]
         max_epoch = group["max_epoch"]
+        whole = p
         if eta > 0:
             buf = state["momentum_buffer"]
             shared = foreach.sqrt_([x.sum() for x in foreach.square(p)])
@@ -237,7 +237,7 @@ class Lars(Optimizer):
                 foreach.mul_(foreach.add_scaled(g, p, weight_decay), local),
                 rate,
             )
-            p = foreach.sub(p, buf)
+            p = foreach.sub_(p, buf)
             state["momentum_buffer"] = buf
         else:
             if weight_decay != 0 or always_adapt:
@@ -251,7 +251,7 @@ class Lars(Optimizer):
                     foreach.logical_and(foreach.gt(p_norm, 0), foreach.gt(g_norm, 0)),
                     trust,
                     1,
-                    p,
+                    whole,
                 )
                 if trust_clip:
                     chosen = foreach.minimum(foreach.div(trust, lr), 1)
@@ -270,5 +270,5 @@ class Lars(Optimizer):
                 else:
                     g = buf
                 state["momentum_buffer"] = buf
-            p = foreach.add_scaled(p, g, -lr)
+            p = foreach.add_scaled_(p, g, -lr)
         return p

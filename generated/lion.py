@@ -49,7 +49,6 @@ class Lion(Optimizer):
     _states = (
         State("exp_avg", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -120,9 +119,9 @@ class Lion(Optimizer):
         beta1, beta2 = group["betas"]
         weight_decay = group["weight_decay"]
         m = state["exp_avg"]
-        p = foreach.mul(p, 1 - lr * weight_decay)
+        p = foreach.mul_(p, 1 - lr * weight_decay)
         c = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        p = foreach.add_scaled(p, foreach.sign(c), -lr)
-        m = foreach.add_scaled_(foreach.mul(beta2, m), g, 1 - beta2)
+        p = foreach.add_scaled_(p, foreach.sign_(c), -lr)
+        m = foreach.add_scaled_(foreach.mul_(m, beta2), g, 1 - beta2)
         state["exp_avg"] = m
         return p

@@ -67,7 +67,6 @@ class NAdam(Optimizer):
         State("exp_avg_sq", "element"),
         State("mu_product", "host"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -180,11 +179,11 @@ class NAdam(Optimizer):
         mu = beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay))
         mu_next = beta1 * (1 - 0.5 * 0.96 ** ((t + 1) * momentum_decay))
         mu_product = mu_product * mu
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul_(v, beta2), g, g, 1 - beta2)
         d = foreach.add_(foreach.sqrt_(foreach.div(v, 1 - beta2**t)), eps)
         p = foreach.addcdiv(p, g, d, -host.div(lr * (1 - mu), 1 - mu_product))
-        p = foreach.addcdiv(p, m, d, -host.div(lr * mu_next, 1 - mu_product * mu_next))
+        p = foreach.addcdiv_(p, m, d, -host.div(lr * mu_next, 1 - mu_product * mu_next))
         state["exp_avg"] = m
         state["exp_avg_sq"] = v
         state["mu_product"] = mu_product

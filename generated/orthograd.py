@@ -66,7 +66,6 @@ class OrthoGradSGD(Optimizer):
     )
     _bucket_facts = ("numel",)
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -186,5 +185,5 @@ class OrthoGradSGD(Optimizer):
             else:
                 g = buf
             state["momentum_buffer"] = buf
-        p = foreach.add_scaled(p, g, -lr)
+        p = foreach.add_scaled_(p, g, -lr)
         return p

@@ -66,7 +66,6 @@ class RAdam(Optimizer):
         State("exp_avg_sq", "element"),
     )
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -164,8 +163,8 @@ class RAdam(Optimizer):
             p = foreach.mul(p, 1 - lr * weight_decay)
         else:
             g = foreach.add_scaled(g, p, weight_decay)
-        m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)
-        v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
+        m = foreach.add_scaled_(foreach.mul_(m, beta1), g, 1 - beta1)
+        v = foreach.addcmul_(foreach.mul_(v, beta2), g, g, 1 - beta2)
         m_hat = foreach.div(m, 1 - beta1**t)
         rho_inf = 2 / (1 - beta2) - 1
         rho = rho_inf - 2 * t * beta2**t / (1 - beta2**t)

@@ -67,7 +67,6 @@ class RMSprop(Optimizer):
         State("momentum_buffer", "element"),
         State("grad_avg", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -170,7 +169,7 @@ class RMSprop(Optimizer):
         centered = group["centered"]
         v = state["square_avg"]
         g = foreach.add_scaled(g, p, weight_decay)
-        v = foreach.addcmul_(foreach.mul(alpha, v), g, g, 1 - alpha)
+        v = foreach.addcmul_(foreach.mul_(v, alpha), g, g, 1 - alpha)
         if centered:
             g_avg = state["grad_avg"]
             g_avg = foreach.add_scaled_(foreach.mul(alpha, g_avg), g, 1 - alpha)
@@ -181,9 +180,9 @@ class RMSprop(Optimizer):
         if momentum > 0:
             buf = state["momentum_buffer"]
             buf = foreach.add_scaled_(foreach.div(g, d), buf, momentum)
-            p = foreach.add_scaled(p, buf, -lr)
+            p = foreach.add_scaled_(p, buf, -lr)
             state["momentum_buffer"] = buf
         else:
-            p = foreach.addcdiv(p, g, d, -lr)
+            p = foreach.addcdiv_(p, g, d, -lr)
         state["square_avg"] = v
         return p

@@ -55,7 +55,6 @@ class Rprop(Optimizer):
         State("prev", "element"),
         State("step_size", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -112,12 +111,13 @@ class Rprop(Optimizer):
         """One step of one parameter; its new value."""
         eta_minus, eta_plus = group["etas"]
         step_min, step_max = group["step_sizes"]
+        whole = p
         prev = state["prev"]
         size = state["step_size"]
         c = g * prev
         shared = c < 0
         size = (
-            size * torch.where(c > 0, eta_plus, torch.where(shared, torch.as_tensor(eta_minus, dtype=p.dtype, device=p.device), 1))
+            size * torch.where(c > 0, eta_plus, torch.where(shared, torch.as_tensor(eta_minus, dtype=whole.dtype, device=whole.device), 1))
         )
         size = size.clamp(min=step_min).clamp(max=step_max)
         g = torch.where(shared, 0, g)
@@ -139,22 +139,23 @@ class Rprop(Optimizer):
         """The same for a list of parameters."""
         eta_minus, eta_plus = group["etas"]
         step_min, step_max = group["step_sizes"]
+        whole = p
         prev = state["prev"]
         size = state["step_size"]
         c = foreach.mul(g, prev)
         shared = foreach.lt(c, 0)
         size = foreach.mul_(
+            size,
             foreach.where(
                 foreach.gt(c, 0),
                 eta_plus,
-                foreach.where(shared, eta_minus, 1, p),
-                p,
+                foreach.where(shared, eta_minus, 1, whole),
+                whole,
             ),
-            size,
         )
         size = foreach.minimum(foreach.maximum(size, step_min), step_max)
-        g = foreach.where(shared, 0, g, p)
-        p = foreach.sub(p, foreach.mul_(foreach.sign(g), size))
+        g = foreach.where(shared, 0, g, whole)
+        p = foreach.sub_(p, foreach.mul_(foreach.sign(g), size))
         state["prev"] = g
         state["step_size"] = size
         return p

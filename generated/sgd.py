@@ -64,7 +64,6 @@ class SGD(Optimizer):
         State("momentum_buffer", "element"),
     )
     _not_capturable = "its step branches on the step count"
-    _foreach_inplace = False
 
     def __init__(
         self,
@@ -165,5 +164,5 @@ class SGD(Optimizer):
             else:
                 g = buf
             state["momentum_buffer"] = buf
-        p = foreach.add_scaled(p, g, -lr)
+        p = foreach.add_scaled_(p, g, -lr)
         return p

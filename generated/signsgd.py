@@ -56,7 +56,6 @@ class SignSGD(Optimizer):
     _states = (
         State("momentum_buffer", "element"),
     )
-    _foreach_inplace = False
 
     def __init__(
         self,

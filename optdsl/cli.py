@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -17,13 +18,10 @@ OK, FOUND_ERRORS, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code: 0 fine, 1 mistakes in specs, 2 wrong usage."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if not hasattr(options, "run"):
-        parser.print_help()
-        return BAD_USAGE
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file name may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code: int = options.run(options)
+        code = _run(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -32,12 +30,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:
+        told = error if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"optdsl: {told}", file=sys.stderr)
+        return BAD_USAGE
+    except ValueError as error:
+        print(f"optdsl: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = _parser()
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as end:  # argparse has printed what was asked for, or what is wrong
+        return end.code if isinstance(end.code, int) else OK
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return BAD_USAGE
+    try:
+        code: int = options.run(options)
+        return code
     except SpecError as error:
         _report(error.diagnostics, getattr(options, "format", "text"))
         return FOUND_ERRORS
-    except (FileNotFoundError, ValueError, OSError) as error:
-        print(f"optdsl: {error}", file=sys.stderr)
-        return BAD_USAGE
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -135,12 +151,20 @@ def _paths(names: Iterable[str]) -> list[Path]:
     return [Path(name) if Path(name).exists() else driver.locate(name) for name in names]
 
 
+def _spec_paths(names: Sequence[str]) -> list[Path]:
+    """The specs that `names` mean. Raises ValueError when there is none."""
+    paths = list(driver.spec_paths(_paths(names)))
+    if not paths:
+        raise ValueError(f"there is no .opt file in {', '.join(names)}")
+    return paths
+
+
 def _check(options: argparse.Namespace) -> int:
     from optdsl.check import check_path
 
     diagnostics: list[Diagnostic] = []
     count = 0
-    for path in driver.spec_paths(_paths(options.paths)):
+    for path in _spec_paths(options.paths):
         count += 1
         diagnostics += check_path(path).diagnostics
     _report(diagnostics, options.format)
@@ -152,9 +176,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     backends = tuple(options.backend) if options.backend else driver.BACKENDS
-    paths = list(driver.spec_paths(_paths(options.paths)))
-    if not paths:
-        raise ValueError(f"there is no .opt file in {', '.join(options.paths)}")
+    shipped = [name for name in options.paths if not Path(name).exists()]
+    paths = _spec_paths(options.paths)
+    if shipped and options.out is None:
+        raise ValueError(f"`{shipped[0]}` is a shipped spec: say with -o where to write, as in `-o .`")
     show = sys.stderr.isatty() and len(paths) > 1 and not options.quiet
 
     def progress(path: Path) -> None:
@@ -168,12 +193,13 @@ def _compile(options: argparse.Namespace) -> int:
     failed = 0
     for result in results:
         failed += bool(result.checked.errors)
-        if result.checked.program is None and not result.checked.errors and not options.quiet:
-            print(f"{result.path}: {result.checked.kind}, used by other specs; nothing to write")
-        for file in result.files:
-            if not options.quiet and options.format == "text":
-                assert result.checked.program is not None
+        if options.quiet or options.format == "json":
+            continue
+        if result.checked.program is not None:
+            for file in result.files:
                 print(f"{result.path} -> {file} ({result.checked.program.name})")
+        elif not result.checked.errors:
+            print(f"{result.path}: {result.checked.kind}, used by other specs; nothing to write")
     return FOUND_ERRORS if failed else OK
 
 
@@ -182,22 +208,34 @@ def _fmt(options: argparse.Namespace) -> int:
     from optdsl.lang.source import read_text
 
     if options.paths == ["-"]:
-        sys.stdout.write(format_text(sys.stdin.read(), "<stdin>"))
+        before = sys.stdin.buffer.read().decode("utf-8-sig")
+        after = format_text(before, "<stdin>")
+        if options.check:
+            return FOUND_ERRORS if after != before else OK
+        sys.stdout.flush()
+        sys.stdout.buffer.write(after.encode())
         return OK
-    changed = 0
-    for name in options.paths:
-        root = Path(name)
+    paths: list[Path] = []
+    for root in map(Path, options.paths):
         if not root.exists():
-            raise FileNotFoundError(f"there is no file or folder `{name}`")
-        for path in sorted(root.rglob("*.opt")) if root.is_dir() else [root]:
+            raise FileNotFoundError(f"there is no file or folder `{root}`")
+        paths += sorted(root.rglob("*.opt")) if root.is_dir() else [root]
+    changed = 0
+    problems: list[Diagnostic] = []
+    for path in paths:
+        try:
             before = read_text(path)
             after = format_text(before, str(path))
-            if after != before:
-                changed += 1
-                print(f"{'would format' if options.check else 'formatted'} {path}")
-                if not options.check:
-                    driver.write(path, after)
-    return FOUND_ERRORS if changed and options.check else OK
+        except SpecError as error:
+            problems += error.diagnostics
+            continue
+        if after != before:
+            changed += 1
+            print(f"{'would format' if options.check else 'formatted'} {path}")
+            if not options.check:
+                driver.write(path, after)
+    _report(problems, "text")
+    return FOUND_ERRORS if problems or (changed and options.check) else OK
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -284,7 +322,7 @@ def _report(diagnostics: Iterable[Diagnostic], format: str) -> None:
     if format == "json":
         print(to_json(diagnostics))
         return
-    color = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    color = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     for diagnostic in diagnostics:
         print(diagnostic.render(color), end="\n\n", file=sys.stderr)
     errors = sum(d.is_error for d in diagnostics)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
+import keyword
 import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from optdsl.check import Checked, check_path
 from optdsl.ir.program import Program
-from optdsl.lang.diagnostics import Diagnostic, nearest
+from optdsl.lang.diagnostics import Diagnostic, Span, SpecError, nearest
 from optdsl.resources import cache_dir, data_dir, write_bytes
 
 if TYPE_CHECKING:
@@ -115,42 +118,63 @@ def compile(
 
     `standalone` puts the runtime into the file, so that it needs torch alone. `progress` is called with
     each spec before it is compiled. A spec with errors writes nothing and does not stop the others; look at
-    `Compiled.checked.errors`. A file is replaced as a whole or not at all. Raises OSError.
+    `Compiled.checked.errors`. A file is replaced as a whole or not at all. Raises OSError, and ValueError
+    when two specs would become the same file.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
     backends = tuple(backends)
     results = []
-    for path in spec_paths(paths):
+    for path, target in _targets(spec_paths(paths), out).items():
         if progress:
             progress(path)
         checked = check_path(path)
         files: list[Path] = []
         if checked.program is not None:
-            folder = Path(out) if out is not None else path.parent
             program = simplify(checked.program)
             for backend in backends:
-                target = folder / f"{module_name(path)}.py"
                 write(target, emit(program, path, backend, standalone))
                 files.append(target)
         results.append(Compiled(path, checked, tuple(files)))
     return results
 
 
+def _targets(paths: Iterable[Path], out: str | os.PathLike[str] | None) -> dict[Path, Path]:
+    """The file that each spec becomes. Raises ValueError when two become the same."""
+    targets: dict[Path, Path] = {}
+    owners: dict[Path, Path] = {}
+    for path in paths:
+        target = (Path(out) if out is not None else path.parent) / f"{module_name(path)}.py"
+        owner = owners.setdefault(target, path)
+        if owner.resolve() != path.resolve():
+            raise ValueError(f"{owner} and {path} would both become {target}; rename one of them")
+        targets[owner] = target
+    return targets
+
+
 def module_name(path: Path) -> str:
     """A Python module name for the spec at `path`."""
     name = "".join(ch if ch.isascii() and (ch.isalnum() or ch == "_") else "_" for ch in path.stem)
+    if keyword.iskeyword(name):
+        return f"{name}_"
     return f"_{name}" if not name or name[0].isdigit() else name
 
 
 def write(path: Path, text: str) -> None:
     """Writes a text file as a whole or not at all; an unchanged file is left alone. Raises OSError."""
     data = text.encode()
-    if not path.is_file() or path.read_bytes() != data:
-        write_bytes(path, data)
+    try:
+        if not path.is_file() or path.read_bytes() != data:
+            write_bytes(path, data)
+    except OSError as error:  # which may name the temporary file
+        if not path.parent.is_dir() and path.parent.exists():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(path.parent)) from None
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 # ---- classes ----------------------------------------------------------------------------------------------
+
+_LOADING = threading.Lock()
 
 
 def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> type[Optimizer]:
@@ -166,25 +190,35 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
     if ready is not None:
         return ready
     checked = check_path(path)
-    program = checked.require()
+    program = _program(checked, path)
     for diagnostic in checked.diagnostics:
         warnings.warn(f"\n{diagnostic.render()}", SpecWarning, stacklevel=2)
     text = emit(simplify(program), path, backend or "torch")
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    name = f"optdsl_spec_{module_name(path)}_{digest}"
-    module = sys.modules.get(name)
-    if module is None:
-        target = cache_dir() / f"{name}.py"
-        try:
-            write(target, text)
-        except OSError:  # a read-only cache: a file of this process will do
-            import tempfile
+    name = f"optdsl_spec_{module_name(path)[:60]}_{digest}"
+    with _LOADING:
+        module = sys.modules.get(name)
+        if module is None:
+            target = cache_dir() / f"{name}.py"
+            try:
+                write(target, text)
+            except OSError:  # a read-only cache: a file of this process will do
+                import tempfile
 
-            target = Path(tempfile.mkdtemp(prefix="optdsl-")) / f"{name}.py"
-            write(target, text)
-        module = _import(name, target)
+                target = Path(tempfile.mkdtemp(prefix="optdsl-")) / f"{name}.py"
+                write(target, text)
+            module = _import(name, target)
     found: type[Optimizer] = getattr(module, program.name)
     return found
+
+
+def _program(checked: Checked, path: Path) -> Program:
+    """The program of a checked file. Raises SpecError, also for a file that holds no optimizer."""
+    if checked.program is None and not checked.errors:
+        message = f"this file holds a {checked.kind}, and no optimizer"
+        help = "only an optimizer becomes a class; one that has `use NAME()` is made of others"
+        raise SpecError([Diagnostic("E0109", str(path), Span.of_line(1), message, help)])
+    return checked.require()
 
 
 def _shipped_class(path: Path) -> type[Optimizer] | None:
@@ -227,7 +261,7 @@ def show(path: Path, stage: str) -> str:
 
     if stage == "syntax":
         return _syntax(path)
-    program = check_path(path).require()
+    program = _program(check_path(path), path)
     if stage == "program":
         return listing(program)
     if stage == "opt":
@@ -247,7 +281,6 @@ def show(path: Path, stage: str) -> str:
 
 def _syntax(path: Path) -> str:
     """The syntax tree as indented text."""
-    from optdsl.lang.diagnostics import Span, SpecError
     from optdsl.lang.parser import parse
     from optdsl.lang.source import read_text, split
 

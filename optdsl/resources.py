@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import stat
 import threading
 from pathlib import Path
 from typing import Literal
@@ -35,12 +36,19 @@ def cache_dir() -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it."""
+    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it.
+
+    A file that is there keeps its permissions; where `path` is a link, what it points to is replaced.
+    """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    # the start of the name will do: the whole, with more behind it, may be longer than a name can be
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}")
     try:
         with open(temporary, "xb") as file:
             file.write(data)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ from optdsl.check.scope import POISON, Slot, Undefined, Value
 from optdsl.check.update import UpdateValue
 from optdsl.core import types as ty
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Const, Expr, Var, call, const, describe, walk
+from optdsl.ir.expr import Call, Const, Expr, Var, call, const, describe, walk
 from optdsl.ir.program import number
 from optdsl.lang import syntax as syn
 
@@ -144,6 +144,8 @@ class Branches(Calls):
     ) -> Undefined:
         """What a name is that has a value on one side at most."""
         kept = [side.kept if isinstance(side, Undefined) else side for side in (a, b)]
+        for side in (a, b):
+            reason = side.reason if isinstance(side, Undefined) else reason
         both = None
         if kept[0] is not None and kept[1] is not None:  # a state, which keeps something in any case
             both = self.join(condition, slot, kept[0], kept[1], node)
@@ -153,6 +155,8 @@ class Branches(Calls):
                 line = line or side.line
             elif isinstance(side, Var) and side.name in self.builder.origins:
                 line = line or self.builder.origins[side.name].line
+        while isinstance(condition, Call) and condition.op == "not":
+            condition, a, b = condition.args[0], b, a
         return Undefined(reason, line, condition, a, b, both)
 
     # ---- loops ------------------------------------------------------------------------------------------

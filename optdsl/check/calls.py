@@ -177,6 +177,8 @@ class Calls(Expressions):
                 message = f"`{name}` is given `{shown(key)}` twice, by place and by name"
                 self.report("E0304", value.span, message, "remove one of them")
                 return None
+        if len(set(parameters)) < len(parameters):  # said where it is defined
+            return None
         bound = dict(zip(parameters, args, strict=False)) | named
         if len(args) > len(parameters) or len(bound) != len(parameters):
             noun = "argument" if len(parameters) == 1 else "arguments"

@@ -111,11 +111,13 @@ class Composer(States):
         if found is None:
             return None
         spec, file = found
-        if any(spec is other for other in around.circle):
-            names = [other.name for other in around.circle]
-            circle = " -> ".join(shown(other) for other in [*names[names.index(spec.name) :], spec.name])
-            message = f"`use` goes in a circle: {circle}"
-            self.report("E0503", node.name_span, message, "a spec cannot contain itself")
+        chain = [id(other) for other in around.circle]
+        if id(spec) in chain:
+            circle = around.circle[chain.index(id(spec)) :]
+            if self.session.library.is_new_circle(circle):
+                names = " -> ".join(shown(other.name) for other in [*circle, spec])
+                message = f"`use` goes in a circle: {names}"
+                self.report("E0503", node.name_span, message, "a spec cannot contain itself")
             return None
         if len(around.circle) > MAX_USE_DEPTH:
             message = f"specs use each other more than {MAX_USE_DEPTH} deep here"
@@ -205,15 +207,15 @@ class Composer(States):
         if len(values) == len(targets):
             return list(zip(targets, values, strict=True))
         got = len(values)
-        if got == 1 and isinstance(values[0], syn.Name):  # our own tuple, passed on whole
+        if got == 1 and isinstance(values[0], syn.Name):
             given = values[0]
-            for hyper in instance.spec.hypers:
-                if hyper.name == given.id and hyper.parts:
-                    got = len(hyper.parts)
-                    if got == len(targets):
-                        names = [syn.Name(part, given.span) for part, _, _ in hyper.parts]
-                        return list(zip(targets, names, strict=True))
-            if self.name(given.id, given.span) is POISON:
+            tuples = {hyper.name: hyper.parts for hyper in instance.spec.hypers if hyper.parts}
+            if given.id in tuples:  # our own tuple, passed on whole
+                got = len(tuples[given.id])
+                if got == len(targets):
+                    names = [syn.Name(part, given.span) for part, _, _ in tuples[given.id]]
+                    return list(zip(targets, names, strict=True))
+            elif self.name(given.id, given.span) is POISON:
                 return []
         wanted = f"{len(targets)} values" if len(targets) > 1 else "one value"
         parts = ", ".join(f"`{target}`" for target in targets)

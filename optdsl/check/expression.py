@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optdsl.check.faults import fault_of
+from optdsl.check.faults import choice_operands, fault_of
 from optdsl.check.library import Library
 from optdsl.check.names import OTHER_NAMES, closest, shown
 from optdsl.check.scope import POISON, Builder, Declared, Scope, Undefined, is_simple
@@ -49,7 +49,9 @@ class Expressions(ABC):
         self.why = Why(self.builder, self.types, scope.file.file.lines, scope.file.path)
 
     def report(self, code: str, span: Span, message: str, *help: str) -> None:
-        """A message; each non-empty `help` is a line of it."""
+        """A message, unless the parser has one on the same text; each non-empty `help` is a line of it."""
+        if any(message.code < "E02" and message.span == span for message in self.scope.file.report.found):
+            return
         note = self.scope.note if code.startswith("E04") else ""  # it may depend on the values given
         lines = [line for line in (*help, note) if line]
         self.scope.file.report(code, span, message, "\n".join(lines))
@@ -112,9 +114,11 @@ class Expressions(ABC):
             only = parts[0][1] if len(parts) == 1 else None
             written = [next((part for value, part in parts if value is arg), only) for arg in args]
             texts = [self.why.text(part) if part is not None else "this" for part in written]
-            index = error.argument
+            types, index = [arg.type for arg in args], error.argument
+            if op in ("eq", "ne", "select") and (choices := choice_operands(types)):
+                index = choices[0] if op == "select" else None  # of a comparison, neither is the guilty one
             guilty = written[index] if index is not None else None
-            code, message, help = fault_of(op, [arg.type for arg in args], texts, index, over, str(error))
+            code, message, help = fault_of(op, types, texts, index, over, str(error))
             because = self.why(guilty, lambda type_: type_.is_host) if guilty and code == "E0406" else ""
             self.report(code, (guilty or node).span, message, because, help)
             return POISON

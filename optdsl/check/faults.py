@@ -72,7 +72,7 @@ def _elementwise(
     if op == "select" and index == 0:
         message = f"{texts[0]} is {_noun(types[0])}; a choice between two values needs a condition"
         return "E0404", message, compare
-    choices = [i for i, type_ in enumerate(types) if type_.kind is Kind.CHOICE]
+    choices = choice_operands(types)
     if op == "select" and choices:
         return "E0404", f"{texts[choices[0]]} is a choice and cannot be computed with", "use `if` instead"
     if choices:
@@ -85,6 +85,11 @@ def _elementwise(
         message += " and ".join(f"{texts[i]} is {describe(types[i])}" for i in arrays)
         return "E0405", message, "reduce one of them, or use `x'` for the transpose"
     return "E0404", fallback, ""
+
+
+def choice_operands(types: Sequence[Type]) -> list[int]:
+    """The operands that are choices."""
+    return [i for i, type_ in enumerate(types) if type_.kind is Kind.CHOICE]
 
 
 def _dims(type_: Type) -> str:

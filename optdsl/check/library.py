@@ -58,6 +58,7 @@ class Library:
     def __init__(self) -> None:
         self.loaded: dict[str, Loaded] = {}
         self.spent = 0
+        self._circles: set[frozenset[int]] = set()
         self._open: list[str] = []
 
     def text(self, text: str, path: str, directory: Path | None) -> Loaded:
@@ -144,6 +145,14 @@ class Library:
             message = f"`{shown(name)}` is in `{Path(other.path).name}` and in `{shown(item.path)}`"
             into.report("E0508", item.span, message, "rename one of them, or remove one import")
         return False
+
+    def is_new_circle(self, specs: Iterable[syn.Spec]) -> bool:
+        """True the first time that these specs are found to use each other in a circle."""
+        circle = frozenset(map(id, specs))
+        if circle in self._circles:
+            return False
+        self._circles.add(circle)
+        return True
 
     # ---- specs ------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from optdsl.lang.diagnostics import Span
 MAX_ASSIGNMENTS = 3_000
 MAX_WORK = 60_000
 #: All specs and functions of a file together.
-MAX_FILE_WORK = 5 * MAX_WORK
+MAX_FILE_WORK = 2 * MAX_WORK
 
 #: Stands for a value that could not be computed because of a mistake already reported.
 POISON = var("<poison>", ty.const(Kind.FLOAT))

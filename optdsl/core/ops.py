@@ -24,6 +24,7 @@ class Rule(Enum):
     RANDOM = "random"  # element; attribute `site`
     MATMUL = "matmul"
     TRANSPOSE = "transpose"
+    BROADCAST = "broadcast"  # to the level that attribute `over` names
     MATRIX = "matrix"  # same shape as the first argument, which must be a matrix
 
 
@@ -90,6 +91,7 @@ CORE: dict[str, CoreOp] = _table(
     CoreOp("round", 1),
     CoreOp("isfinite", 1, result="bool"),
     CoreOp("nan_to_num", 1),
+    CoreOp("broadcast", 1, Rule.BROADCAST, result="same", takes="any", flops=0),
     CoreOp("reduce_sum", 1, Rule.REDUCE),
     CoreOp("reduce_mean", 1, Rule.REDUCE),
     CoreOp("reduce_max", 1, Rule.REDUCE),

@@ -192,6 +192,12 @@ def _result(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> Type:
             kind = kinds.pop()
     if row.rule is Rule.REDUCE:
         return Type(Kind.FLOAT, *_reduced(args[0].type, over))
+    if row.rule is Rule.BROADCAST:
+        level = ty.parse_level(over or "")
+        assert level is not None, over
+        if args[0].type.level > level[0] or not ty.broadcasts_into(args[0].type.shape, level[1]):
+            raise TypeFault(f"{describe(args[0].type)} does not broadcast to [{over}]", 0)
+        return Type(kind, *level)
     if row.rule is Rule.RANDOM:
         try:
             ty.broadcast(args[0].type.shape if args else ty.SCALAR, ty.ELEMENT)
@@ -297,4 +303,4 @@ def is_random(node: Expr) -> bool:
 
 def is_joint(node: Expr) -> bool:
     """True when `node` is itself a reduction over several tensors."""
-    return isinstance(node, Call) and node.attr in ("group", "all")
+    return isinstance(node, Call) and node.attr in ("group", "all") and node.op != "broadcast"

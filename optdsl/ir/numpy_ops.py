@@ -105,6 +105,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "round": np.rint,
     "isfinite": np.isfinite,
     "nan_to_num": np.nan_to_num,
+    "broadcast": lambda x: x,  # the interpreter gives every value the shape of its type
     "reduce_sum": _reduction(np.sum, 0.0),
     "reduce_mean": _reduction(np.mean, math.nan),
     "reduce_max": _reduction(np.max, -math.inf),

@@ -108,8 +108,8 @@ class Diagnostic:
         paint = _ANSI if color else _PLAIN
         word = "error" if self.is_error else "warning"
         tone = "red" if self.is_error else "yellow"
-        head = f"{paint(f'{word}[{self.code}]', tone)}{paint(': ' + self.message, 'bold')}"
-        at = f"{self.path}:{self.span.line}:{self.span.column}"
+        head = f"{paint(f'{word}[{self.code}]', tone)}{paint(': ' + _printable(self.message), 'bold')}"
+        at = f"{_printable(self.path)}:{self.span.line}:{self.span.column}"
         number = str(self.span.line)
         margin = " " * len(number)
         bar = paint("|", "blue")
@@ -118,7 +118,7 @@ class Diagnostic:
             text, caret = self._excerpt()
             lines += [f"{margin} {bar}", f"{paint(number, 'blue')} {bar} {text}"]
             lines.append(f"{margin} {bar} {paint(caret, tone)}")
-        lines += [f"{margin} {paint('=', 'blue')} help: {line}" for line in self.help.splitlines()]
+        lines += [f"{margin} {paint('=', 'blue')} help: {_printable(line)}" for line in self.help.splitlines()]
         return "\n".join(lines)
 
     def _excerpt(self) -> tuple[str, str]:
@@ -149,6 +149,11 @@ class Diagnostic:
             "message": self.message,
             "help": self.help,
         }
+
+
+def _printable(text: str) -> str:
+    """`text` without what a terminal would obey: a spec may come from a stranger."""
+    return "".join(ch if ch.isprintable() else f"\\u{ord(ch):04x}" for ch in text)
 
 
 def _PLAIN(text: str, tone: str) -> str:

@@ -127,17 +127,6 @@ def _roots(expr: Expr, max_nodes: int) -> set[int]:
     return found
 
 
-def _mapped(root: Expr, visit: Callable[[Expr], Expr]) -> Expr:
-    """`root` with each node that algebra sees replaced by `visit(node)`, operands first. Leaves stay."""
-    done: dict[Expr, Expr] = {}
-    for node in _region(root):
-        if _inner(node):
-            done[node] = visit(rebuild(node, tuple(done[arg] for arg in node.args)))
-        else:
-            done[node] = node
-    return done[root]
-
-
 def _replaced(root: Expr, old: Expr, new: Expr) -> Expr:
     """`root` with the inner node `old` replaced by `new`."""
     done: dict[Expr, Expr] = {}
@@ -528,7 +517,6 @@ class _Proposer:
                     expr = bridge.back(form, late)
                 except (_Unspeakable, OverflowError, RecursionError):
                     break
-                expr = _mapped(expr, lambda n: rewrite(n, exact_only=True))
                 if expr not in seen:
                     seen.add(expr)
                     yield expr
@@ -577,8 +565,8 @@ class _Proposer:
                 count = sum(inner)
             elif part.is_Mul:
                 count = math.prod(inner)
-            elif part.is_Pow and part.exp.is_Integer:
-                n = min(abs(int(part.exp)), 64)
+            elif part.is_Pow and part.exp.is_Rational:
+                n = min(math.ceil(abs(part.exp)), 64)
                 count = math.comb(counts[part.base] + n - 1, n)
             counts[part] = min(count, 10**6)
             worst = max(worst, counts[part])
@@ -611,6 +599,10 @@ class _Proposer:
         return degrees
 
 
+def _is_function(node: Expr) -> bool:
+    return _inner(node) and isinstance(node, Call) and node.op in ("abs", "sqrt", "exp", "log", "pow")
+
+
 def _parts(term: Any) -> tuple[Any, ...]:
     return tuple(term.args) if term.is_Mul else (term,)
 
@@ -620,11 +612,12 @@ class _Bridge:
     keeps its value to the last bit, and what is made of several is rounded once.
     """
 
+    MAX_OPERAND = 30  # nodes below a function; beyond, its value is a symbol
+
     def __init__(self, sympy: Any, intervals: Intervals) -> None:
         self.sympy = sympy
         self.intervals = intervals
         self.memo: dict[Expr, Any] = {}
-        self.symbols: dict[Expr, Any] = {}
         self.leaves: dict[Any, Expr] = {}
         self.values: dict[Any, Fraction] = {}
         self.order: dict[Any, int] = {}
@@ -633,9 +626,11 @@ class _Bridge:
 
     def forth(self, root: Expr) -> Any:
         """`root` in sympy. Raises _Unspeakable."""
+        sizes = _measure(root)
         for node in _region(root):
             if node not in self.memo:
-                self.memo[node] = self._forth(node)
+                big = sizes[id(node)][0] > self.MAX_OPERAND and node is not root
+                self.memo[node] = self._leaf(node) if big and _is_function(node) else self._forth(node)
         return self.memo[root]
 
     def _forth(self, node: Expr) -> Any:
@@ -661,6 +656,11 @@ class _Bridge:
                 result = a / b
             case "neg", (a,):
                 result = -a
+            case (("abs" | "log"), (a,)) if a.has(sympy.Add, sympy.log, sympy.Abs, sympy.exp) and not (
+                node.op == "log" and isinstance(a, sympy.exp)
+            ):
+                # sympy looks for real and imaginary parts, and for signs
+                return self._leaf(node)
             case "abs", (a,):
                 result = sympy.Abs(a)
             case "sqrt", (a,):
@@ -680,11 +680,14 @@ class _Bridge:
         return result
 
     def _leaf(self, node: Expr) -> Any:
-        positive = None
+        assumptions = {"real": True}
         if node.type.is_host:
             known = self.intervals.of(node)
-            positive = True if known.low > 0 or (known.low == 0 and known.low_open) else None
-        symbol = self.sympy.Symbol(f"x{len(self.order)}", real=True, positive=positive)
+            if known.low > 0 or (known.low == 0 and known.low_open):
+                assumptions["positive"] = True
+        elif isinstance(node, Call) and node.op in ("abs", "sqrt", "exp"):
+            assumptions["nonnegative"] = True
+        symbol = self.sympy.Symbol(f"x{len(self.order)}", **assumptions)
         self.order[symbol] = len(self.order)
         self.leaves[symbol] = node
         return symbol
@@ -764,7 +767,7 @@ class _Writer:
             return self._product(form)
         for function, op in ((sympy.exp, "exp"), (sympy.log, "log"), (sympy.Abs, "abs")):
             if isinstance(form, function):
-                return call(op, self.write(form.args[0]))
+                return _made(op, self.write(form.args[0]))
         raise _Unspeakable(str(form))
 
     def _sum(self, form: Any) -> Expr:
@@ -833,10 +836,10 @@ class _Writer:
             above.insert(0, factor)
         result = _multiplied(above) if above else const(1.0)
         if below:
-            result = call("div", result, _multiplied(below))
+            result = _made("div", result, _multiplied(below))
         if not unit and factor not in above:
-            result = call("mul", result, factor)
-        return call("neg", result) if negative else result
+            result = _made("mul", result, factor)
+        return _made("neg", result) if negative else result
 
     def _host(self, scale: Fraction, above: list[Expr], below: list[Expr]) -> Expr:
         """The factor known on the host."""
@@ -846,8 +849,13 @@ class _Writer:
             above = [_rounded(scale), *above]
         result = _multiplied(above) if above else _rounded(scale)
         if below:
-            result = call("div", result, _multiplied(below))
-        return call("neg", result) if above and scale == -1 else result
+            result = _made("div", result, _multiplied(below))
+        return _made("neg", result) if above and scale == -1 else result
+
+
+def _made(op: str, *args: Expr | float) -> Expr:
+    """The operator applied to `args`, after the exact local rules."""
+    return rewrite(call(op, *args), exact_only=True)
 
 
 def _rounded(value: Fraction) -> Const:
@@ -866,14 +874,14 @@ def _added(terms: Iterable[tuple[bool, Expr]]) -> Expr:
     rest.remove(first_positive)
     negative, result = first_positive
     for minus, term in rest:
-        result = call("sub" if minus is not negative else "add", result, term)
-    return call("neg", result) if negative else result
+        result = _made("sub" if minus is not negative else "add", result, term)
+    return _made("neg", result) if negative else result
 
 
 def _multiplied(factors: list[Expr]) -> Expr:
     result = factors[0]
     for factor in factors[1:]:
-        result = call("mul", result, factor)
+        result = _made("mul", result, factor)
     return result
 
 
@@ -881,9 +889,9 @@ def _powers(base: Expr, power: Fraction) -> list[Expr]:
     """Factors whose product is `base ^ power`, for a positive power."""
     whole, rest = divmod(power, 1)
     if whole > MAX_INT_POWER or rest not in (0, Fraction(1, 2)):
-        return [call("pow", base, power.numerator / power.denominator if rest else int(power))]
-    factors = [base if whole == 1 else call("pow", base, int(whole))] if whole else []
-    return factors + ([call("sqrt", base)] if rest else [])
+        return [_made("pow", base, power.numerator / power.denominator if rest else int(power))]
+    factors = [base if whole == 1 else _made("pow", base, int(whole))] if whole else []
+    return factors + ([_made("sqrt", base)] if rest else [])
 
 
 # ---- accuracy ---------------------------------------------------------------------------------------------
@@ -1180,11 +1188,9 @@ def _run(root: Expr, leaves: Mapping[Expr, Any], dtype: Any = None) -> Any:
     np = _numpy()
     dtype = np.float32 if dtype is None else dtype
     n = next(iter(leaves.values())).shape
-    values: dict[Expr, Any] = {}
-    for node in _region(root):
-        if node in leaves:
-            values[node] = leaves[node]
-        elif isinstance(node, Const):
+    values: dict[Expr, Any] = dict(leaves)
+    for node in _computed(root, leaves):
+        if isinstance(node, Const):
             values[node] = np.full(n, float(node.value))
         else:
             assert isinstance(node, Call)
@@ -1193,6 +1199,22 @@ def _run(root: Expr, leaves: Mapping[Expr, Any], dtype: Any = None) -> Any:
                 args = [arg.astype(dtype) for arg in args]
             values[node] = _apply(np, node.op, args)
     return values[root].astype(dtype)
+
+
+def _computed(root: Expr, leaves: Mapping[Expr, Any]) -> list[Expr]:
+    """The nodes between `leaves` and `root`, operands first. A new form may compute more on the host."""
+    found: list[Expr] = []
+    seen: set[Expr] = set(leaves)
+    stack = [(root, False)]
+    while stack:
+        node, ready = stack.pop()
+        if ready:
+            found.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack.extend((arg, False) for arg in reversed(node.args))
+    return found
 
 
 def _apply(np: Any, op: str, args: list[Any]) -> Any:

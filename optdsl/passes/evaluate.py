@@ -44,14 +44,15 @@ def _log1p(x: float) -> float:
 
 
 def _pow(a: float, b: float) -> float:
+    odd = b % 2 == 1
     try:
         return math.pow(a, b)
-    except ZeroDivisionError:
-        return _INF
     except ValueError:
-        return _INF if a == 0 else _NAN
+        if a != 0:
+            return _NAN
+        return math.copysign(_INF, a) if odd else _INF
     except OverflowError:
-        return -_INF if a < 0 and b % 2 == 1 else _INF
+        return -_INF if a < 0 and odd else _INF
 
 
 def _mod(a: Any, b: Any) -> Any:
@@ -61,11 +62,18 @@ def _mod(a: Any, b: Any) -> Any:
 
 
 def _extreme(pick: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-    return lambda a, b: _NAN if a != a or b != b else pick(a, b)
+    def run(a: Any, b: Any) -> Any:
+        if a != a or b != b:
+            return _NAN
+        # which zero comes out of two is left open
+        return None if a == b == 0 and math.copysign(1.0, a) != math.copysign(1.0, b) else pick(a, b)
+
+    return run
 
 
 def _round(function: Callable[[float], int]) -> Callable[[float], float]:
-    return lambda x: float(function(x)) if math.isfinite(x) else float(x)
+    # a number that is rounded to 0 keeps its sign
+    return lambda x: math.copysign(function(x), x) if math.isfinite(x) else float(x)
 
 
 def _nan_to_num(x: float) -> float:
@@ -94,7 +102,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "min": _extreme(min),
     "max": _extreme(max),
     "abs": abs,
-    "sign": lambda x: (x > 0) - (x < 0),
+    "sign": lambda x: x if x != x else (x > 0) - (x < 0),
     "sqrt": _guarded(math.sqrt),
     "exp": _guarded(math.exp),
     "expm1": _guarded(math.expm1),
@@ -126,8 +134,11 @@ def evaluate(op: str, args: tuple[Literal, ...], kind_is_int: bool) -> Literal |
     if function is None:
         return None
     value = function(*args)
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return value
     if kind_is_int:
-        return value if isinstance(value, int) and abs(value) <= MAX_INT else None
+        if not isinstance(value, int) or abs(value) > MAX_INT:
+            return None
+        # the meaning of an int is a float64, so that it may be -0.0, which no literal int is
+        return None if value == 0 and math.copysign(1.0, function(*map(float, args))) < 0 else value
     return float(value)

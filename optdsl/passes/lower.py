@@ -29,13 +29,22 @@ class _Lowering:
                 # its sides are computed under their conditions already, but for what is left to do with them
                 condition, *arms = expr.args
                 sides = zip(arms, (True, False), strict=True)
-                arms = [self.expr(a, (*assign.guard, (condition, w)), assign.line) for a, w in sides]
+                arms = [self.side(a, w, expr, condition, assign) for a, w in sides]
                 expr = call("select", condition, *arms)
+            elif isinstance(expr, Call) and _is_costly_choice(expr):
+                expr = self.choice(expr, assign.guard, assign.line, assign.source)
             else:
                 expr = self.expr(expr, assign.guard, assign.line)
             self.body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
         results = {name: self.expr(value, (), 0) for name, value in self.program.results.items()}
         return self.program.with_body(tuple(self.body), results)
+
+    def side(self, arm: Expr, wanted: bool, joined: Expr, condition: Expr, assign: Assign) -> Expr:
+        """What a branch gives to the join `assign`, at the level of the join."""
+        guard = (*assign.guard, (condition, wanted))
+        value = self.expr(arm, guard, assign.line)
+        lifted = _lifted(value, joined)
+        return value if lifted is value else self.name(assign.source, lifted, guard, assign.line)
 
     def name(self, source: str, expr: Expr, guard: Guard, line: int) -> Expr:
         self.count += 1
@@ -55,23 +64,32 @@ class _Lowering:
             return self.name("joint", result, guard, line)
         return result
 
-    def choice(self, expr: Call, guard: Guard, line: int) -> Expr:
+    def choice(self, expr: Call, guard: Guard, line: int, source: str = "chosen") -> Expr:
         """`a if c else b` as a branch: each side that costs something is computed under its condition."""
         condition, *arms = expr.args
         values = []
         for arm, wanted in zip(arms, (True, False), strict=True):
             inner = (*guard, (condition, wanted))
-            value = self.expr(arm, inner, line)
+            value = _lifted(self.expr(arm, inner, line), expr)
             known = isinstance(value, Var) and any(a.name == value.name for a in self.body)
             if not known and not value.type.is_host:
-                value = self.name("chosen", value, inner, line)
+                value = self.name(source, value, inner, line)
             values.append(value)
         return call("select", condition, *values)
+
+
+def _lifted(value: Expr, whole: Expr) -> Expr:
+    """`value` at the level of `whole`, one of whose sides it is: a number becomes a tensor where one is due."""
+    if whole.type.is_host or (value.type.level, value.type.shape) == (whole.type.level, whole.type.shape):
+        return value
+    return call("broadcast", value, over=whole.type.level_name)
 
 
 def _is_costly_choice(node: Expr) -> bool:
     """A lazy choice whose sides are more than host arithmetic or values at hand."""
     if not (isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host):
         return False
+    if any(_lifted(arm, node) is not arm for arm in node.args[1:]):
+        return True
     arms = [arm for arm in node.args[1:] if arm.type.level > Level.HOST]
     return any(not (isinstance(arm, Var) and "." in arm.name) for arm in arms)

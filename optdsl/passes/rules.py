@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Call, Const, Expr, call, const
+from optdsl.core.types import const as const_type
+from optdsl.ir.expr import Call, Const, Expr, call, const, walk
 from optdsl.passes.evaluate import evaluate
 
 
@@ -34,6 +35,11 @@ def _is(node: Expr, value: float) -> bool:
 def _keeps_type(node: Call, replacement: Expr) -> Expr | None:
     """A neutral operand may go only if what remains has the type of the whole."""
     return replacement if replacement.type == node.type else None
+
+
+def _on_host(node: Call, literal: Expr) -> Expr | None:
+    """A literal may stand for a host value of its kind. It is no array, which a reduction could ask for."""
+    return literal if node.type.is_host and literal.type == const_type(node.type.kind) else None
 
 
 #: Operators that IEEE 754 rounds correctly, or that do not round: the same bits on every machine.
@@ -115,16 +121,25 @@ def _logic(node: Call) -> Expr | None:
         case "not", (Call("ne", (a, b)),):
             return call("eq", a, b)
         case "and", (a, Const(value)) | (Const(value), a):
-            return a if value else const(False)
+            return a if value else _on_host(node, const(False))
         case "or", (a, Const(value)) | (Const(value), a):
-            return const(True) if value else a
+            return _on_host(node, const(True)) if value else a
         case "select", (Const(value), a, b):
-            return _keeps_type(node, a if value else b)
+            taken = a if value else b
+            if isinstance(taken, Const) and node.type.kind is Kind.FLOAT:
+                taken = const(float(taken.value))
+            return _keeps_type(node, taken) or _on_host(node, taken)
         case "select", (_, a, b) if a is b:
             return _keeps_type(node, a)
         case "select", (Call("not", (c,)), a, b):
             return call("select", c, b, a)
     return None
+
+
+def _moderate(node: Expr) -> bool:
+    """True unless a literal in `node` is out of the ordinary."""
+    numbers = [n.value for n in walk(node) if isinstance(n, Const) and not isinstance(n.value, bool | str)]
+    return all(value == 0 or 1e-18 <= abs(value) <= 1e18 for value in numbers)
 
 
 def _gather_host(node: Call) -> Expr | None:
@@ -137,6 +152,8 @@ def _gather_host(node: Call) -> Expr | None:
     if not right.type.is_host or not isinstance(left, Call) or left.op not in ("mul", "div"):
         return None
     a, b = left.args
+    if not all(_moderate(factor) for factor in (a, b, right) if factor.type.is_host):
+        return None  # the product of the two might overflow where the steps do not
     if left.op == "mul" and a.type.is_host and not b.type.is_host:
         return call("mul", call(node.op, a, right), b)
     if left.op == "mul" and b.type.is_host and not a.type.is_host:

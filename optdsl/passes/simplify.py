@@ -6,7 +6,7 @@ is a separate, guarded step (`optdsl.passes.algebra`) that only bloated programs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from optdsl.core.types import Level
 from optdsl.ir.expr import Call, Const, Expr, Var, rebuild, transform, var, variables
@@ -23,8 +23,8 @@ def simplify(program: Program, exact_only: bool = False) -> Program:
         before = (program.body, program.results)
         program = apply_rules(program, exact_only)
         program = propagate(program)
-        program = share(program)
         program = drop_dead(program)
+        program = share(program)
         if _same(before[0], program.body) and dict(before[1]) == dict(program.results):
             break
     return program
@@ -34,27 +34,48 @@ def _same(a: tuple[Assign, ...], b: tuple[Assign, ...]) -> bool:
     return len(a) == len(b) and all(x == y for x, y in zip(a, b, strict=True))
 
 
-def _map(program: Program, change: object) -> Program:
-    """Applies `change(expr)` to every expression of the step."""
-    assert callable(change)
-    body = tuple(
-        Assign(a.name, a.source, change(a.expr), tuple((change(c), w) for c, w in a.guard), a.line)
-        for a in program.body
-    )
-    return program.with_body(body, {name: change(expr) for name, expr in program.results.items()})
+def _map(program: Program, change: Callable[[Expr], Expr]) -> Program:
+    """Applies `change(expr)` to every expression of the step. Names follow when the type of theirs changes."""
+    retyped: dict[str, Expr] = {}
+    alive: list[Expr] = []  # `change` may remember nodes by their ids
+
+    def changed(expr: Expr) -> Expr:
+        alive.append(substitute(expr, retyped))
+        return change(alive[-1])
+
+    body: list[Assign] = []
+    for assign in program.body:
+        guard = tuple((changed(c), w) for c, w in assign.guard)
+        body.append(Assign(assign.name, assign.source, changed(assign.expr), guard, assign.line))
+        if body[-1].expr.type != assign.expr.type:
+            retyped[assign.name] = body[-1].var
+    results = {name: changed(expr) for name, expr in program.results.items()}
+    return program.with_body(tuple(body), results)
 
 
 def apply_rules(program: Program, exact_only: bool = False) -> Program:
     """Applies the local rules everywhere, and settles branches whose condition is a literal."""
     memo: dict[int, Expr] = {}
-    program = _map(program, lambda e: transform(e, lambda n: rewrite(n, exact_only), memo))
-    body = []
-    for assign in program.body:
-        if any(isinstance(c, Const) and c.value is not wanted for c, wanted in assign.guard):
+    return settle(_map(program, lambda e: transform(e, lambda n: rewrite(n, exact_only), memo)))
+
+
+def settle(program: Program) -> Program:
+    """Takes branches whose condition is a literal, and drops those on the other side of it.
+
+    A choice between values of different types stays, as nothing else says that the one is as fine as the
+    other; then so does what it reads on the side not taken.
+    """
+    read = set().union(*map(variables, program.results.values()))
+    body: list[Assign] = []
+    for assign in reversed(program.body):
+        guard = tuple(_positive(c, w) for c, w in assign.guard)
+        if all(c.value is w for c, w in guard if isinstance(c, Const)):
+            guard = tuple((c, w) for c, w in guard if not isinstance(c, Const))
+        elif assign.name not in read:
             continue
-        guard = tuple(_positive(c, w) for c, w in assign.guard if not isinstance(c, Const))
         body.append(Assign(assign.name, assign.source, assign.expr, guard, assign.line))
-    return program.with_body(tuple(body), program.results)
+        read |= variables(assign.expr).union(*(variables(c) for c, _ in guard))
+    return program.with_body(tuple(reversed(body)), program.results)
 
 
 def _positive(condition: Expr, wanted: bool) -> tuple[Expr, bool]:

@@ -5,6 +5,7 @@ from optdsl.runtime.checks import Hyper
 from optdsl.runtime.joint import Joint
 from optdsl.runtime.ops import (
     as_matrix,
+    broadcast,
     col_max,
     col_mean,
     col_min,
@@ -32,6 +33,7 @@ __all__ = [
     "Random",
     "State",
     "as_matrix",
+    "broadcast",
     "col_max",
     "col_mean",
     "col_min",

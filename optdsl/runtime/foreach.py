@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optdsl.runtime.ops import broadcast as _broadcast
+
 #: A list of tensors, or one number or 0-dim tensor for all.
 Operand = Any
 
@@ -217,6 +219,11 @@ isfinite = _tensors(torch.isfinite)
 nan_to_num = _tensors(torch.nan_to_num)
 remainder = _tensors(torch.remainder)
 matmul = _tensors(torch.matmul)
+
+
+def broadcast(x: Operand, level: str, like: Sequence[Tensor]) -> list[Tensor]:
+    """`x` with an entry for each one that the parameters `like` have at `level`."""
+    return each(_broadcast, x, level, like)
 
 
 def where(condition: Operand, x: Operand, y: Operand, like: Sequence[Tensor]) -> list[Tensor]:

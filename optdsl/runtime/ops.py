@@ -9,9 +9,12 @@ Every function returns a new tensor (or a view, for `as_matrix` and `like`) and 
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from optdsl.runtime.states import state_shape
 
 
 def _reduce_rows(x: Tensor, reduce: Callable[..., Tensor], empty: float | None) -> Tensor:
@@ -90,6 +93,16 @@ def tensor_max(x: Tensor) -> Tensor:
 def tensor_min(x: Tensor) -> Tensor:
     """Smallest entry, 0-dim; nan wins."""
     return x.amin() if x.numel() else x.new_full((), math.inf)
+
+
+def broadcast(x: Any, level: str, p: Tensor) -> Tensor:
+    """`x`, a number or a coarser value, with an entry for each one that the parameter `p` has at `level`."""
+    shape = () if level == "group" else state_shape(level, p.shape)
+    if isinstance(x, bool):
+        return torch.full(shape, x, device=p.device)
+    if not isinstance(x, Tensor):
+        return torch.full(shape, x, dtype=p.dtype, device=p.device)
+    return (x if x.dtype is torch.bool else x.to(p.dtype)).expand(shape)
 
 
 def as_matrix(x: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def state_shape(level: str, shape: torch.Size) -> tuple[int, ...]:
     if level == "cols":
         return (1, *shape[1:]) if shape else ()
     facts = facts_of(shape)
-    rows, cols = level.split(",")
+    rows, cols = level.replace(" ", "").split(",")
     return getattr(facts, rows), getattr(facts, cols)
 
 

@@ -29,6 +29,8 @@ def _classes() -> dict[str, str]:
 
 def __getattr__(name: str) -> Any:
     classes = _classes()
+    if name == "__all__":
+        return sorted(classes)
     if name not in classes:
         from optdsl.lang.diagnostics import nearest
 

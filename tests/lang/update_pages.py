@@ -1,4 +1,4 @@
-"""Reads the pages of the error codes, and renders their messages anew: `python tests/lang/update_pages.py`."""
+"""Reads the pages of the error codes; `python tests/lang/update_pages.py` renders their messages anew."""
 
 from __future__ import annotations
 
@@ -62,7 +62,9 @@ def large_file() -> Checked:
 
 
 def long_line() -> Checked:
-    return check_text("optimizer Plain:\n    step:\n        p = p - (g" + " + g" * 2_000 + ")\n", "example.opt")
+    return check_text(
+        "optimizer Plain:\n    step:\n        p = p - (g" + " + g" * 2_000 + ")\n", "example.opt"
+    )
 
 
 #: How the examples that are no text of a spec are made, in an empty folder.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
-from optdsl.ir.expr import Call, Expr, Var, call, var, variables
+from optdsl.ir.expr import Call, Expr, Var, call, var, variables, walk
 from optdsl.ir.program import Program
 from optdsl.ir.structure import Branch, Set, Statement, Structured, structure
 from optdsl.passes.intervals import Intervals
@@ -21,7 +24,7 @@ RESERVED = frozenset(
         *keyword.kwlist,
         *keyword.softkwlist,
         *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
-        *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped"),
+        *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped", "whole", "broadcast"),
         *("as_matrix", "like", "newton_schulz"),
         *(f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")),
         *FACTS,
@@ -153,7 +156,10 @@ class Body:
 
     def lines(self, printer: Printer) -> list[str]:
         """The statements as Python lines, ending with the return of the new parameter."""
-        lines = self._prologue(printer) + self._arm(self.root, printer)
+        lines = self._arm(self.root, printer)
+        if any(re.search(r"\bwhole\b", line) for line in lines):
+            lines = ["whole = p", *lines]
+        lines = self._prologue(printer) + lines
         value = self.program.results.get("p", var("p", element()))
         return [*lines, f"return {self._whole(value, 'shaped', printer)}"]
 
@@ -184,12 +190,59 @@ class Body:
         lines = [self._load(state, printer) for state in arm.loads]
         for item in arm.body:
             if isinstance(item, Set):
+                printer.overwritable = self._overwritable(item)
                 lines += assignment(item.target, printer.text(item.expr))
+                printer.overwritable = frozenset()
                 continue
             lines += self._branch(item, printer)
         for state, value in arm.stores:
             lines += self._store_lines(state, value, printer)
         return lines
+
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        """How often each value is read, by the step and as a result."""
+        return Counter(name for expr in self.program.expressions() for name in occurrences(expr))
+
+    @cached_property
+    def _shared(self) -> set[str]:
+        """Values that another list may share its tensors with: read as they are, or through a view."""
+        found = {expr.name for expr in self.program.expressions() if isinstance(expr, Var)}
+        for node in self.program.nodes():
+            lazy = isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host
+            if lazy or (isinstance(node, Call) and node.op in ("broadcast", "transpose")):
+                found |= {arg.name for arg in node.args if isinstance(arg, Var)}
+        return found
+
+    @cached_property
+    def _made(self) -> dict[str, Expr]:
+        return {a.name: a.expr for a in self.program.body}
+
+    def _single(self, name: str) -> bool:
+        """True for a computed value that is read once, so that its list has no other owner."""
+        made = self._made.get(name)
+        if not isinstance(made, Call) or self._uses[name] != 1 or made.op in ("broadcast", "transpose"):
+            return False
+        if made.op == "select" and made.args[0].type.is_host:  # one of two lists
+            return all(isinstance(arm, Var) and self._single(arm.name) for arm in made.args[1:])
+        return True
+
+    def _overwritable(self, item: Set) -> frozenset[str]:
+        """Lists that the foreach form of a statement may overwrite: what is read here for the last time.
+
+        That is the stored value of what the statement assigns, and values that are read nowhere else. A
+        joint step must leave everything alone until all tensors are done.
+        """
+        if self.matrices or self.program.joint:
+            return frozenset()
+        found = set()
+        for name, count in Counter(occurrences(item.expr)).items():
+            if count > 1 or name in self._shared or name == "g":
+                continue
+            own = name in ("p", *(s.name for s in self.program.states)) and self.names[name] == item.target
+            if own or self._single(name):
+                found.add(name)
+        return frozenset(found)
 
     def _branch(self, branch: Branch, printer: Printer) -> list[str]:
         then = self._arm(self.arms[id(branch.then)], printer)
@@ -223,6 +276,16 @@ class Body:
         return assignment(target, self._whole(value, target, printer))
 
 
+def occurrences(expr: Expr) -> Iterator[str]:
+    """Names of the values that `expr` reads, each as often as it is read."""
+    counts: Counter[int] = Counter({id(expr): 1})
+    for node in reversed(list(walk(expr))):  # users before operands
+        for arg in node.args:
+            counts[id(arg)] += counts[id(node)]
+        if isinstance(node, Var):
+            yield from [node.name] * min(counts[id(node)], 2)
+
+
 def inputs(program: Program) -> set[str]:
     """Names of hyperparameters and states."""
     return {h.name for h in program.hypers} | {s.name for s in program.states}
@@ -241,5 +304,5 @@ def printers(program: Program, body: Body) -> Mapping[str, Printer]:
     intervals = Intervals(program)
     return {
         "loop": Printer(body.names, intervals, body.matrices, foreach=False),
-        "foreach": Printer(body.names, intervals, body.matrices, foreach=True, like="p[0]"),
+        "foreach": Printer(body.names, intervals, body.matrices, foreach=True, like="whole[0]"),
     }

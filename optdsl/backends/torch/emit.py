@@ -74,7 +74,7 @@ class _Module:
 
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
-        names = ["Facts", "Joint", "as_matrix", "like", "newton_schulz", "foreach", "host"]
+        names = ["Facts", "Joint", "as_matrix", "broadcast", "like", "newton_schulz", "foreach", "host"]
         names += [
             f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
         ]
@@ -176,7 +176,8 @@ class _Module:
             lines.append(f"_not_capturable = {quoted(reason)}")
         if program.joint:
             lines.append("_joint = True")
-        lines.append("_foreach_inplace = False")
+        if program.joint:
+            lines.append("_foreach_inplace = False")
         return lines
 
     def bucket_facts(self) -> tuple[str, ...]:

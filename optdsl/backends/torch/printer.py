@@ -41,7 +41,7 @@ _OVERWRITING = _FOREACH_UNARY | {"neg", "add", "sub", "mul", "div"}
 #: Every core operator the printer spells; a test holds this against the table of operators.
 SPELLED = frozenset(
     {*_INFIX, *_COMPARES, *_METHODS, "and", "or", "not", "neg", "pow", "mod", "min", "max", "select", "atan2"}
-    | {"isfinite", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"}
+    | {"isfinite", "broadcast", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"}
     | {"normal", "uniform", "rademacher", "bernoulli", "matmul", "transpose", "newton_schulz"}
 )
 
@@ -63,13 +63,20 @@ class Printer:
     """Prints expressions of one program; `names` maps values and inputs to Python variables."""
 
     def __init__(
-        self, names: Mapping[str, str], intervals: Intervals, matrices: bool, foreach: bool, like: str = "p"
+        self,
+        names: Mapping[str, str],
+        intervals: Intervals,
+        matrices: bool,
+        foreach: bool,
+        like: str = "whole",
     ) -> None:
-        self.like = like  # a tensor that has the dtype and device of the computation
+        self.like = like  # the parameter as it was, for shapes, dtype and device
         self.names = names
         self.intervals = intervals
         self.matrices = matrices
         self.foreach = foreach
+        #: Values whose lists nothing else needs when they are read: an operation may overwrite them.
+        self.overwritable: frozenset[str] = frozenset()
 
     def text(self, expr: Expr) -> str:
         """`expr` as Python source."""
@@ -182,6 +189,8 @@ class Printer:
         """Operators that are spelled as a call."""
         op, args = expr.op, expr.args
         match op:
+            case "broadcast":
+                return f'broadcast({self.text(args[0])}, "{expr.attr}", {self.like})'
             case "mod":
                 return f"torch.remainder({self.text(args[0])}, {self.text(args[1])})"
             case "atan2":
@@ -265,14 +274,16 @@ class Printer:
             return f"foreach.square({self.text(args[0])})"
         if op in ("add", "sub", "mul", "div", "neg") or op in _FOREACH_UNARY:
             return self.foreach_call(op, expr, args)
+        if op == "broadcast":
+            return f'foreach.broadcast({self.text(args[0])}, "{expr.attr}", whole)'
         if op == "select" and _is_indicator(*args[1:]):
-            return f"foreach.indicator({self.text(args[0])}, p)"
+            return f"foreach.indicator({self.text(args[0])}, whole)"
         if rule is Rule.REDUCE:
             return f"[{self.reduce(expr, 'x')} for x in {self.text(args[0])}]"
         if rule in (Rule.TRANSPOSE, Rule.MATRIX):
             body = "x.mT" if rule is Rule.TRANSPOSE else f"{op}(x, {self.text(args[1])})"
             return f"[{body} for x in {self.text(args[0])}]"
-        like = ["p"] if op in ("select", "atan2") else []
+        like = ["whole"] if op in ("select", "atan2") else []
         return f"foreach.{_FOREACH_NAMES.get(op, op)}({', '.join([*map(self.text, args), *like])})"
 
     def foreach_call(self, name: str, expr: Call, args: tuple[Expr, ...], scale: Expr | None = None) -> str:
@@ -285,12 +296,14 @@ class Printer:
 
     def fresh(self, value: Expr, result: Expr) -> bool:
         """True when `value` is a list that only this expression holds, in the shape and kind of `result`."""
+        if isinstance(value, Var):
+            return value.name in self.overwritable and value.type == result.type
         return (
             isinstance(value, Call)
             and self.is_list(value)
             and value.type == result.type
             and not (value.op == "select" and value.args[0].type.is_host)
-            and value.op not in ("matmul", "transpose", "newton_schulz")
+            and value.op not in ("broadcast", "matmul", "transpose", "newton_schulz")
         )
 
     def multiply_add(self, expr: Call) -> str | None:
@@ -310,12 +323,13 @@ class Printer:
         if isinstance(rest, Call) and rest.op in ("div", "mul") and self._both_like(rest.args, expr):
             y, z = map(self.text, rest.args)
             return f"foreach.addc{rest.op}{own}({first}, {y}, {z}, {value})"
-        square = isinstance(rest, Call) and rest.op == "pow" and isinstance(rest.args[1], Const)
-        if square and rest.args[1].value == 2 and isinstance(rest.args[0], Var) and rest.type == expr.type:  # type: ignore[union-attr]
-            inner = self.text(rest.args[0])  # type: ignore[union-attr]
-            return f"foreach.addcmul{own}({first}, {inner}, {inner}, {value})"
         if rest.type != expr.type:
             return None
+        if isinstance(rest, Call) and rest.op == "pow":
+            inner, exponent = rest.args
+            if isinstance(inner, Var) and isinstance(exponent, Const) and exponent.value == 2:
+                x = self.text(inner)
+                return f"foreach.addcmul{own}({first}, {x}, {x}, {value})"
         return f"foreach.add_scaled{own}({first}, {self.text(rest)}, {value})"
 
     def _both_like(self, args: tuple[Expr, ...], expr: Expr) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import builtins
+import functools
 import io
 import re
 import tokenize
+from collections.abc import Set
 from pathlib import Path
 
 #: Modules that generated code and the runtime use as a namespace, `host.sqrt(x)`: their names are prefixed.
@@ -14,14 +17,31 @@ NAMESPACES = ("host", "foreach")
 
 def standalone(text: str) -> str:
     """The generated file `text` with the runtime in place of the import of it."""
+    runtime, outside, defined = _runtime()
+    head, docstring, own_imports, rest = _split(text)
+    imports = {*outside, *own_imports, "from types import SimpleNamespace"}
+    _check_free(rest, defined | {re.split(r"\W", line)[-1] for line in imports})
+    ordered = sorted(
+        imports, key=lambda line: (line.startswith("from torch") or line.startswith("import torch"), line)
+    )
+    return (
+        f"{head}{docstring}\n\nfrom __future__ import annotations\n\n"
+        + "\n".join(ordered)
+        + f"\n\n{_all(rest)}\n\n\n{runtime}\n\n# ---- the method {'-' * 84}\n\n\n{_class(rest)}"
+    )
+
+
+@functools.cache
+def _runtime() -> tuple[str, frozenset[str], frozenset[str]]:
+    """The runtime as the text of one module, the imports it needs, the names it defines."""
     folder = Path(__file__).parents[2] / "runtime"
-    imports: dict[str, None] = {}
+    imports: set[str] = set()
     sections: list[str] = []
     defined: dict[str, str] = {}
     for module in _order(folder):
         source = (folder / f"{module}.py").read_text(encoding="utf-8")
         body, outside = _without_imports(source)
-        imports.update(dict.fromkeys(outside))
+        imports.update(outside)
         names = _top_level(body)
         if module in NAMESPACES:
             renamed = {name: f"_{module}_{name.lstrip('_')}" for name in names}
@@ -38,18 +58,7 @@ def standalone(text: str) -> str:
         sections.append(
             f"# ---- optdsl.runtime.{module} " + "-" * (80 - len(module)) + "\n\n" + body.strip() + "\n"
         )
-    head, docstring, own_imports, rest = _split(text)
-    imports.update(dict.fromkeys(own_imports))
-    imports["from types import SimpleNamespace"] = None
-    ordered = sorted(
-        imports, key=lambda line: (line.startswith("from torch") or line.startswith("import torch"), line)
-    )
-    runtime = "\n\n".join(sections)
-    return (
-        f"{head}{docstring}\n\nfrom __future__ import annotations\n\n"
-        + "\n".join(ordered)
-        + f"\n\n{_all(rest)}\n\n\n{runtime}\n\n# ---- the method {'-' * 84}\n\n\n{_class(rest)}"
-    )
+    return "\n\n".join(sections), frozenset(imports), frozenset(defined)
 
 
 def _order(folder: Path) -> list[str]:
@@ -135,9 +144,17 @@ def _split(text: str) -> tuple[str, str, list[str], str]:
     """(header comments, docstring, imports of other packages, the rest) of a generated file."""
     match = re.match(r'((?:#[^\n]*\n)+)(""".*?""")\n', text, re.DOTALL)
     assert match is not None
-    body, outside = _without_imports(text)
-    rest = body[body.index("__all__") :]
-    return match[1], match[2], outside, rest
+    body, outside = _without_imports(text[match.end() :])
+    return match[1], match[2], outside, body.lstrip("\n")
+
+
+def _check_free(rest: str, taken: Set[str]) -> None:
+    """Raises ValueError when the class has the name of something that the runtime uses."""
+    name = _all(rest).split('"')[1]
+    if name in taken or hasattr(builtins, name):
+        raise ValueError(
+            f"a standalone file uses `{name}` for something else; give the optimizer another name"
+        )
 
 
 def _all(rest: str) -> str:

@@ -1,0 +1,551 @@
+"""Compiled programs against the interpreter, step by step, with tolerances that follow from the program itself.
+
+A `Way` makes an optimizer class of a program and says with which flags and where it runs; backends plug in here.
+All ways and the interpreter start every step from the same numbers: after a step has been compared, what the
+interpreter left is put back into each optimizer, rounded to the type that the optimizer keeps it in.
+
+A number of a compiled program is right if it is within a few units in the last place of the interpreter's. Where
+one is not, the interpreter runs the step again: with small changes to every input and to the result of every
+operator, in a wider type, and with the other zero where `min` and `max` may choose. How far these runs differ
+from the first is how far rounding, the association of products and the range of the type may carry; four times
+that is allowed. Where some of them are finite and others not, nothing can be said, and the number is only
+counted. Infinities and nan must be the same where all runs have them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from optdsl.backends.torch import emit
+from optdsl.core.types import Kind, Level
+from optdsl.ir.expr import Call, Var, variables, walk
+from optdsl.ir.interpret import Group, Interpreter
+from optdsl.ir.numpy_ops import NUMPY
+from optdsl.ir.program import Hyper, Program, State
+from optdsl.passes.simplify import simplify
+
+Array: TypeAlias = npt.NDArray[Any]
+#: Where a number is kept: the key of a state or "p", its group, its parameter (None for one of the group).
+Place: TypeAlias = tuple[str, int, int | None]
+#: Flat arrays, as wide as the interpreter's.
+Values: TypeAlias = dict[Place, Array]
+
+#: The type in which parameters of a type are updated.
+COMPUTE = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+    torch.bfloat16: np.dtype(np.float32),
+    torch.float16: np.dtype(np.float32),
+}
+WIDER = {np.dtype(np.float64): np.dtype(np.longdouble), np.dtype(np.float32): np.dtype(np.float64)}
+#: Units in the last place that any operator may be off by, and by how many the perturbed runs are.
+ULPS = 4
+#: How many times the spread of the perturbed runs is allowed.
+FACTOR = 4
+PERTURBED_RUNS = 4
+#: A number counts as checked tightly if this share of it, or less, is allowed for rounding.
+TIGHT = 1e-2
+
+HOSTILE = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-310, -1e-40, 1e30, -1e30, 1e-30, 1.0, -1.0)
+SHAPES: tuple[tuple[tuple[int, ...], ...], ...] = (
+    ((), (7,), (0,), (3, 4)),
+    ((2, 3, 2, 2), (5, 1), (4, 3)),
+    ((3, 4), (6,)),
+)
+
+
+class Mismatch(AssertionError):
+    """A compiled program and the interpreter disagree."""
+
+
+# ---- ways ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to run a program: the class `build` makes of it, made with `flags`, on `device`."""
+
+    name: str
+    build: Callable[[Program], type[torch.optim.Optimizer]]
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+def source(program: Program) -> str:
+    """The file that the torch backend makes of a program."""
+    return emit(simplify(program), "random.opt", "0" * 64)
+
+
+def load(text: str, name: str) -> Any:
+    """The class `name` of the generated file `text`."""
+    module: dict[str, Any] = {"__name__": "generated"}
+    exec(compile(text, "<generated>", "exec"), module)
+    return module[name]
+
+
+def torch_class(program: Program) -> Any:
+    """The class that the torch backend makes of a program."""
+    return load(source(program), program.name)
+
+
+LOOP = Way("loop", torch_class, {"foreach": False})
+FOREACH = Way("foreach", torch_class, {"foreach": True})
+
+
+# ---- problems -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Problem:
+    """What a program is run on. `grads` has for each step a gradient (or None) for each parameter of each group.
+
+    `rates` gives the learning rate of each group for the steps at which it changes.
+    """
+
+    dtype: torch.dtype
+    params: list[list[torch.Tensor]]
+    hypers: list[dict[str, Any]]
+    grads: list[list[list[torch.Tensor | None]]]
+    rates: dict[int, list[float]] = field(default_factory=dict)
+    maximize: bool = False
+    seed: int = 0
+
+
+def problem(
+    program: Program, rng: np.random.Generator, dtype: torch.dtype, steps: int = 4, hostile: float = 0.0
+) -> Problem:
+    """Parameters of many shapes and layouts in three groups with different hyperparameters.
+
+    Some parameters get their first gradient late, some have none at times; `hostile` is the share of hostile
+    numbers in the gradients.
+    """
+    params = [[_laid_out(_tensor(rng, shape, dtype), rng) for shape in group] for group in SHAPES]
+    grads: list[list[list[torch.Tensor | None]]] = []
+    for step in range(steps):
+        now: list[list[torch.Tensor | None]] = []
+        for number, group in enumerate(params):
+            of_group: list[torch.Tensor | None] = []
+            for index, p in enumerate(group):
+                late = index == len(group) - 1 and step < number
+                grad = None if late or rng.random() < 0.1 else _tensor(rng, tuple(p.shape), dtype, hostile)
+                if grad is not None and rng.random() < 0.3:
+                    grad = _laid_out(grad, rng)
+                of_group.append(grad)
+            now.append(of_group)
+        grads.append(now)
+    rates = {}
+    if steps > 2 and not any("lr" in variables(c) for c in conditions(program)):
+        rates = {2: [float(rng.choice((0.0, 1e-3, 0.5))) for _ in SHAPES]}
+    hypers = [arguments(program, rng) for _ in SHAPES]
+    return Problem(dtype, params, hypers, grads, rates, bool(rng.random() < 0.2), int(rng.integers(2**63)))
+
+
+def conditions(program: Program) -> Iterator[Any]:
+    """Every condition known on the host."""
+    for assign in program.body:
+        yield from (condition for condition, _ in assign.guard)
+    for node in program.nodes():
+        if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
+            yield node.args[0]
+
+
+def _tensor(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype, hostile: float = 0.0
+) -> torch.Tensor:
+    ordinary = rng.normal(size=shape) * 10.0 ** rng.integers(-2, 2, size=shape)
+    values = np.where(rng.random(shape) < hostile, rng.choice(HOSTILE, size=shape), ordinary)
+    return torch.from_numpy(np.asarray(values)).to(dtype)
+
+
+def _laid_out(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """`x` in another memory layout, at times: transposed, channels last, every other number of a larger one."""
+    layout = rng.integers(4)
+    if layout == 1 and x.dim() == 2:
+        return x.t().contiguous().t()
+    if layout == 1 and x.dim() == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    if layout == 2 and x.dim() >= 1:
+        wide = torch.zeros((*x.shape, 2), dtype=x.dtype)[..., 0]
+        wide.copy_(x)
+        return wide
+    return x
+
+
+def arguments(program: Program, rng: np.random.Generator, tame: bool = False) -> dict[str, Any]:
+    """Constructor arguments that differ from the defaults at times."""
+    given: dict[str, Any] = {}
+    for argument in dict.fromkeys(h.argument for h in program.hypers):
+        parts = [h for h in program.hypers if h.argument == argument]
+        if rng.random() < 0.7:
+            values = [_setting(h, rng, tame) for h in parts]
+            given[argument] = tuple(values) if parts[0].is_part else values[0]
+    return given
+
+
+def _setting(hyper: Hyper, rng: np.random.Generator, tame: bool) -> Any:
+    if hyper.kind is Kind.CHOICE:
+        return str(rng.choice(hyper.choices))
+    if hyper.kind is Kind.BOOL:
+        return bool(rng.integers(2))
+    whole = hyper.kind is Kind.INT
+    candidates: list[Any] = [0, 1, 2, 3, 5, 7] if whole else [0.0, 1e-3, 0.01, 0.5, 0.9, 0.999, 1.0, 2.0]
+    if not tame and not whole:
+        candidates += [1e-30, -1.0, math.inf]
+    fitting = [c for c in candidates if hyper.interval is None or c in hyper.interval]
+    return fitting[rng.integers(len(fitting))] if fitting else hyper.default
+
+
+# ---- the interpreter ----------------------------------------------------------------------------------------
+
+
+def storage(place: Place, program: Program, dtype: torch.dtype) -> torch.dtype:
+    """The type in which a number is kept between steps."""
+    compute = torch.float64 if COMPUTE[dtype] == np.float64 else torch.float32
+    if place[0] == "p":
+        return dtype
+    state = next(s for s in program.states if s.key == place[0])
+    if state.type.level is Level.HOST:
+        return torch.float64
+    return dtype if state.type.is_element else compute
+
+
+def rounded(values: Array, dtype: torch.dtype) -> Array:
+    """`values` rounded to `dtype`, in float64."""
+    with np.errstate(all="ignore"):
+        if dtype is torch.float32:
+            return values.astype(np.float32).astype(np.float64)
+        wide = torch.from_numpy(values.astype(np.float64))
+        if dtype in (torch.bfloat16, torch.float16):
+            wide = wide.float()  # as a compiled program has it; two roundings
+        return np.asarray(wide.to(dtype).double().numpy())
+
+
+class Reference:
+    """The interpreter on a problem, with what it keeps rounded as an optimizer keeps it."""
+
+    def __init__(self, program: Program, problem: Problem) -> None:
+        self.program, self.problem = program, problem
+        self.machine = self.fresh(COMPUTE[problem.dtype])
+
+    def fresh(self, dtype: npt.DTypeLike, program: Program | None = None) -> Interpreter:
+        params = [[_numpy(p) for p in group] for group in self.problem.params]
+        groups = [Group(p, dict(h)) for p, h in zip(params, self.problem.hypers, strict=True)]
+        return Interpreter(program or self.program, groups, dtype, self.problem.seed)
+
+    def grads(self, step: int) -> list[list[Array | None]]:
+        sign = -1 if self.problem.maximize else 1
+        return [
+            [None if g is None else sign * _numpy(g) for g in group] for group in self.problem.grads[step]
+        ]
+
+    def begin(self, step: int) -> None:
+        """Puts into place what the step starts from: changed learning rates, states that are new."""
+        for group, rate in enumerate(self.problem.rates.get(step, ())):
+            self.machine.hypers[group]["lr"] = rate
+        if self.problem.dtype in (torch.bfloat16, torch.float16):
+            # new states are kept, and so rounded, before they are used
+            before = self.program.with_body((), {})
+            starting = self.copied(self.machine.dtype, before)
+            starting.step(self.grads(step))
+            self.restore(self.machine, {k: v for k, v in values(starting).items() if k[0] != "p"})
+
+    def copied(self, dtype: npt.DTypeLike, program: Program | None = None) -> Interpreter:
+        """Another interpreter in the same place."""
+        machine, other = self.machine, self.fresh(dtype, program)
+        other.hypers = [dict(h) for h in machine.hypers]
+        other.steps = [list(steps) for steps in machine.steps]
+        other.params = [[p.astype(dtype) for p in group] for group in machine.params]
+        other.states = [[dict(states) for states in group] for group in machine.states]
+        other.group_states = [dict(states) for states in machine.group_states]
+        return other
+
+    def restore(self, machine: Interpreter, new: Values) -> None:
+        """Sets what is kept, rounded to the type in which it is kept."""
+        for place, flat in new.items():
+            key, group, index = place
+            exact = rounded(flat, storage(place, self.program, self.problem.dtype))
+            if key == "p":
+                assert index is not None
+                shape = machine.params[group][index].shape
+                machine.params[group][index] = exact.astype(machine.dtype).reshape(shape)
+                continue
+            kept = machine.group_states[group] if index is None else machine.states[group][index]
+            state = next(s for s in self.program.states if s.key == key)
+            if state.type.is_host:
+                kept[key] = np.float64(exact[0])
+            else:
+                kept[key] = exact.astype(machine.dtype).reshape(self.shape(state, group, index))
+
+    def shape(self, state: State, group: int, index: int | None) -> tuple[int, ...]:
+        if state.type.level is not Level.ARRAY:
+            return ()
+        assert index is not None
+        whole = tuple(self.problem.params[group][index].shape)
+        if state.type.is_element:
+            return whole
+        sizes = {"1": 1, "rows": whole[0] if whole else 1, "cols": math.prod(whole[1:])}
+        return tuple(sizes[dim.value] for dim in state.type.shape)
+
+    # ---- runs that differ ----
+
+    def again(self, step: int) -> Iterator[Values]:
+        """What the step leaves when it is run in the same place in other ways."""
+        grads = self.grads(step)
+        for number in range(PERTURBED_RUNS):
+            rng = np.random.default_rng(number)
+            noise = ULPS * float(np.finfo(self.machine.dtype).eps)
+
+            def shaken(x: Array, rng: np.random.Generator = rng, noise: float = noise) -> Array:
+                return np.asarray(x * (1 + noise * rng.choice((-1.0, 1.0), np.shape(x))).astype(x.dtype))
+
+            machine = self.copied(self.machine.dtype)
+            machine.perturb = shaken
+            for group in range(len(machine.params)):
+                machine.params[group] = [shaken(p) for p in machine.params[group]]
+                for states in machine.states[group]:
+                    states |= {k: shaken(v) for k, v in states.items() if isinstance(v, np.ndarray)}
+            with np.errstate(all="ignore"):
+                machine.step([[None if g is None else shaken(g) for g in group] for group in grads])
+            yield values(machine)
+        wide = self.copied(WIDER[self.machine.dtype])
+        wide.step(grads)
+        yield values(wide)
+        with _other_zeros():
+            swapped = self.copied(self.machine.dtype)
+            swapped.step(grads)
+        yield values(swapped)
+
+
+@contextlib.contextmanager
+def _other_zeros() -> Iterator[None]:
+    """Lets `min` and `max` choose the other one of two zeros."""
+    other = {
+        "min": lambda x, y: np.where(x == y, np.where(np.minimum(x, y) is x, y, x), np.minimum(x, y)),
+        "max": lambda x, y: np.where(x == y, y, np.maximum(x, y)),
+    }
+    other["min"] = lambda x, y: np.where((x == y) & (np.signbit(np.minimum(x, y)) == np.signbit(x)), y, np.minimum(x, y))
+    other["max"] = lambda x, y: np.where((x == y) & (np.signbit(np.maximum(x, y)) == np.signbit(x)), y, np.maximum(x, y))
+    with mock.patch.dict(NUMPY, other):
+        yield
+
+
+def _numpy(x: torch.Tensor) -> Array:
+    return np.asarray(x.detach().double().numpy())
+
+
+def values(machine: Interpreter) -> Values:
+    """What an interpreter keeps."""
+    found: Values = {}
+    for group, params in enumerate(machine.params):
+        for key, value in machine.group_states[group].items():
+            found[key, group, None] = np.ravel(np.asarray(value))
+        for index, p in enumerate(params):
+            found["p", group, index] = p.ravel()
+            for key, value in machine.states[group][index].items():
+                found[key, group, index] = np.ravel(np.asarray(value))
+    return found
+
+
+# ---- compiled programs --------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """An optimizer made in one way, on a problem."""
+
+    def __init__(self, way: Way, program: Program, problem: Problem) -> None:
+        self.way, self.program, self.problem = way, program, problem
+        self.params = [[_like(p, way.device).requires_grad_() for p in group] for group in problem.params]
+        groups = [{"params": p, **h} for p, h in zip(self.params, problem.hypers, strict=True)]
+        flags: dict[str, Any] = {**way.flags, "maximize": problem.maximize}
+        if program.draws:
+            flags["seed"] = problem.seed
+        self.optimizer = way.build(program)(groups, **flags)
+
+    def step(self, step: int) -> None:
+        """One step. Raises Mismatch if a gradient is changed."""
+        given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for group, rate in enumerate(self.problem.rates.get(step, ())):
+            self.optimizer.param_groups[group]["lr"] = rate
+        for params, grads in zip(self.params, self.problem.grads[step], strict=True):
+            for p, g in zip(params, grads, strict=True):
+                p.grad = None if g is None else _like(g, self.way.device)
+                if g is not None:
+                    given.append((p.grad, g))  # type: ignore[arg-type]
+        self.optimizer.step()
+        for held, g in given:
+            if not torch.equal(held.cpu().nan_to_num(7.0), g.nan_to_num(7.0)):
+                raise Mismatch("the step changed a gradient")
+
+    def tensors(self) -> dict[Place, torch.Tensor]:
+        """What the optimizer keeps, by place."""
+        found: dict[Place, torch.Tensor] = {}
+        for number, (group, params) in enumerate(zip(self.optimizer.param_groups, self.params, strict=True)):
+            for state in self.program.states:
+                if state.type.level is Level.GROUP and isinstance(group.get(state.key), torch.Tensor):
+                    found[state.key, number, None] = group[state.key]
+            for index, p in enumerate(params):
+                found["p", number, index] = p
+                for state in self.program.states:
+                    if state.key in self.optimizer.state.get(p, {}):
+                        found[state.key, number, index] = self.optimizer.state[p][state.key]
+        return found
+
+    def restore(self, new: Values) -> None:
+        """Puts numbers into the tensors that the optimizer keeps."""
+        with torch.no_grad():
+            for place, tensor in self.tensors().items():
+                if place in new:
+                    tensor.copy_(torch.from_numpy(new[place].astype(np.float64)).reshape(tensor.shape))
+
+
+def _like(x: torch.Tensor, device: str) -> torch.Tensor:
+    """A copy of `x` on `device` that has its strides."""
+    size = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    copy = torch.zeros(size, dtype=x.dtype, device=device).as_strided(x.shape, x.stride())
+    copy.copy_(x)
+    return copy.detach()
+
+
+# ---- comparison ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Tally:
+    """How many numbers were checked, and how: equal to a few units, within the spread of a tight or of a wide one,
+    or not at all because the perturbed runs disagree about being finite. `odd` counts infinities and nans.
+    """
+
+    close: int = 0
+    tight: int = 0
+    wide: int = 0
+    unclear: int = 0
+    odd: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Tally(*(a + b for a, b in pairs))
+
+    @property
+    def share(self) -> float:
+        """Of the finite numbers, the share that was checked tightly."""
+        finite = self.close + self.tight + self.wide + self.unclear
+        return (self.close + self.tight) / max(finite, 1)
+
+
+def run(program: Program, problem: Problem, ways: Sequence[Way], rng: np.random.Generator) -> Tally:
+    """Compares all ways with the interpreter after each step of a problem. Raises Mismatch."""
+    reference = Reference(program, problem)
+    compiled = [Compiled(way, program, problem) for way in ways]
+    tally = Tally()
+    for step in range(len(problem.grads)):
+        reference.begin(step)
+        before = values(reference.machine)
+        runs = Runs(reference, step)
+        reference.machine.step(reference.grads(step))
+        after = values(reference.machine)
+        for one in compiled:
+            one.step(step)
+            tally += compare(one, step, before, after, runs)
+        # what is no number any more would stay so: at times it begins anew
+        if rng.random() < 0.7:
+            after = {place: _healed(x, rng) for place, x in after.items()}
+        reference.restore(reference.machine, after)
+        settled = values(reference.machine)
+        for one in compiled:
+            one.restore(settled)
+    return tally
+
+
+def _healed(x: Array, rng: np.random.Generator) -> Array:
+    fine = np.isfinite(x) & (np.abs(x) < 1e6)
+    return np.where(fine, x, rng.normal(size=x.shape)).astype(x.dtype)
+
+
+class Runs:
+    """The other runs of a step, made when they are first asked for."""
+
+    def __init__(self, reference: Reference, step: int) -> None:
+        self.reference, self.step = reference, step
+        self.before = reference.copied(reference.machine.dtype)
+        self.made: list[Values] | None = None
+
+    def get(self) -> list[Values]:
+        if self.made is None:
+            now, self.reference.machine = self.reference.machine, self.before
+            self.made = list(self.reference.again(self.step))
+            self.reference.machine = now
+        return self.made
+
+
+def compare(one: Compiled, step: int, before: Values, after: Values, runs: Runs) -> Tally:
+    """Holds what an optimizer keeps after a step against what the interpreter keeps."""
+    tally = Tally()
+    tensors = one.tensors()
+    for place, want in after.items():
+        where = f"{one.way.name}, step {step + 1}: {place[0]} of group {place[1]}, parameter {place[2]}"
+        if place not in tensors:
+            # a state that no branch uses is not there; then nothing happens to it
+            if place in before and not np.array_equal(before[place], want, equal_nan=True):
+                raise Mismatch(f"{where} is missing; it should have become {want}")
+            continue
+        tensor = tensors[place]
+        kept = storage(place, one.program, one.problem.dtype)
+        if tensor.dtype != kept:
+            raise Mismatch(f"{where} is kept as {tensor.dtype}, not {kept}")
+        got = _numpy(tensor.cpu()).ravel()
+        eps = float(np.finfo(np.float64 if kept is torch.float64 else np.float32).eps)
+        tally += _compare(where, got, want.astype(np.float64), kept, eps, lambda place=place: [r[place] for r in runs.get()])
+    return tally
+
+
+def _compare(
+    where: str, got: Array, want: Array, kept: torch.dtype, eps: float, again: Callable[[], list[Array]]
+) -> Tally:
+    if got.shape != want.shape:
+        raise Mismatch(f"{where} has {got.size} numbers, not {want.size}")
+    smallest = 5e-324 if kept is torch.float64 else 2.0**-149
+    with np.errstate(all="ignore"):
+        allowed = ULPS * (eps * np.abs(want) + smallest)
+        fine = _between(got, want, allowed, kept)
+        odd = ~np.isfinite(want)
+        tally = Tally(close=int((fine & ~odd).sum()), odd=int((fine & odd).sum()))
+        if fine.all():
+            return tally
+        others = np.array([r.astype(np.longdouble) for r in again()])
+        # in the type in which it is computed a number may be infinite though it is not in a wider one
+        others = np.where(np.abs(others) > np.finfo(np.float64 if kept is torch.float64 else np.float32).max, np.sign(others) * np.inf, others)
+        unclear = (np.isnan(others) != np.isnan(want)).any(0) | ((np.isinf(others) | np.isinf(want)) & (others != want)).any(0)
+        spread = np.abs(others - want).max(0).astype(np.float64)
+        allowed = allowed + FACTOR * np.where(np.isfinite(spread), spread, 0)
+        good = _between(got, want, allowed, kept)
+        bad = ~(good | unclear)
+        if bad.any():
+            at = int(np.argmax(bad))
+            raise Mismatch(
+                f"{where}, entry {at} of {got.size}: {got[at]!r} should be {want[at]!r}, allowed {allowed[at]:.3g}; "
+                f"the other runs gave {others[:, at].astype(float)}"
+            )
+        rest = ~fine & ~unclear
+        tight = allowed <= TIGHT * np.abs(want)
+        tally.tight = int((rest & tight & ~odd).sum())
+        tally.wide = int((rest & ~tight & ~odd).sum())
+        tally.odd += int((rest & odd).sum())
+        tally.unclear = int((unclear & ~fine).sum())
+    return tally
+
+
+def _between(got: Array, want: Array, allowed: Array, kept: torch.dtype) -> Array:
+    """Whether numbers are what is kept of something within `allowed` of `want`."""
+    low, high = rounded(want - allowed, kept), rounded(want + allowed, kept)
+    same = np.isnan(got) & np.isnan(want) | (got == rounded(want, kept))
+    return same | (low <= got) & (got <= high)

@@ -1,0 +1,107 @@
+"""What several test modules share: commands in processes of their own, small specs, modules from files."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = sorted((ROOT / "specs").glob("*.opt"))
+NAMES = [path.stem for path in SHIPPED]
+
+#: A spec without mistakes and one with two of them.
+PLAIN = '''optimizer Plain:
+    """Plain descent."""
+
+    hyper:
+        lr = 1e-2 in [0, inf)  "learning rate"
+
+    step:
+        p = p - lr * g
+'''
+BAD = """optimizer Bad:
+    hyper:
+        lr = 1e-2 in [0, inf)
+
+    step:
+        p = p - lr * grad
+        q = momentum
+"""
+TRANSFORM = """transform Halve:
+    step:
+        g = 0.5 * g
+"""
+
+
+def environment(**changes: str | None) -> dict[str, str]:
+    """The variables of this process, with the checkout importable and no colours; None removes one."""
+    found = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **changes}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def python(*words: str | Path, cwd: Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    """Runs Python with `words` and returns what became of it; `changes` are to the environment."""
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def optdsl(*words: str | Path, cwd: Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
+    """Runs the command line."""
+    return python("-m", "optdsl", *words, cwd=cwd, **changes)
+
+
+def good(run: subprocess.CompletedProcess[str]) -> str:
+    """What a run printed; fails with everything it said unless it exited with 0."""
+    assert run.returncode == 0, f"exit {run.returncode}\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+def module_of(path: Path, name: str = "compiled_for_a_test") -> ModuleType:
+    """The module in the file at `path`."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def class_of(module: ModuleType) -> Any:
+    """The optimizer of a generated module."""
+    return getattr(module, module.__all__[0])
+
+
+def files(folder: Path) -> set[str]:
+    """Names of everything in a folder, hidden things included."""
+    return {path.name for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def unwritable() -> Iterator[Path]:
+    """A folder in which this process may read but not write, though it may run as root."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder
+        finally:
+            if root:
+                os.seteuid(0)
+            folder.chmod(0o755)
