@@ -1,4 +1,4 @@
-"""Finding and parsing the files a spec refers to: beside it and in the shipped library, nowhere else."""
+"""Parsed files: the one that is checked, what it imports, and where the specs are that it uses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from optdsl.check.files import Folders, locate, plain_name, roots
 from optdsl.check.names import closest, shown
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
 from optdsl.lang.parser import parse
 from optdsl.lang.source import Source, read_text, split
-from optdsl.resources import data_dir
 
 MAX_FILES = 100
 
@@ -58,6 +58,7 @@ class Library:
     def __init__(self) -> None:
         self.loaded: dict[str, Loaded] = {}
         self.spent = 0
+        self._folders = Folders()
         self._circles: set[frozenset[int]] = set()
         self._open: list[str] = []
 
@@ -95,7 +96,7 @@ class Library:
 
     def _import(self, item: syn.Import, into: Loaded) -> None:
         name = shown(item.path)
-        found = _locate(item.path, into.directory)
+        found = locate(item.path, into.directory)
         if found is None or len(self.loaded) >= MAX_FILES:
             into.complete = False
             many = f"more than {MAX_FILES} files are imported"
@@ -161,11 +162,10 @@ class Library:
         if name in user.specs:
             return user.specs[name]
         known = set(user.specs)
-        for root in (user.directory, data_dir("specs")):
-            files = spec_files(root) if root else {}
-            path = files.get(plain_name(name))
+        for root in roots(user.directory):
+            path = self._folders.specs(root).get(plain_name(name))
             if path is None:
-                known |= _spec_names(files.values())
+                known |= self._folders.names(root)
                 continue
             try:
                 loaded = self.path(path)
@@ -183,51 +183,6 @@ class Library:
             help = "`optdsl list` shows the shipped ones; others stand beside the spec"
             user.report("E0501", span, f"there is no spec `{shown(name)}`", closest(name, known) or help)
         return None
-
-
-def plain_name(name: str) -> str:
-    """`ClipByGlobalNorm` and `clip_by_global_norm` as one spelling."""
-    return name.replace("_", "").replace("-", "").lower()
-
-
-def spec_files(root: Path) -> dict[str, Path]:
-    """The specs of a directory and of its `lib`, by plain name."""
-    found: dict[str, Path] = {}
-    for folder in (root / "lib", root):
-        if folder.is_dir():
-            paths = sorted(path for path in folder.glob("*.opt") if _is_inside(path, root))
-            found.update({plain_name(path.stem): path for path in paths})
-    return found
-
-
-def _spec_names(files: Iterable[Path]) -> set[str]:
-    """Names of the specs in these files, for suggestions."""
-    names: set[str] = set()
-    for path in list(files)[:MAX_FILES]:
-        try:
-            names.update(re.findall(r"(?m)^(?:optimizer|transform)\s+(\w+)", read_text(path)))
-        except SpecError:
-            continue
-    return names
-
-
-def _locate(relative: str, directory: Path | None) -> Path | None:
-    """The file an import means, or None. Never outside the two roots."""
-    wanted = Path(relative)
-    if wanted.is_absolute() or ".." in wanted.parts or "\0" in relative:
-        return None
-    for root in (directory, data_dir("specs")):
-        if root is not None and _is_inside(root / wanted, root):
-            return root / wanted
-    return None
-
-
-def _is_inside(path: Path, root: Path) -> bool:
-    """True for a file that lies below `root` when links are followed."""
-    try:
-        return path.resolve().is_relative_to(root.resolve()) and path.is_file()
-    except (OSError, RuntimeError):
-        return False
 
 
 def _lost_names(source: Source) -> frozenset[str]:

@@ -16,7 +16,7 @@ from optdsl.lang.diagnostics import Span
 
 #: Bounds on what one step may grow to, and on the work of checking it.
 MAX_ASSIGNMENTS = 3_000
-MAX_WORK = 60_000
+MAX_WORK = 40_000
 #: All specs and functions of a file together.
 MAX_FILE_WORK = 2 * MAX_WORK
 

@@ -70,7 +70,8 @@ def _check_number(hyper: Hyper, index: int | None, value: Any, changed: bool) ->
     kind: Any
     kind, words = (numbers.Real, "a number") if hyper.kind == "float" else (numbers.Integral, "an int")
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{name} must be {words}, not {type(value).__name__} ({value!r})")
+        hint = "; for a float, write its default in the spec as one" if isinstance(value, float) else ""
+        raise TypeError(f"{name} must be {words}, not {type(value).__name__} ({value!r}){hint}")
     # A scheduler may turn the learning rate down to 0 though the method wants it above.
     if not _inside(float(value), hyper.interval) and not (changed and hyper.name == "lr" and value == 0):
         raise ValueError(_complaint(hyper, index, value))

@@ -510,9 +510,10 @@ def test_random_bloat_shrinks_and_stays_right(capsys: pytest.CaptureFixture[str]
         drop = 1 - sum(row[2] for row in changed) / sum(row[1] for row in changed)
         before, after, least = (sum(row[i] for row in rows) for i in (1, 2, 3))
         done = sum(row[2] <= row[3] for row in changed)
+        inputs, seconds = "finite" if finite_only else "any", time.perf_counter() - started
         lines.append(
-            f"{'finite' if finite_only else 'any':6}  {len(changed):7}  {done:11}  {before:12}  {after:5}  {least:5}"
-            f"  {drop:17.0%}  {time.perf_counter() - started:7.1f}"
+            f"{inputs:6}  {len(changed):7}  {done:11}  {before:12}  {after:5}  {least:5}  {drop:17.0%}"
+            f"  {seconds:7.1f}"
         )
         assert len(changed) >= 30
         assert drop >= 0.3
@@ -531,16 +532,25 @@ def agrees(original: Program, found: Program, seeds: range, finite_only: bool = 
         inputs = [_inputs(rng, finite_only) for _ in range(4)]
         was, now = (_step(each, np.float32, hypers, inputs) for each in (original, found))
         true = _step(original, np.float64, hypers, inputs)
-        with np.errstate(all="ignore"):
-            same = np.where(
-                np.isfinite(was), np.isfinite(now), (was == now) | (np.isnan(was) & np.isnan(now))
+        spread = np.zeros_like(true)  # how far rounding may carry in the original
+        for _ in range(6):
+            moved = _step(
+                original,
+                np.float64,
+                hypers,
+                inputs,
+                lambda x: x * (1 + rng.uniform(-1, 1, x.shape) * 2.0**-24),
             )
-            assert np.all(same), seed
+            with np.errstate(all="ignore"):
+                spread = np.fmax(spread, np.abs(moved - true))
+        with np.errstate(all="ignore"):
+            same = (was == now) | (np.isnan(was) & np.isnan(now))
+            assert np.all(np.where(np.isfinite(was), np.isfinite(now), same)), seed
             slack = 3 * np.maximum(np.abs(true) * 2.0**-23, 2.0**-149)
-            old_error, new_error = (np.abs(value.astype(np.float64) - true) for value in (was, now))
+            old, new = (np.abs(value.astype(np.float64) - true) for value in (was, now))
             # where the original is far off, terms cancel, and double precision is no reference either
-            asked = np.isfinite(was) & np.isfinite(true) & (old_error < 1e4 * slack)
-            assert np.all((new_error <= old_error + slack) | ~asked), seed
+            asked = np.isfinite(was) & np.isfinite(true) & (old < 1e4 * slack)
+            assert np.all((new <= np.fmax(old, 2 * spread) + slack) | ~asked), seed
 
 
 def _hyper(hyper: Hyper, rng: np.random.Generator) -> Any:
@@ -559,10 +569,12 @@ def _inputs(rng: np.random.Generator, finite: bool) -> np.ndarray:
     return rng.permutation(x)[:, None].astype(np.float32)
 
 
-def _step(program: Program, dtype: Any, hypers: dict[str, Any], inputs: list[np.ndarray]) -> np.ndarray:
+def _step(
+    program: Program, dtype: Any, hypers: dict[str, Any], inputs: list[np.ndarray], perturb: Any = None
+) -> np.ndarray:
     """The parameter after a step from these values of p, g, m and v."""
     p, g, m, v = (array.astype(dtype) for array in inputs)
-    run = Interpreter(program, [Group([p], hypers)], dtype)
+    run = Interpreter(program, [Group([p], hypers)], dtype, perturb=perturb)
     run.step([[g]])
     run.params = [[p]]
     held = run.states[0][0]
