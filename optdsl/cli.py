@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import keyword
 import os
 import signal
 import sys
@@ -286,10 +287,11 @@ _FIRST_SPEC = '''optimizer {name}:
 def _new(options: argparse.Namespace) -> int:
     stem = Path(options.name).name.removesuffix(".opt")
     words = [word for word in stem.replace("-", "_").split("_") if word]
-    if not words or not all(word.isascii() and word.isalnum() for word in words) or words[0][0].isdigit():
+    title = "".join(word[0].upper() + word[1:] for word in words)
+    if not (title.isascii() and title.isidentifier()) or keyword.iskeyword(title):
         raise ValueError(f"`{options.name}` is not a name: use letters, digits and underscores")
     path = Path(options.name).with_name(f"{'_'.join(words)}.opt")
-    text = _FIRST_SPEC.format(name="".join(word[0].upper() + word[1:] for word in words))
+    text = _FIRST_SPEC.format(name=title)
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)

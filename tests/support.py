@@ -59,7 +59,7 @@ def python(*words: str | Path, cwd: Path, **changes: str | None) -> subprocess.C
     )
 
 
-def optdsl(*words: str | Path, cwd: Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
+def command(*words: str | Path, cwd: Path, **changes: str | None) -> subprocess.CompletedProcess[str]:
     """Runs the command line."""
     return python("-m", "optdsl", *words, cwd=cwd, **changes)
 
@@ -76,6 +76,7 @@ def module_of(path: Path, name: str = "compiled_for_a_test") -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for their module there
     spec.loader.exec_module(module)
     return module
 

@@ -29,10 +29,10 @@ from tests.support import (
     SHIPPED,
     TRANSFORM,
     class_of,
+    command,
     files,
     good,
     module_of,
-    optdsl as command,
     python,
     unwritable,
 )
@@ -525,7 +525,7 @@ def test_ways_to_import_from_the_zoo(tmp_path):
 def test_an_unknown_optimizer_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no optimizer 'AdmaW'; did you mean `AdamW`"):
         _ = zoo.AdmaW
-    with pytest.raises(AttributeError, match="no optimizer 'Qqqq'$"):
+    with pytest.raises(AttributeError, match=r"no optimizer 'Qqqq'$"):
         _ = zoo.Qqqq
     with pytest.raises(ImportError, match="cannot import name 'Qqqq'"):
         from optdsl.zoo import Qqqq  # noqa: F401

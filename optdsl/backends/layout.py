@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 WIDTH = 84
 
 
@@ -31,6 +33,10 @@ def _arguments(arguments: list[str]) -> list[str]:
     return lines
 
 
+#: A string literal, or a character outside of one.
+_PIECE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|.""")
+
+
 def split_call(text: str) -> tuple[str, list[str]] | None:
     """(function, arguments) when `text` is one call, else None."""
     open_at = text.find("(")
@@ -41,8 +47,8 @@ def split_call(text: str) -> tuple[str, list[str]] | None:
     ):
         return None
     depth, start, arguments = 0, open_at + 1, []
-    for index in range(open_at, len(text)):
-        letter = text[index]
+    for found in _PIECE.finditer(text, open_at):
+        letter, index = found[0], found.start()
         if letter in "([{":
             depth += 1
         elif letter in ")]}":
@@ -59,9 +65,8 @@ def split_call(text: str) -> tuple[str, list[str]] | None:
 def docstring(text: str, indent: str = "    ") -> list[str]:
     """A docstring with the contents `text`, whatever characters it holds."""
     safe = "\n".join(_printable(line) for line in text.strip().split("\n"))
-    safe = safe.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    if safe.endswith('"'):
-        safe = safe[:-1] + '\\"'
+    # a quote stays as it is where no other follows it and the text goes on
+    safe = re.sub(r'\\|"(?="|\Z)', lambda found: "\\" + found[0], safe)
     lines = safe.split("\n")
     first = f'{indent}"""{lines[0]}'
     if len(lines) == 1:

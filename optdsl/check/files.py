@@ -18,7 +18,7 @@ class Folders:
 
     def __init__(self) -> None:
         self._files: dict[Path, dict[str, Path]] = {}
-        self._names: dict[Path, set[str]] = {}
+        self._names: dict[Path, dict[str, str]] = {}
 
     def specs(self, root: Path) -> dict[str, Path]:
         """The specs of a folder and of its `lib`, by plain name."""
@@ -30,15 +30,17 @@ class Folders:
                     found.update({plain_name(path.stem): path for path in paths})
         return self._files[root]
 
-    def names(self, root: Path) -> set[str]:
-        """Names of the specs in these files, for suggestions."""
+    def names(self, root: Path) -> dict[str, str]:
+        """The names of the specs in these files, each with its file, for suggestions."""
         if root not in self._names:
-            names = self._names[root] = set()
+            names = self._names[root] = {}
             for path in list(self.specs(root).values())[:MAX_LOOK]:
                 try:
-                    names.update(re.findall(r"(?m)^(?:optimizer|transform)\s+(\w+)", read_text(path)))
+                    text = read_text(path)
                 except SpecError:
                     continue
+                for name in re.findall(r"(?m)^(?:optimizer|transform) +(\w+)", text):
+                    names.setdefault(name, path.relative_to(root).as_posix())
         return self._names[root]
 
 

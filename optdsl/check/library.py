@@ -161,7 +161,7 @@ class Library:
         """The spec that `use name` means in the file `user`, or None after a message."""
         if name in user.specs:
             return user.specs[name]
-        known = set(user.specs)
+        known = dict.fromkeys(user.specs, "")
         for root in roots(user.directory):
             path = self._folders.specs(root).get(plain_name(name))
             if path is None:
@@ -178,10 +178,13 @@ class Library:
                 return own[name]
             if name in loaded.lost:
                 return None
-            known |= set(own)
+            known |= self._folders.names(root)
         if name not in user.lost and user.complete:
-            help = "`optdsl list` shows the shipped ones; others stand beside the spec"
-            user.report("E0501", span, f"there is no spec `{shown(name)}`", closest(name, known) or help)
+            help = closest(name, known)
+            if name in known:
+                help = f'it is in `{known[name]}`, under another name; write `import "{known[name]}"` above'
+            help = help or "`optdsl list` shows the shipped ones; others stand beside the spec"
+            user.report("E0501", span, f"there is no spec `{shown(name)}`", help)
         return None
 
 

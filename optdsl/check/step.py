@@ -24,6 +24,8 @@ class Statements(Branches):
     def statement(self, node: syn.Statement) -> None:
         """One statement."""
         self.builder.work()
+        if self.scope.file.report.full:  # nothing that follows would be shown
+            return
         if self.scope.instance and len(self.scope.instance.circle) == 1 and not self.builder.loops:
             self.session.at = node.span
         match node:

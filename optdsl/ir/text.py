@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 
 from optdsl.core.ops import CONSTANTS, CORE, FACTS, Rule
 from optdsl.core.types import Kind
@@ -37,6 +37,7 @@ def literal(value: float | int | bool | str) -> str:
 
 def quote(text: str) -> str:
     """`text` as a string literal of the language."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # a file has one kind of line end
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\t", "\\t")
     return f'"{escaped}"'
 
@@ -106,8 +107,7 @@ def _wrap(printed: tuple[str, int], least: int) -> str:
 def to_opt(program: Program) -> str:
     """`program` as a formatted spec. Parsing it gives the same program again."""
     lines = [f"optimizer {program.name}:"]
-    if program.doc:
-        lines += textwrap.indent(_docstring(program.doc), "    ").split("\n")
+    lines += _docstring(program.doc)
     if program.cite:
         lines.append(f"    cite: {quote(program.cite)}")
     if program.hypers:
@@ -151,11 +151,21 @@ def _leave(structured: Structured) -> list[str]:
     return lines
 
 
-def _docstring(doc: str) -> str:
-    escaped = doc.replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
-    if escaped.endswith('"'):
-        escaped = escaped[:-1] + '\\"'
-    return f'"""{escaped}"""'
+def _docstring(doc: str) -> list[str]:
+    """The lines of a docstring: `doc` without blanks at the ends of its lines, which the language drops."""
+    lines = doc.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = "\n".join(line.rstrip(" \t\f") for line in lines).strip()
+    if not text:
+        return []
+    text = text.replace("\\", "\\\\").replace("\t", "\\t")
+    # three quotes would end the docstring, and so would one that stands before its end
+    text = re.sub(r'"{3,}|"+\Z', lambda found: '\\"' * len(found[0]), text)
+    first, *rest = text.split("\n")
+    if any(rest) and all(line.startswith(" ") for line in rest if line):
+        # behind the quotes, the first line would not show that the others are indented
+        return ['    """', *(line and f"    {line}" for line in (first, *rest)), '    """']
+    shown = [f'    """{first}', *(line and f"    {line}" for line in rest)]
+    return [*shown[:-1], shown[-1] + '"""']
 
 
 def _statements(body: list[Statement], names: dict[str, str], indent: str) -> list[str]:

@@ -108,7 +108,8 @@ class Diagnostic:
         paint = _ANSI if color else _PLAIN
         word = "error" if self.is_error else "warning"
         tone = "red" if self.is_error else "yellow"
-        head = f"{paint(f'{word}[{self.code}]', tone)}{paint(': ' + _printable(self.message), 'bold')}"
+        message = paint(": " + _printable(self.message), "bold")
+        head = paint(f"{word}[{self.code}]", tone) + message
         at = f"{_printable(self.path)}:{self.span.line}:{self.span.column}"
         number = str(self.span.line)
         margin = " " * len(number)
@@ -118,7 +119,9 @@ class Diagnostic:
             text, caret = self._excerpt()
             lines += [f"{margin} {bar}", f"{paint(number, 'blue')} {bar} {text}"]
             lines.append(f"{margin} {bar} {paint(caret, tone)}")
-        lines += [f"{margin} {paint('=', 'blue')} help: {_printable(line)}" for line in self.help.splitlines()]
+        lines += [
+            f"{margin} {paint('=', 'blue')} help: {_printable(line)}" for line in self.help.splitlines()
+        ]
         return "\n".join(lines)
 
     def _excerpt(self) -> tuple[str, str]:

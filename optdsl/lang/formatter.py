@@ -149,11 +149,11 @@ def _element(line: LogicalLine, kind: str, depth: int, comments: list[Comment]) 
 
 def _docstring(token: Token, indent: str) -> list[str]:
     """A docstring with its text moved to `indent`."""
-    first, *rest = doc_lines(string_body(token))
+    first, *rest = texts = doc_lines(string_body(token))
     lines = [f'{indent}"""{first}', *(f"{indent}{line}" if line else "" for line in rest)]
     if rest and not rest[-1]:
         lines[-1] = indent
-    elif (lines[-1].endswith('"') and len(lines[-1]) > len(indent) + 3) or _ends_in_escape(lines[-1]):
+    elif texts[-1].endswith('"') or _ends_in_escape(texts[-1]):
         lines[-1] += " "  # else the closing quotes would be read together with it
     lines[-1] += '"""'
     return lines

@@ -371,16 +371,17 @@ class _Improver:
         self.deadline = time.monotonic() + budget_s
         self.memo: dict[Expr, Expr] = {}
 
+    @property
+    def late(self) -> bool:
+        return time.monotonic() > self.deadline
+
     def check_time(self) -> None:
-        if time.monotonic() > self.deadline:
+        if self.late:
             raise _OutOfTime
 
     def run(self) -> Program:
-        try:
-            self.each()
-            self.together()
-        except _OutOfTime:
-            pass
+        self.each()
+        self.together()
         return self.program
 
     def replace(self, name: str, expr: Expr) -> None:
@@ -402,7 +403,7 @@ class _Improver:
         inline = _Inline(self.program)
         for name in [assign.name for assign in reversed(self.program.body)]:
             assign = inline.definitions.get(name)
-            if assign is None:
+            if assign is None or self.late:
                 continue
             values: dict[str, Expr] = {}
             inlined = inline(assign, values)
@@ -416,14 +417,15 @@ class _Improver:
 
     def expression(self, expr: Expr) -> Expr:
         """`expr` with its parts improved, those below first."""
+        if self.late:
+            return expr
         roots = _roots(expr, self.max_nodes)
         if not roots:
             return expr
         done: dict[int, Expr] = {}
         for node in walk(expr):
             new = rebuild(node, tuple(done[id(arg)] for arg in node.args))
-            if id(node) in roots:
-                # what was found before the time ran out is kept
+            if id(node) in roots and not self.late:
                 new = self.region(new)
             done[id(node)] = new
         return done[id(expr)]
@@ -446,7 +448,7 @@ class _Improver:
                     break
                 best = better
         except _OutOfTime:
-            pass
+            pass  # what was found before stands
         return best
 
     def round(self, best: Expr, judge: _Judge, tried: set[Expr]) -> Expr | None:
@@ -656,10 +658,8 @@ class _Bridge:
                 result = a / b
             case "neg", (a,):
                 result = -a
-            case (("abs" | "log"), (a,)) if a.has(sympy.Add, sympy.log, sympy.Abs, sympy.exp) and not (
-                node.op == "log" and isinstance(a, sympy.exp)
-            ):
-                # sympy looks for real and imaginary parts, and for signs
+            case (("abs" | "log"), (a,)) if a.has(sympy.Add, sympy.log):
+                # sympy would look for its sign, or for real and imaginary parts
                 return self._leaf(node)
             case "abs", (a,):
                 result = sympy.Abs(a)
@@ -912,16 +912,19 @@ class _Host:
         self.program = program
         self.definitions = {a.name: a.expr for a in program.body if a.expr.type.is_host}
 
-    def sample(self, wanted: Iterable[Expr], n: int, rng: Any) -> dict[Expr, Any]:
-        """Arrays of `n` values for each of the host expressions `wanted`."""
-        names = self._inputs(n, rng)
+    def sample(self, wanted: Iterable[Expr], n: int, rng: Any, edges: int = 0) -> dict[Expr, Any]:
+        """Arrays of `n` values for each of the host expressions `wanted`.
+
+        In the last `edges` of them, most hyperparameters are at an end of their interval, and `t` is 1.
+        """
+        names = self._inputs(n, rng, _numpy().arange(n) >= n - edges)
         memo: dict[Expr, Any] = {}
         return {node: self._value(node, names, memo, n, rng) for node in wanted}
 
-    def _inputs(self, n: int, rng: Any) -> dict[str, Any]:
+    def _inputs(self, n: int, rng: Any, edge: Any) -> dict[str, Any]:
         np = _numpy()
         values: dict[str, Any] = {}
-        usual = rng.random(n) < 0.3
+        usual = (rng.random(n) < 0.3) & ~edge
         for hyper in self.program.hypers:
             match hyper.kind:
                 case Kind.BOOL:
@@ -929,16 +932,16 @@ class _Host:
                 case Kind.CHOICE:
                     drawn = rng.choice(np.array(hyper.choices or (hyper.default,)), n)
                 case _:
-                    drawn = self._within(hyper.interval, hyper.kind, n, rng)
+                    drawn = self._within(hyper.interval, hyper.kind, n, rng, edge)
             values[hyper.name] = np.where(usual, hyper.default, drawn)
-        t = np.where(rng.random(n) < 0.25, 1.0, np.floor(10 ** rng.uniform(0, 6, n)))
+        t = np.where((rng.random(n) < 0.25) | edge, 1.0, np.floor(10 ** rng.uniform(0, 6, n)))
         rows, cols = (np.floor(10 ** rng.uniform(0, 4, n)) for _ in range(2))
         ndim = rng.integers(0, 5, n).astype(np.float64)
         return values | {
             "t": t, "first_step": t == 1, "rows": rows, "cols": cols, "numel": rows * cols, "ndim": ndim
         }  # fmt: skip
 
-    def _within(self, interval: Any, kind: Kind, n: int, rng: Any) -> Any:
+    def _within(self, interval: Any, kind: Kind, n: int, rng: Any, edge: Any) -> Any:
         np = _numpy()
         low = -math.inf if interval is None else interval.low
         high = math.inf if interval is None else interval.high
@@ -956,9 +959,9 @@ class _Host:
         drawn = np.where(rng.random(n) < 0.5, near_low, near_high)
         if interval is not None:
             if math.isfinite(low) and not interval.low_open:
-                drawn = np.where(rng.random(n) < 0.1, low, drawn)
+                drawn = np.where(rng.random(n) < np.where(edge, 0.6, 0.1), low, drawn)
             if math.isfinite(high) and not interval.high_open:
-                drawn = np.where(rng.random(n) < 0.1, high, drawn)
+                drawn = np.where(rng.random(n) < np.where(edge, 0.4, 0.1), high, drawn)
         if kind is Kind.INT:
             drawn = np.clip(np.round(drawn), math.ceil(low) if math.isfinite(low) else low, high)
         return drawn
@@ -1017,7 +1020,9 @@ class _Judge:
     There are two kinds of inputs. On a fixed battery of hostile ones the error may exceed that of the
     original by 2 ulp in no sample. Then inputs are sought for which some sum, of the original or of the other
     form, cancels. There rounding alone decides how far off a result is, and the original may be right by
-    chance; so its own error is the largest among inputs that differ in the last bits.
+    chance; so its own error is twice the largest among inputs that differ in the last bits.
+
+    An infinity counts as the first power of 2 beyond float32 where the other value is almost that large.
     """
 
     PRECISION = 640  # bits; the exponents of float32 span 277
@@ -1060,7 +1065,7 @@ class _Judge:
     def _compare(self, samples: _Samples, form: Expr, group: int = 1) -> bool:
         """True when `form` does well in all samples; `group` of them in a row are neighbours."""
         np = _numpy()
-        old, new = samples.value, _run(form, samples.leaves)
+        old, new = _at_the_edge(samples, _run(form, samples.leaves))
         asked = samples.finite if self.finite_only else np.ones_like(samples.finite)
         same_class = np.where(
             np.isfinite(old), np.isfinite(new), (old == new) | (np.isnan(old) & np.isnan(new))
@@ -1070,13 +1075,14 @@ class _Judge:
             same_class &= (old != 0) | (new != 0) | (np.signbit(old) == np.signbit(new))
         if not np.all(same_class | ~asked):
             return False
-        high = np.where(samples.exact, samples.high, old.astype(np.float64))
+        high = np.where(samples.exact, samples.high, old)
         low = np.where(samples.exact, samples.low, 0.0)
         slack = self.TOLERANCE * _ulp(high)
-        before = np.abs((old.astype(np.float64) - high) - low)
-        after = np.abs((new.astype(np.float64) - high) - low)
+        before = np.abs((old - high) - low)
+        after = np.abs((new - high) - low)
         before = np.where(np.isfinite(old) & ~np.isnan(before), before, 0.0)
-        before = np.repeat(before.reshape(-1, group).max(1), group)
+        if group > 1:
+            before = np.repeat(2 * before.reshape(-1, group).max(1), group)
         close = after <= before + slack * (1 + 1e-9)
         return bool(np.all(close | ~np.isfinite(old) | ~asked))
 
@@ -1086,7 +1092,7 @@ class _Judge:
         finite = np.ones(value.shape, bool)
         for array in leaves.values():
             finite &= np.isfinite(array)
-        high, low, exact = _reference(self.root, leaves, finite & np.isfinite(value), self.PRECISION)
+        high, low, exact = _reference(self.root, leaves, finite & ~np.isnan(value), self.PRECISION)
         return _Samples(leaves, value, high, low, exact, finite)
 
     # ---- inputs -----------------------------------------------------------------------------------------
@@ -1094,14 +1100,15 @@ class _Judge:
     def _battery(self, rng: Any) -> dict[Expr, Any]:
         np = _numpy()
         device = [leaf for leaf in self.leaves if not leaf.type.is_host]
-        arrays = _hostile(len(device), rng)
+        arrays, special = _hostile(len(device), rng)
         leaves = {leaf: np.ascontiguousarray(arrays[i]) for i, leaf in enumerate(device)}
-        return leaves | self._host_leaves(arrays.shape[1], rng)
+        return leaves | self._host_leaves(arrays.shape[1], rng, special)
 
-    def _host_leaves(self, n: int, rng: Any) -> dict[Expr, Any]:
+    def _host_leaves(self, n: int, rng: Any, edges: int = 0) -> dict[Expr, Any]:
         np = _numpy()
         wanted = [leaf for leaf in self.leaves if leaf.type.is_host]
-        return {leaf: np.asarray(v, np.float64) for leaf, v in self.host.sample(wanted, n, rng).items()}
+        drawn = self.host.sample(wanted, n, rng, edges)
+        return {leaf: np.asarray(values, np.float64) for leaf, values in drawn.items()}
 
     def _cancelling(self, expr: Expr, rng: Any) -> dict[Expr, Any]:
         """Inputs for which the terms of some sum in `expr` nearly cancel, found by bisection."""
@@ -1152,13 +1159,25 @@ def _is_sum(node: Expr) -> bool:
     return isinstance(node, Call) and node.op in ("add", "sub")
 
 
+def _at_the_edge(samples: _Samples, new: Any) -> tuple[Any, Any]:
+    """Old and new values in double; where rounding decides that just one overflows, neither is infinite."""
+    np = _numpy()
+    old, new = samples.value.astype(np.float64), new.astype(np.float64)
+    limit = 2.0**128
+    edge = limit * (1 - 2.0**-20)
+    close = (np.abs(old) >= edge) & (np.abs(new) >= edge) & (np.sign(old) == np.sign(new))
+    close &= samples.exact & (np.abs(samples.high) >= edge) & (np.abs(samples.high) <= 2 * limit - edge)
+    once = close & (np.isinf(old) != np.isinf(new))
+    return np.where(once, np.clip(old, -limit, limit), old), np.where(once, np.clip(new, -limit, limit), new)
+
+
 def _spread(rng: Any, low: float, high: float, shape: Any) -> Any:
     """Log-uniform magnitudes of both signs."""
     return rng.choice([-1.0, 1.0], shape) * 10 ** rng.uniform(low, high, shape)
 
 
-def _hostile(count: int, rng: Any) -> Any:
-    """Inputs for `count` leaves, float32, one column per sample."""
+def _hostile(count: int, rng: Any) -> tuple[Any, int]:
+    """Inputs for `count` leaves, float32, one column per sample; the last ones, how many, are special values."""
     np = _numpy()
     top, least = float(np.finfo(np.float32).max), 2.0**-149
     positive = np.array([0.0, 1.0, math.inf, top, least, 2.0**-126, 1e-30, 1e20, 0.5, 3.0])
@@ -1185,18 +1204,21 @@ def _hostile(count: int, rng: Any) -> Any:
         rng.choice([-1.0, 1.0], (count, 24)) * (1 + _spread(rng, -7, -1, (count, 24))),
         _spread(rng, -45, -20, (count, 32)),
         _spread(rng, 30, 38.5, (count, 32)),
+        _spread(rng, -1.5, 0, (count, 64)) * top,
         alone(_spread(rng, -2, 2, (count, 32)), _spread(rng, 30, 38.5, 32)),
         alone(_spread(rng, -2, 2, (count, 32)), _spread(rng, -45, -30, 32)),
-        rng.choice(special, (count, 160)),
     ]
+    specials = [rng.choice(special, (count, 160))]
     if count == 2:
         a, b = np.meshgrid(special, special)
-        parts.append(np.stack([a.ravel(), b.ravel()]))
+        specials.append(np.stack([a.ravel(), b.ravel()]))
     for leaf in range(min(count, 8)):
         around = _spread(rng, -2, 2, (count, special.size))
         around[leaf] = special
-        parts.append(around)
-    return np.concatenate(parts, axis=1).astype(np.float32)
+        specials.append(around)
+    # twice: with usual hyperparameters, and with those at the ends of their intervals
+    last = np.concatenate(specials, axis=1)
+    return np.concatenate([*parts, last, last], axis=1).astype(np.float32), last.shape[1]
 
 
 # ---- evaluation -------------------------------------------------------------------------------------------

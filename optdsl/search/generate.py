@@ -126,7 +126,9 @@ class Weights:
 
 
 def _operators(common: float, other: Mapping[str, float]) -> dict[str, float]:
-    return {name: other.get(name, _COMMON.get(name, common)) for name in CORE}
+    """A weight for every operator of the language; only lowering makes a broadcast."""
+    weights = {name: other.get(name, _COMMON.get(name, common)) for name in CORE}
+    return {name: 0.0 if CORE[name].rule is Rule.BROADCAST else weight for name, weight in weights.items()}
 
 
 TAME = Weights(

@@ -15,6 +15,7 @@ counted. Infinities and nan must be the same where all runs have them.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -367,9 +368,10 @@ class Compiled:
         self.params = [[_like(p, way.device).requires_grad_() for p in group] for group in problem.params]
         groups = [{"params": p, **h} for p, h in zip(self.params, problem.hypers, strict=True)]
         flags: dict[str, Any] = {**way.flags, "maximize": problem.maximize}
-        if program.draws:
+        cls = way.build(program)
+        if "seed" in inspect.signature(cls).parameters:
             flags["seed"] = problem.seed
-        self.optimizer = way.build(program)(groups, **flags)
+        self.optimizer = cls(groups, **flags)
 
     def step(self, step: int) -> None:
         """One step. Raises Mismatch if a gradient is changed."""

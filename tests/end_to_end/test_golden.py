@@ -80,8 +80,10 @@ def optimizer_class(entry: dict[str, Any], folder: Path) -> type[torch.optim.Opt
     return optdsl.load(SPECS.get(entry["optimizer"], entry["optimizer"]))
 
 
-def run(cls: type, entry: dict[str, Any], path: str) -> dict[str, np.ndarray]:
-    """Replays a recorded run: parameters before the first and after each step."""
+def run(
+    cls: type, entry: dict[str, Any], path: str, options: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """Replays a recorded run, with `options` if given: parameters before the first and after each step."""
     dtype = DTYPES[entry["dtype"]]
     names = list(entry["keys"])
     with np.load(REFERENCE / INDEX["problem"]) as problem:
@@ -93,7 +95,7 @@ def run(cls: type, entry: dict[str, Any], path: str) -> dict[str, np.ndarray]:
         "foreach": {"foreach": True},
         "differentiable": {"differentiable": True},
     }
-    optimizer = cls(params, **hypers(entry), **flags[path])
+    optimizer = cls(params, **(hypers(entry) if options is None else options), **flags[path])
     history = {name: [p.detach().numpy().copy()] for name, p in zip(names, params, strict=True)}
     for step in range(INDEX["steps"]):
         for p, g in zip(params, grads, strict=True):

@@ -493,6 +493,7 @@ optimizer A:
         ('"""x\n\ty\n\t    z\n  """', '"""x\n    y\n        z\n    """'),
         ('"""x   \n\n\n  y"""', '"""x\n\n\n    y"""'),
         ('""""""', '""""""'),
+        ('""""\n n"\t"""', '""""\n    n" """'),
         ('"""x\\n   y\n z"""', '"""x\\n   y\n    z"""'),
     ],
 )
@@ -590,6 +591,31 @@ def test_noise_makes_no_difference(seed: int) -> None:
             pytest.fail(f"seed {seed}, {path.name}: {error}\n{text}")
         squeezed = [line for line in result.splitlines() if line]
         assert squeezed == [line for line in neat.splitlines() if line], f"seed {seed}, {path.name}"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_strings_of_odd_characters(seed: int) -> None:
+    places = [
+        "optimizer A:\n  {}\n  step:\n    p=g\n",
+        "optimizer A:\n  cite:{} # c\n  step:\n    p=g\n",
+        "def f(x):\n     {}\n     return x\n",
+        "optimizer A:\n  hyper:\n    a=1 {} # x\n    bb=2\n  step:\n    p=g\n",
+        "optimizer A:\n  step:\n    p=f(g,\n  {},\n # x\n  b)\n",
+    ]
+    random_ = random.Random(seed)
+    for _ in range(400):
+        quotes = random_.choice(['"', '"""'])
+        body = "".join(
+            random_.choices(
+                ['"', "\\", " ", "\n", "\t", "a", "#", "n", "\f", "\n    "], k=random_.randint(0, 14)
+            )
+        )
+        text = random_.choice(places).format(quotes + body + quotes)
+        try:
+            result = format_text(text, "test.opt")
+        except SpecError:
+            continue
+        assert format_text(result, "test.opt") == result, f"seed {seed}: {text!r}"
 
 
 def test_formatting_changes_no_message() -> None:

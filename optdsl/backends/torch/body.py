@@ -8,14 +8,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 
 from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
 from optdsl.ir.expr import Call, Expr, Var, call, var, variables, walk
-from optdsl.ir.program import Program
-from optdsl.ir.structure import Branch, Set, Statement, Structured, structure
+from optdsl.ir.program import Guard, Program
+from optdsl.ir.structure import Branch, Set, Statement, Structured, is_join, statements, structure
+from optdsl.ir.verify import Known
 from optdsl.passes.intervals import Intervals
 
 #: Python names that a variable of the step must not take.
@@ -39,17 +41,32 @@ def uses_matrices(program: Program) -> bool:
         return True
     return any(
         CORE[node.op].rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX)
-        for node in program.nodes()
+        for node in nodes(program)
         if isinstance(node, Call)
     )
 
 
+def nodes(program: Program) -> Iterator[Expr]:
+    """Every node of the step and of the initial values."""
+    yield from program.nodes()
+    for state in program.states:
+        if state.init is not None:
+            yield from walk(state.init)
+
+
 @dataclass(slots=True)
 class Arm:
-    """A list of statements with what is loaded in front of it and stored behind it."""
+    """A list of statements with what is loaded in front of it and stored behind it.
+
+    `above` are the arms around it, from the outermost on, and itself; `first` and `last` number arms in the
+    order in which they begin and end.
+    """
 
     body: list[Statement]
     path: tuple[tuple[Expr, bool], ...] = ()
+    above: tuple[Arm, ...] = ()
+    first: int = 0
+    last: int = 0
     loads: list[str] = field(default_factory=list)
     stores: list[tuple[str, Expr]] = field(default_factory=list)
 
@@ -67,20 +84,24 @@ class Body:
         self.names = self.structured.names
         self.matrices = uses_matrices(program)
         self.arms: dict[int, Arm] = {}
-        self.root = self._index(self.structured.body, ())
+        self.root = self._index(self.structured.body, (), ())
         self.reach: dict[str, list[tuple[tuple[Expr, bool], ...]]] = {s.name: [] for s in program.states}
         for state in program.states:
-            self._place_load(state.name)
             if state.name in program.results:
                 self._place_store(state.name)
+        self.passed = self._passed_on()
+        for state in program.states:
+            self._place_load(state.name)
 
-    def _index(self, body: list[Statement], path: tuple[tuple[Expr, bool], ...]) -> Arm:
-        arm = Arm(body, path)
+    def _index(self, body: list[Statement], path: tuple[tuple[Expr, bool], ...], above: tuple[Arm, ...]) -> Arm:
+        arm = Arm(body, path, first=len(self.arms))
+        arm.above = (*above, arm)
         self.arms[id(body)] = arm
         for item in body:
             if isinstance(item, Branch):
-                self._index(item.then, (*path, (item.condition, True)))
-                self._index(item.other, (*path, (item.condition, False)))
+                self._index(item.then, (*path, (item.condition, True)), arm.above)
+                self._index(item.other, (*path, (item.condition, False)), arm.above)
+        arm.last = len(self.arms) - 1
         return arm
 
     # ---- loads ------------------------------------------------------------------------------------------
@@ -88,21 +109,64 @@ class Body:
     def _place_load(self, state: str) -> None:
         """Loads a state at the start of each innermost arm that reads it."""
         arms = self._readers(self.root, state)
-        if any(state in variables(value) for name, value in self.program.results.items() if name != state):
-            arms = [self.root]
+        stores = [arm for arm in self.arms.values() if any(name == state for name, _ in arm.stores)]
+        if any(_stored_before(store, load) for store in stores for load in arms):
+            common = takewhile(lambda same: all(x is same[0] for x in same), zip(*(a.above for a in arms)))
+            arms = [list(common)[-1][0]]
         for arm in arms:
             arm.loads.append(state)
             self.reach[state].append(arm.path)
 
+    def _passed_on(self) -> set[tuple[Guard, str]]:
+        """States that a join passes on because one of its branches leaves them alone, with the join's guard.
+
+        The variable must then hold the state in front of the branches, if the joined value is read at all.
+        """
+        joins = {a.name: a for a in self.program.body if is_join(a, {b.name: b.guard for b in self.program.body})}
+        found: set[tuple[Guard, str]] = set()
+        stack = list(self._reads())
+        seen = set(stack)
+        while stack:
+            name, known = stack.pop()
+            if name not in joins:
+                continue
+            join = joins[name]
+            condition, *sides = join.expr.args
+            for side, wanted in zip(sides, (True, False), strict=True):
+                implicit = isinstance(side, Var) and self.names.get(side.name) == self.names[name]
+                if not implicit or (condition, not wanted) in known:
+                    continue
+                assert isinstance(side, Var)
+                found.add((join.guard, side.name))
+                inner = (side.name, known | {(condition, wanted)})
+                if inner not in seen:
+                    seen.add(inner)
+                    stack.append(inner)
+        return found
+
+    def _reads(self) -> Iterator[tuple[str, Known]]:
+        """Every value that a statement, a store or the end of the step reads, with what is known there."""
+        yield from reads(self.program.results.get("p", var("p", element())))
+        for arm in self.arms.values():
+            known = frozenset(arm.path)
+            for _, value in arm.stores:
+                yield from reads(value, known)
+            for item in arm.body:
+                yield from reads(item.expr if isinstance(item, Set) else item.condition, known)
+
     def _readers(self, arm: Arm, state: str) -> list[Arm]:
         """The innermost arms, from `arm` on, whose statements read `state`."""
         found: list[Arm] = []
+        if any(state in variables(value) for _, value in arm.stores):
+            return [arm]
+        if arm is self.root and state in variables(self.program.results.get("p", var("p", element()))):
+            return [arm]
         for item in arm.body:
             if isinstance(item, Set):
                 if state in variables(item.expr):
                     return [arm]
                 continue
-            if state in variables(item.condition):
+            if state in variables(item.condition) or (arm.path, state) in self.passed:
                 return [arm]
             sides = [self.arms[id(side)] for side in (item.then, item.other)]
             readers = [self._readers(side, state) for side in sides]
@@ -129,9 +193,14 @@ class Body:
         if made is None or not self._leaves_alone(value, state):
             return False
         condition, *sides = made.expr.args
-        branch = next((b for b in arm.body if isinstance(b, Branch) and b.condition is condition), None)
-        if branch is None:
+        branches = [b for b in arm.body if isinstance(b, Branch) and b.condition is condition]
+        # of several branches on one condition, the last one in front of the join
+        order = {a.name: number for number, a in enumerate(self.program.body)}
+        inside = [[order[s.value] for s in statements([*b.then, *b.other])] for b in branches]
+        before = [b for b, numbers in zip(branches, inside, strict=True) if numbers and numbers[0] <= order[value.name]]
+        if not before:
             return False
+        branch = before[-1]
         for side, body in zip(sides, (branch.then, branch.other), strict=True):
             if isinstance(side, Var) and side.name == state:
                 continue
@@ -157,17 +226,16 @@ class Body:
     def lines(self, printer: Printer) -> list[str]:
         """The statements as Python lines, ending with the return of the new parameter."""
         lines = self._arm(self.root, printer)
-        if any(re.search(r"\bwhole\b", line) for line in lines):
-            lines = ["whole = p", *lines]
-        lines = self._prologue(printer) + lines
+        whole = mentions_whole(lines)
+        lines = self._prologue(printer, whole) + ["whole = p"] * whole + lines
         value = self.program.results.get("p", var("p", element()))
         return [*lines, f"return {self._whole(value, 'shaped', printer)}"]
 
-    def _prologue(self, printer: Printer) -> list[str]:
+    def _prologue(self, printer: Printer, whole: bool) -> list[str]:
         """Arrays as matrices, for a step that multiplies them."""
         if not self.matrices:
             return []
-        read = used_inputs(self.program)
+        read = used_inputs(self.program) | ({"p"} if whole else set())
         lines = ["shaped = p"]
         for name in ("p", "g"):
             if name in read:
@@ -191,7 +259,8 @@ class Body:
         for item in arm.body:
             if isinstance(item, Set):
                 printer.overwritable = self._overwritable(item)
-                lines += assignment(item.target, printer.text(item.expr))
+                text = printer.text(item.expr)
+                lines += assignment(item.target, text) if text != item.target else []
                 printer.overwritable = frozenset()
                 continue
             lines += self._branch(item, printer)
@@ -274,6 +343,31 @@ class Body:
         if state.type.level < Level.TENSOR:
             return assignment(target, printer.text(value))
         return assignment(target, self._whole(value, target, printer))
+
+
+def mentions_whole(lines: list[str]) -> bool:
+    """True when lines of code use the name that printers give to the parameter as it was."""
+    return any(re.search(r"\bwhole\b", line) for line in lines)
+
+
+def _stored_before(store: Arm, load: Arm) -> bool:
+    """True when what ends one arm may come before what begins the other."""
+    exclusive = any((condition, not wanted) in load.path for condition, wanted in store.path)
+    return store.last < load.first and not exclusive
+
+
+def reads(expr: Expr, known: Known = frozenset()) -> Iterator[tuple[str, Known]]:
+    """Names of the values that `expr` reads, with the conditions under which it does."""
+    if isinstance(expr, Var):
+        yield expr.name, known
+    elif isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host:
+        condition, then, other = expr.args
+        yield from reads(condition, known)
+        yield from reads(then, known | {(condition, True)})
+        yield from reads(other, known | {(condition, False)})
+    else:
+        for arg in expr.args:
+            yield from reads(arg, known)
 
 
 def occurrences(expr: Expr) -> Iterator[str]:

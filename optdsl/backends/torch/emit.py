@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from optdsl import __version__
 from optdsl.backends.layout import docstring
 from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
-from optdsl.backends.torch.body import Body, printers, used_inputs
+from optdsl.backends.torch.body import Body, mentions_whole, nodes, printers, used_inputs
 from optdsl.backends.torch.printer import Printer, python_literal
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.core.types import ELEMENT, Kind, Level
@@ -97,7 +98,7 @@ class _Module:
         """Equations, arguments and citation."""
         program = self.program
         parts = [program.doc.strip() or f"The method {program.name}."]
-        step = to_opt(self.original).split("\n    step:\n", 1)[1].rstrip("\n").split("\n")
+        step = to_opt(replace(self.original, doc="")).split("\n    step:\n", 1)[1].rstrip("\n").split("\n")
         parts.append("One step (`p` parameter, `g` gradient, `t` this parameter's step count from 1)::")
         parts.append("\n".join(line[4:] for line in step))
         if program.states:
@@ -191,7 +192,7 @@ class _Module:
             s.type.level is Level.ARRAY and s.type.shape != ELEMENT for s in self.program.states
         ):
             return False
-        return not any(isinstance(n, Call) and n.attr in ("rows", "cols") for n in self.program.nodes())
+        return not any(isinstance(n, Call) and n.attr in ("rows", "cols") for n in nodes(self.program))
 
     def not_capturable(self) -> str | None:
         """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
@@ -300,10 +301,13 @@ class _Module:
         for state in rows:
             assert state.init is not None
             inner = self.unpack(variables(state.init), t=False)
+            result = f"return {printer.text(state.init)}"
+            whole = mentions_whole([result])
             if self.body.matrices:
-                inner += [f"{n} = as_matrix({n})" for n in ("p", "g") if n in variables(state.init)]
+                read = variables(state.init) | ({"p"} if whole else set())
+                inner += [f"{n} = as_matrix({n})" for n in ("p", "g") if n in read]
             lines.append(f"if key == {quoted(state.key)}:")
-            lines += ["    " + line for line in [*inner, f"return {printer.text(state.init)}"]]
+            lines += ["    " + line for line in [*inner, *["whole = p"] * whole, result]]
         return [*lines, "return 0.0"]
 
     def unpack(self, used: set[str], t: bool = True) -> list[str]:

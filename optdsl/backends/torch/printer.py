@@ -180,7 +180,7 @@ class Printer:
             return self.choose(*args)
         rule = CORE[op].rule
         if rule is Rule.REDUCE:
-            return self.reduce(expr, self.text(args[0])), _ATOM
+            return self.reduce(expr), _ATOM
         if rule is Rule.RANDOM:
             return self.random(expr, "random"), _ATOM
         return self.function(expr), _ATOM
@@ -243,18 +243,22 @@ class Printer:
         dtype = "torch.bool" if expr.type.kind is Kind.BOOL else f"{self.like}.dtype"
         return f"torch.as_tensor({text}, dtype={dtype}, device={self.like}.device)"
 
-    def reduce(self, expr: Call, value: str) -> str:
+    def reduce(self, expr: Call, name: str | None = None) -> str:
+        """A reduction of one tensor; `name` is what the tensor is called, if it is not to be spelled out."""
         kind = expr.op.removeprefix("reduce_")
-        if expr.attr == "tensor":
-            plain = kind in ("sum", "mean")
-            return f"{_atomic(value)}.{kind}()" if plain else f"tensor_{kind}({value})"
-        prefix = "row" if expr.attr == "rows" else "col"
-        return f"{prefix}_{kind}({value})"
+        if expr.attr == "tensor" and kind in ("sum", "mean"):
+            return f"{name or self.wrap(expr.args[0], _ATOM)}.{kind}()"
+        prefix = {"rows": "row", "cols": "col"}.get(str(expr.attr), "tensor")
+        return f"{prefix}_{kind}({name or self.text(expr.args[0])})"
 
     def random(self, expr: Call, source: str) -> str:
-        arguments = [*map(self.text, expr.args), str(expr.attr)]
+        arguments = [*(self.shaped(q, self.text(q)) for q in expr.args), str(expr.attr)]
         draw = f"{source}.{expr.op}({', '.join(arguments)})"
         return f"as_matrix({draw})" if self.matrices else draw
+
+    def shaped(self, expr: Expr, text: str, like: str = "shaped") -> str:
+        """An array in the shape of the parameter, when arrays are handled as matrices."""
+        return f"like({text}, {like})" if self.matrices and expr.type.level is Level.ARRAY else text
 
     # ---- lists of tensors ------------------------------------------------------------------------
 
@@ -338,32 +342,11 @@ class Printer:
     def draws(self, expr: Call) -> str:
         q = expr.args[0] if expr.args else None
         if q is not None and self.is_list(q):
-            call = f"r.{expr.op}(q, {expr.attr})"
-            call = f"as_matrix({call})" if self.matrices else call
-            return f"[{call} for r, q in zip(random, {self.text(q)}, strict=True)]"
+            if not self.matrices:
+                return f"[r.{expr.op}(q, {expr.attr}) for r, q in zip(random, {self.text(q)}, strict=True)]"
+            call = f"as_matrix(r.{expr.op}({self.shaped(q, 'q', 'x')}, {expr.attr}))"
+            return f"[{call} for r, q, x in zip(random, {self.text(q)}, shaped, strict=True)]"
         return f"[{self.random(expr, 'r')} for r in random]"
-
-
-def _atomic(text: str) -> str:
-    """`text` as the object of a method call."""
-    simple = text.replace("_", "").replace(".", "").isalnum()
-    closed = (
-        text.endswith(")")
-        and text.split("(")[0].replace("_", "").replace(".", "").isalnum()
-        and _balanced(text)
-    )
-    return text if simple or closed else f"({text})"
-
-
-def _balanced(text: str) -> bool:
-    """True when the first bracket of `text` closes at its very end, or only method calls follow."""
-    depth = 0
-    for index, letter in enumerate(text):
-        depth += letter == "("
-        depth -= letter == ")"
-        if depth == 0 and letter == ")" and index + 1 < len(text) and text[index + 1] != ".":
-            return False
-    return depth == 0
 
 
 def _is_indicator(then: Expr, other: Expr) -> bool:
