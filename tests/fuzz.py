@@ -160,7 +160,9 @@ def assert_same_bits(a: Sequence[Tree], b: Sequence[Tree]) -> None:
             )
 
 
-def perturbation(seed: int, dtype: npt.DTypeLike, ulps: float = 4.0) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
+def perturbation(
+    seed: int, dtype: npt.DTypeLike, ulps: float = 4.0
+) -> Callable[[npt.NDArray[Any]], npt.NDArray[Any]]:
     """A hook for the interpreter that changes every result by up to `ulps` units in the last place, and one
     that has few bits left by a unit of these.
     """
@@ -198,7 +200,9 @@ def assert_agree(a: Sequence[Tree], b: Sequence[Tree], spreads: Sequence[Tree], 
     """Two runs agree up to rounding: to some times the spread, plus some units in the last place."""
     with np.errstate(all="ignore"):
         for step, (left, right, moved) in enumerate(zip(a, b, spreads, strict=True), 1):
-            assert left.keys() == right.keys(), f"step {step} leaves other states: {left.keys() ^ right.keys()}"
+            assert left.keys() == right.keys(), (
+                f"step {step} leaves other states: {left.keys() ^ right.keys()}"
+            )
             for name, value in left.items():
                 if value.dtype.kind != "f":
                     continue

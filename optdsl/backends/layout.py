@@ -34,7 +34,12 @@ def _arguments(arguments: list[str]) -> list[str]:
 
 
 #: A string literal, or a character outside of one.
-_PIECE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|.""")
+_PIECE = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|.""", re.DOTALL)
+
+
+def without_strings(code: str) -> str:
+    """`code` with every string literal left out."""
+    return "".join(found[0] for found in _PIECE.finditer(code) if found[0][0] not in "'\"")
 
 
 def split_call(text: str) -> tuple[str, list[str]] | None:

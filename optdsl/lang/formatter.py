@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields, is_dataclass
 
 from optdsl.lang.diagnostics import Span, SpecError
 from optdsl.lang.grammar import Token, tokens_of
-from optdsl.lang.parser import doc_lines, parse, string_body
+from optdsl.lang.parser import parse
 from optdsl.lang.source import Comment, LogicalLine, Source, split
+from optdsl.lang.strings import doc_lines, string_body
 from optdsl.lang.syntax import File
 
 INDENT = " " * 4

@@ -30,7 +30,7 @@ from optdsl.ir.program import Assign, Program
 from optdsl.passes.cost import MAX_INT_POWER, cost, expression_cost
 from optdsl.passes.intervals import Intervals
 from optdsl.passes.rules import rewrite
-from optdsl.passes.simplify import drop_dead, substitute
+from optdsl.passes.simplify import drop_dead, simplify, substitute
 
 #: Operators that algebra sees through, on values of the device and on host values. All else is a leaf.
 _DEVICE_OPS = frozenset({"add", "sub", "mul", "div", "neg", "abs", "sqrt", "exp", "log", "pow"})
@@ -52,10 +52,7 @@ def improve(
     """
     if not any(_flagged(expr, max_nodes) for expr in _forms(program)):
         return program
-    improved = _Improver(program, budget_s, max_nodes, finite_only).run()
-    if improved is program or not cost(improved) < cost(program):
-        return program
-    return improved
+    return _Improver(program, budget_s, max_nodes, finite_only).run()
 
 
 # ---- what algebra sees ------------------------------------------------------------------------------------
@@ -380,9 +377,18 @@ class _Improver:
             raise _OutOfTime
 
     def run(self) -> Program:
-        self.each()
-        self.together()
-        return self.program
+        best = self.program
+        for _ in range(_MAX_ROUNDS):
+            self.each()
+            self.together()
+            if self.program is best:
+                break
+            # what has become equal gets one name, what is only a name goes
+            self.program = simplify(self.program, exact_only=True)
+            if not cost(self.program) < cost(best):
+                break
+            best = self.program
+        return best
 
     def replace(self, name: str, expr: Expr) -> None:
         body = tuple(
@@ -1145,7 +1151,10 @@ class _Judge:
             batch = {}
             for key, value in (at | {leaf: near}).items():
                 values = np.repeat(value[:, None], steps.size, axis=1)
-                if not key.type.is_host:
+                if key.type.is_host:
+                    if key.type.kind is Kind.FLOAT:
+                        values = values * (1 - rng.integers(0, 17, values.shape) * 2.0**-25)
+                else:
                     moved = steps if key is leaf else rng.integers(-2, 3, values.shape)
                     values = (values * (1 + moved * 2.0**-23)).astype(np.float32)
                 batch[key] = values.ravel()
@@ -1177,7 +1186,7 @@ def _spread(rng: Any, low: float, high: float, shape: Any) -> Any:
 
 
 def _hostile(count: int, rng: Any) -> tuple[Any, int]:
-    """Inputs for `count` leaves, float32, one column per sample; the last ones, how many, are special values."""
+    """Inputs for `count` leaves, float32, a column per sample; and how many of the last are special values."""
     np = _numpy()
     top, least = float(np.finfo(np.float32).max), 2.0**-149
     positive = np.array([0.0, 1.0, math.inf, top, least, 2.0**-126, 1e-30, 1e20, 0.5, 3.0])

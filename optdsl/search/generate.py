@@ -1,37 +1,27 @@
 """Random programs, well typed by construction.
 
 `random_program` makes a whole method. Its parts are the building blocks of mutations: `random_expr` makes an
-expression of a wanted type from what is `Available`, `random_condition` something an `if` can ask, and
-`available_at` says what a statement of an existing program may read. All of them draw from the `random.Random`
-they are given and from nothing else, so a seed and a version of this module determine the result.
+expression of a wanted type from what is `Available`, `random_condition` something that an `if` can ask, and
+`available_at` says what a statement of an existing program may read. All of them draw from the
+`random.Random` they are given and from nothing else, so its seed determines the result.
 
-`Weights` says how often each construct occurs. `TAME` makes methods whose numbers usually stay finite and do not
-jump: operands are brought into the domain of their operator, and operators with steps or poles are left out.
-`WILD` uses everything, hostile literals included.
+`Weights` says how often each construct occurs. `TAME` makes methods whose numbers usually stay finite and do
+not jump: operands are brought into the domain of their operator, and operators with steps or poles are left
+out. `WILD` uses everything, hostile literals included.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 from optdsl.core import types as ty
 from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.types import COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
-from optdsl.ir.expr import (
-    Call,
-    Expr,
-    Var,
-    as_number,
-    call,
-    const,
-    is_random,
-    var,
-    variables,
-)
+from optdsl.ir.expr import Call, Expr, Var, as_number, call, const, is_random, var, variables
 from optdsl.ir.program import Assign, Guard, Hyper, Interval, Program, State
 
 #: Where a value lives.
@@ -48,15 +38,23 @@ _ELEMENT: Place = (Level.ARRAY, ELEMENT)
 _T = TypeVar("_T")
 
 #: Operators that jump, or turn a small change of an operand into a large one of the result.
-_STEEP = frozenset(
-    {"mod", "sign", "floor", "ceil", "round", "tan", "asin", "acos", "bernoulli", "nan_to_num"}
-)
+_STEEP = ("mod", "sign", "floor", "ceil", "round", "tan", "asin", "acos", "bernoulli", "nan_to_num")
 #: Numbers whose handling goes wrong first.
 _HOSTILE = (0.0, -0.0, math.inf, -math.inf, math.nan, 5e-324, 1e-30, 1e30, 1.7976931348623157e308)
 _USUAL = (0.0, 1.0, 0.5, 2.0, 0.1, 0.01, 1e-3, 3.0, 0.9, 1.5, 0.25)
 
-_COMMON = {"add": 6.0, "sub": 6.0, "mul": 8.0, "div": 3.0, "select": 1.5, "min": 1.5, "max": 1.5, "pow": 2.0,
-           "neg": 1.5, "abs": 1.5, "sqrt": 2.0, "reduce_sum": 1.5, "reduce_mean": 2.0}  # fmt: skip
+_COMMON = {
+    **{"add": 6.0, "sub": 6.0, "mul": 8.0, "div": 3.0, "pow": 2.0, "neg": 1.5, "abs": 1.5, "sqrt": 2.0},
+    **{"select": 1.5, "min": 1.5, "max": 1.5, "reduce_sum": 1.5, "reduce_mean": 2.0},
+}
+_CONDITIONS = {
+    **{"flag": 3.0, "choice": 3.0, "whole": 2.0, "number": 2.0, "shape": 3.0, "first": 1.5, "time": 2.0},
+    **{"every": 2.0, "state": 2.0, "both": 1.5, "not": 1.0, "literal": 0.3},
+}
+_LEVELS = {
+    **{"element": 10.0, "rows": 1.5, "cols": 1.5, "tensor": 2.5, "group": 1.0, "host": 2.0},
+    **{"rows, rows": 0.5, "cols, cols": 0.5, "cols, rows": 0.3},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +66,13 @@ class Weights:
     `literals`), `old` that it is one whose name has a newer value by now, `coarse` that it lives at a coarser
     level than its neighbour, `joint` that this level is the group, `truth` that it is a truth value, `whole`
     that it is an int where host values are, and `protect` that it is first brought into the domain of its
-    operator. `jump` is the chance that the condition of a choice is known per element rather than on the host.
+    operator. `jump` is the chance that the condition of a choice is known per element, not on the host.
 
-    Of a statement, `branch` is the chance that it is an `if` (of at most `nesting` in one another), `otherwise`
-    that this has an `else`, `average` that a state becomes a moving average of something, `descend` that `p`
-    moves by a rate times something, and `coarse_p` that `p` or `g` becomes one value for many elements.
-    `conditions` weighs the kinds of conditions, `levels` those of states.
+    Of a statement, `branch` is the chance that it is an `if` (of at most `nesting` in one another),
+    `otherwise` that this has an `else`, `average` that a state becomes a moving average of something,
+    `descend` that `p` moves by a rate times something, and `coarse_p` that `p` or `g` becomes one value for
+    many elements. Its expression is at most about `depth` operators deep. `conditions` weighs the kinds of
+    conditions, `levels` those of states.
     """
 
     operators: Mapping[str, float]
@@ -83,7 +82,7 @@ class Weights:
     old: float = 0.15
     coarse: float = 0.5
     joint: float = 0.1
-    truth: float = 0.04
+    truth: float = 0.05
     whole: float = 0.15
     protect: float = 0.95
     jump: float = 0.0
@@ -94,35 +93,8 @@ class Weights:
     descend: float = 0.8
     coarse_p: float = 0.0
     depth: int = 3
-    conditions: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "flag": 3.0,
-            "choice": 3.0,
-            "whole": 2.0,
-            "number": 2.0,
-            "shape": 3.0,
-            "first": 1.5,
-            "time": 2.0,
-            "every": 2.0,
-            "state": 2.0,
-            "both": 1.5,
-            "not": 1.0,
-            "literal": 0.3,
-        }  # fmt: skip
-    )
-    levels: Mapping[str, float] = field(
-        default_factory=lambda: {
-            "element": 10.0,
-            "rows": 1.5,
-            "cols": 1.5,
-            "tensor": 2.5,
-            "group": 1.0,
-            "host": 2.0,
-            "rows, rows": 0.5,
-            "cols, cols": 0.5,
-            "cols, rows": 0.3,
-        }  # fmt: skip
-    )
+    conditions: Mapping[str, float] = field(default_factory=lambda: _CONDITIONS)
+    levels: Mapping[str, float] = field(default_factory=lambda: _LEVELS)
 
 
 def _operators(common: float, other: Mapping[str, float]) -> dict[str, float]:
@@ -131,9 +103,12 @@ def _operators(common: float, other: Mapping[str, float]) -> dict[str, float]:
     return {name: 0.0 if CORE[name].rule is Rule.BROADCAST else weight for name, weight in weights.items()}
 
 
+#: Numbers stay finite, mostly, and small changes stay small.
 TAME = Weights(
-    _operators(0.7, {**dict.fromkeys(_STEEP, 0.0), "matmul": 0.3, "newton_schulz": 0.2, "transpose": 0.3})
+    _operators(0.7, {**dict.fromkeys(_STEEP, 0.0), "matmul": 0.3, "newton_schulz": 0.2, "transpose": 0.3}),
+    truth=0.0,
 )
+#: Everything.
 WILD = Weights(
     _operators(1.0, {}),
     literals=(*_USUAL, *_USUAL, -1.0, -2.0, *_HOSTILE),
@@ -149,8 +124,8 @@ WILD = Weights(
 class Available:
     """What an expression may be made of.
 
-    `values` holds the values that names have now, inputs and facts among them, `old` those of names that have a
-    newer one. `choices` maps a hyperparameter that is a choice to its values. `site` and `stream` are the
+    `values` holds the values that names have now, inputs and facts among them, `old` those of names that have
+    a newer one. `choices` maps a hyperparameter that is a choice to its values. `site` and `stream` are the
     numbers of the next joint reduction and random draw, and None where there must be none.
     """
 
@@ -176,8 +151,9 @@ def available_at(program: Program, index: int, guard: Guard | None = None) -> Av
             if assign.source in current:
                 old.append(current[assign.source])
             current[assign.source] = assign.var
-    sites = [node.site for node in program.nodes() if isinstance(node, Call) and node.site is not None]
-    streams = [int(node.attr) for node in program.nodes() if is_random(node) and isinstance(node, Call)]  # type: ignore[arg-type]
+    calls = [node for node in program.nodes() if isinstance(node, Call)]
+    sites = [node.site for node in calls if node.site is not None]
+    streams = [node.attr for node in calls if is_random(node) and isinstance(node.attr, int)]
     return Available(
         list(current.values()),
         old,
@@ -199,7 +175,7 @@ def random_expr(
 ) -> Expr:
     """An expression of the kind of `type` that fits there, at most about `depth` operators deep.
 
-    It lives exactly at the level and shape of `type` where that can be had from `available` at all (an element
+    It lives exactly at the level and shape of `type` where that can be had from `available` at all (elements
     can be summed up or drawn; a host value needs a host value), and at a coarser one otherwise. `type` is a
     number or a truth value.
     """
@@ -222,6 +198,16 @@ def _pick(rng: random.Random, weights: Mapping[_T, float]) -> _T:
 
 
 # ---- expressions ------------------------------------------------------------------------------------------
+
+
+def _matrix(place: Place, usual: bool = True) -> Place:
+    """Where something lives that a reduction over rows or columns takes to `place`: in a matrix with the
+    sides of the parameter if `usual`, else in a square one.
+    """
+    level, (rows, cols) = place
+    kept = cols if rows is Dim.ONE else rows
+    other = kept if not usual else Dim.C if kept is Dim.R else Dim.R
+    return level, ((other, cols) if rows is Dim.ONE else (rows, other))
 
 
 class _Maker:
@@ -263,7 +249,7 @@ class _Maker:
 
     def leaf(self, place: Place) -> Expr:
         """A float without much computation."""
-        level, shape = place
+        level, _ = place
         if level is Level.CONST or (level is Level.HOST and self.chance(self.weights.literal)):
             return self.literal()
         found = self.at_hand(Kind.FLOAT, place)
@@ -275,19 +261,14 @@ class _Maker:
         return self.derived(place)
 
     def derived(self, place: Place) -> Expr:
-        """A float at a place where nothing is at hand, from something finer; a host value if there is none."""
-        level, shape = place
+        """A float at a place where nothing is at hand, from something finer, or a host value."""
+        level, (rows, cols) = place
         if place == _ELEMENT:
-            return self.leaf(_HOST) if self.available.stream is None else self.draw("normal", place)
-        if level is Level.GROUP:
+            return self.draw("normal", place) or self.leaf(_HOST)
+        if level < Level.ARRAY:
             return self.reduce("reduce_mean", self.leaf(_ELEMENT), place) or self.leaf(_HOST)
-        if level is Level.TENSOR:
-            return self.reduce("reduce_mean", self.leaf(_ELEMENT), place) or self.leaf(_HOST)
-        rows, cols = shape
-        if Dim.ONE in shape:
-            matrix = self.leaf((level, (rows, Dim.C if rows is Dim.R else Dim.R)) if cols is Dim.ONE
-                               else (level, (Dim.R if cols is Dim.C else Dim.C, cols)))  # fmt: skip
-            return self.reduce("reduce_mean", matrix, place) or self.leaf(_TENSOR)
+        if Dim.ONE in (rows, cols):
+            return self.reduce("reduce_mean", self.leaf(_matrix(place)), place) or self.leaf(_TENSOR)
         element = self.leaf(_ELEMENT)
         if element.type.shape != ELEMENT:
             return element
@@ -354,12 +335,13 @@ class _Maker:
                 return [a, self.positive(b)]
             case "mod", [a, b]:
                 return [a, self.positive(b)]
-            case "pow", [a, _]:
-                exponent: Expr | float = self.rng.choice((2, 2, 2, 3, 0.5, -1, -0.5, 2.0, 1.5))
+            case "pow", [a, b]:
+                base = a if ty.join([a.type, b.type]) == (a.type.level, a.type.shape) else b
                 found = self.at_hand(Kind.INT, _HOST)
-                if a.type.is_host and found is not None and self.chance(0.5):
-                    return [call("div", 1.0, call("add", 1.0, call("abs", a))), found]
-                return [a if exponent in (2, 3) else self.positive(a), exponent]  # type: ignore[list-item]
+                if base.type.level is Level.HOST and found is not None and self.chance(0.5):
+                    return [call("div", 1.0, call("add", 1.0, call("abs", base))), found]
+                exponent = self.rng.choice((2, 2, 2, 3, 0.5, -1, -0.5, 2.0, 1.5))
+                return [base if exponent in (2, 3) else self.positive(base), const(exponent)]
         return args
 
     def applied(self, op: str, args: list[Expr]) -> Expr:
@@ -427,30 +409,23 @@ class _Maker:
 
     def choice_condition(self, place: Place, depth: int) -> Expr:
         """The condition of a choice between two values: on the host, or as fine as they are."""
+        if place[0] is Level.CONST:
+            return const(self.chance(0.5))
         if place[0] > Level.HOST and self.chance(self.weights.jump):
             return self.truth(self.coarser(place) if self.chance(self.weights.coarse) else place, depth)
         return random_condition(self.rng, self.available, self.weights)
 
     def reducible(self, place: Place, depth: int) -> Expr:
         """An operand for a reduction that ends at `place`."""
-        level, (rows, cols) = place
-        if level is Level.ARRAY:
-            if cols is Dim.ONE:
-                source: Place = (level, (rows, self.other(rows)))
-            else:
-                source = (level, (self.other(cols), cols))
+        if place[0] is Level.ARRAY:
+            source = _matrix(place, usual=self.chance(0.9))
+        elif place[0] is Level.GROUP and self.chance(0.3):
+            source = _TENSOR
         else:
             source = self.rng.choice((*[_ELEMENT] * 6, _ROWS, _COLS, (Level.ARRAY, (Dim.R, Dim.R))))
-            if level is Level.GROUP and self.chance(0.3):
-                source = _TENSOR
         if self.chance(self.weights.truth):
             return as_number(self.truth(source, depth))
         return self.number(source, depth)
-
-    def other(self, dim: Dim) -> Dim:
-        """A dimension for the other side of a matrix: mostly that of the parameter."""
-        usual, rare = (Dim.C, Dim.R) if dim is Dim.R else (Dim.R, Dim.C)
-        return rare if self.chance(0.1) else usual
 
     def reduce(self, op: str, x: Expr, place: Place) -> Expr | None:
         """`op` of `x`, ending at `place`, or None when `x` has nothing to reduce there."""
@@ -504,7 +479,7 @@ class _Maker:
 
     def whole(self, place: Place, depth: int) -> Expr:
         """An int."""
-        level, shape = place
+        level, _ = place
         if level > Level.HOST:
             one, other = (self.whole(self.rng.choice((_CONST, _HOST)), depth - 1) for _ in range(2))
             found = self.at_hand(Kind.INT, place)
@@ -538,7 +513,7 @@ class _Maker:
         if form == 5:
             return call(self.rng.choice(("and", "or")), self.truth(place, depth - 1), self.truth(place, 0))
         if form == 6:
-            return call(self.rng.choice(("not",)), self.truth(place, depth - 1))
+            return call("not", self.truth(place, depth - 1))
         if form == 7:
             if self.chance(0.5):
                 op = self.rng.choice(("eq", "ne"))
@@ -553,71 +528,71 @@ class _Maker:
     def condition(self, form: str, depth: int) -> Expr | None:
         """A condition for a branch, of one of the forms that `Weights.conditions` names."""
         rng = self.rng
-        compare = rng.choice(("lt", "le", "gt", "ge", "eq", "ne"))
-        order = rng.choice(("lt", "le", "gt", "ge"))
+        asked, literals = self.asked(form)
+        if form in ("both", "not"):
+            return self.combined(form, depth)
+        if form == "literal":
+            return const(self.chance(0.5))
+        if not asked:
+            return None
+        found = rng.choice(asked)
+        if found.type.kind is Kind.BOOL:
+            return found
+        if found.type.kind is Kind.CHOICE:
+            word = const(rng.choice(self.available.choices[found.name]))
+            return call(rng.choice(("eq", "ne")), found, word)
+        if form == "every":
+            period = rng.randrange(2, 4)
+            return call("eq", call("mod", call("sub", found, 1), period), rng.randrange(period))
+        # numbers of a kind may also be compared with each other, as `rows > cols` or `t <= warmup`
+        rivals: list[Var] = [v for v in self.hosts(found.type.kind) if v is not found and "." not in v.name]
+        other = rng.choice(rivals) if rivals and self.chance(0.2) else const(rng.choice(literals))
+        orders = ("lt", "le", "gt", "ge", "lt", "le", "gt", "ge", "eq", "ne")
+        return call(rng.choice(orders[:8] if form in ("state", "time") else orders), found, other)
 
-        def host(kind: Kind, suits: Callable[[str], bool]) -> list[Expr]:
-            return [
-                v for v in self.available.values
-                if isinstance(v, Var) and v.type.kind is kind and v.type.is_host and suits(v.name)
-            ]  # fmt: skip
+    def hosts(self, kind: Kind) -> list[Var]:
+        """The available host values of a kind."""
+        values = self.available.values
+        return [v for v in values if isinstance(v, Var) and v.type.kind is kind and v.type.is_host]
 
-        def some(values: Sequence[Expr]) -> Expr | None:
-            return rng.choice(values) if values else None
+    def asked(self, form: str) -> tuple[list[Var], tuple[float, ...]]:
+        """What a condition of this form asks for, and numbers to compare it with."""
 
-        def given(name: str) -> bool:
-            return name not in FACTS and "." not in name
+        def facts(kind: Kind, *names: str) -> list[Var]:
+            return [v for v in self.hosts(kind) if v.name in names]
 
-        t = some(host(Kind.INT, lambda name: name == "t"))
         match form:
             case "flag":
-                return some(host(Kind.BOOL, lambda name: name != "first_step"))
+                return [v for v in self.hosts(Kind.BOOL) if v.name not in FACTS], ()
             case "choice":
-                found = some(host(Kind.CHOICE, given))
-                if not isinstance(found, Var):
-                    return None
-                return call(
-                    rng.choice(("eq", "ne")), found, const(rng.choice(self.available.choices[found.name]))
-                )
+                return [v for v in self.hosts(Kind.CHOICE) if v.name in self.available.choices], ()
             case "whole":
-                found = some(host(Kind.INT, lambda name: name not in FACTS))
-                return None if found is None else call(compare, found, rng.randrange(4))
+                return [v for v in self.hosts(Kind.INT) if v.name not in FACTS], (0, 1, 2, 3)
             case "number":
-                found = some(host(Kind.FLOAT, given))
-                return None if found is None else call(compare, found, rng.choice((0.0, 0.01, 0.5, 1.0)))
+                return [v for v in self.hosts(Kind.FLOAT) if "." not in v.name], (0.0, 0.01, 0.5, 1.0)
             case "state":
-                found = some(host(Kind.FLOAT, lambda name: True))
-                return None if found is None else call(order, found, rng.choice((0.0, 0.1, 1.0, 2.0)))
+                return self.hosts(Kind.FLOAT), (0.0, 0.1, 1.0, 2.0)
             case "shape":
-                shape = host(Kind.INT, lambda name: name in ("ndim", "numel", "rows", "cols"))
-                rows, cols = (some([v for v in shape if v.name == n]) for n in ("rows", "cols"))  # type: ignore[union-attr]
-                found = some([v for v in shape if v.name == "ndim"] if self.chance(0.6) else shape)  # type: ignore[union-attr]
-                if rows is not None and cols is not None and self.chance(0.3):
-                    return call(order, rows, cols)
-                return None if found is None else call(order, found, rng.randrange(1, 4))
+                ndim = facts(Kind.INT, "ndim")
+                if ndim and self.chance(0.6):
+                    return ndim, (1, 2, 3)
+                return facts(Kind.INT, "ndim", "numel", "rows", "cols"), (1, 2, 3)
             case "first":
-                return some(host(Kind.BOOL, lambda name: name == "first_step"))
-            case "time":
-                bound = some(host(Kind.INT, given)) if self.chance(0.3) else None
-                return None if t is None else call(order, t, bound or const(rng.randrange(1, 5)))
-            case "every":
-                if t is None:
-                    return None
-                period = rng.randrange(2, 4)
-                return call("eq", call("mod", call("sub", t, 1), period), rng.randrange(period))
-            case "both" | "not":
-                if depth <= 0:
-                    return None
-                simple = {
-                    k: v for k, v in self.weights.conditions.items() if k not in ("both", "literal", "every")
-                }
-                parts = [
-                    self.condition(_pick(rng, simple), depth - 1) for _ in range(2 if form == "both" else 1)
-                ]
-                if any(part is None or _size(part) > 3 for part in parts):
-                    return None
-                return call("not" if form == "not" else rng.choice(("and", "or")), *parts)  # type: ignore[arg-type]
-        return const(self.chance(0.5))
+                return facts(Kind.BOOL, "first_step"), ()
+        return facts(Kind.INT, "t"), (1, 2, 3, 4)
+
+    def combined(self, form: str, depth: int) -> Expr | None:
+        """`not a`, `a and b` or `a or b`, of small conditions."""
+        if depth <= 0:
+            return None
+        simple = {k: v for k, v in self.weights.conditions.items() if k not in ("both", "literal", "every")}
+        parts: list[Expr] = []
+        for _ in range(1 if form == "not" else 2):
+            part = self.condition(_pick(self.rng, simple), depth - 1)
+            if part is None or _size(part) > 3:  # a longer condition would get a name
+                return None
+            parts.append(part)
+        return call("not" if form == "not" else self.rng.choice(("and", "or")), *parts)
 
 
 def _size(expr: Expr) -> int:
@@ -720,7 +695,8 @@ class _Steps:
         self.targets = {"p": _ELEMENT, "g": _ELEMENT} | {s.name: (s.type.level, s.type.shape) for s in states}
         self.old: list[Expr] = []
         self.choices = {h.name: h.choices for h in hypers if h.choices}
-        self.site, self.stream = 0, 0
+        self.site: int | None = 0
+        self.stream: int | None = 0
 
     def run(self, size: int, name: str) -> Program:
         """The whole program."""
@@ -852,7 +828,6 @@ class _Steps:
         available = self.available()
         depth = self.rng.randrange(1, self.weights.depth + 1)
         made = random_expr(self.rng, available, Type(kind, *place), depth, self.weights)
-        assert available.site is not None and available.stream is not None
         self.site, self.stream = available.site, available.stream
         return made
 

@@ -226,10 +226,10 @@ class Body:
     def lines(self, printer: Printer) -> list[str]:
         """The statements as Python lines, ending with the return of the new parameter."""
         lines = self._arm(self.root, printer)
-        whole = mentions_whole(lines)
-        lines = self._prologue(printer, whole) + ["whole = p"] * whole + lines
         value = self.program.results.get("p", var("p", element()))
-        return [*lines, f"return {self._whole(value, 'shaped', printer)}"]
+        lines.append(f"return {self._whole(value, 'shaped', printer)}")
+        whole = mentions_whole(lines)
+        return self._prologue(printer, whole) + ["whole = p"] * whole + lines
 
     def _prologue(self, printer: Printer, whole: bool) -> list[str]:
         """Arrays as matrices, for a step that multiplies them."""
@@ -247,7 +247,7 @@ class Body:
         """`value` as what is stored: a list in the foreach form, in the shape of `target` for matrices."""
         text = printer.text(value)
         if printer.foreach and not printer.is_list(value):
-            return f"[{text}] * len(p)"
+            return f"[{text}] * len(whole)"
         if not self.matrices or value.type.level < Level.ARRAY:
             return text
         if printer.foreach:

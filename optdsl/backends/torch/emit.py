@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from optdsl import __version__
-from optdsl.backends.layout import docstring
+from optdsl.backends.layout import docstring, without_strings
 from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
 from optdsl.backends.torch.body import Body, mentions_whole, nodes, printers, used_inputs
@@ -75,6 +75,7 @@ class _Module:
 
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
+        code = without_strings(code)
         names = ["Facts", "Joint", "as_matrix", "broadcast", "like", "newton_schulz", "foreach", "host"]
         names += [
             f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
@@ -300,11 +301,13 @@ class _Module:
         printer = Printer(self.body.names, self.printers["loop"].intervals, self.body.matrices, False)
         for state in rows:
             assert state.init is not None
-            inner = self.unpack(variables(state.init), t=False)
-            result = f"return {printer.text(state.init)}"
+            # a parameter's states begin in its first step
+            init = rewrite(substitute(state.init, {"t": const(1), "first_step": const(True)}))
+            inner = self.unpack(variables(init), t=False)
+            result = f"return {printer.text(init)}"
             whole = mentions_whole([result])
             if self.body.matrices:
-                read = variables(state.init) | ({"p"} if whole else set())
+                read = variables(init) | ({"p"} if whole else set())
                 inner += [f"{n} = as_matrix({n})" for n in ("p", "g") if n in read]
             lines.append(f"if key == {quoted(state.key)}:")
             lines += ["    " + line for line in [*inner, *["whole = p"] * whole, result]]

@@ -98,6 +98,8 @@ class Printer:
             return text, _UNARY if text.startswith("-") else _ATOM
         if isinstance(expr, Var):
             return self.variable(expr)
+        if expr.op == "transpose" and expr.type.level < Level.ARRAY:
+            return self.print(expr.args[0])
         if is_joint(expr):
             return self.joint(expr), _TERNARY
         if expr.type.is_host:
@@ -283,10 +285,10 @@ class Printer:
         if op == "select" and _is_indicator(*args[1:]):
             return f"foreach.indicator({self.text(args[0])}, whole)"
         if rule is Rule.REDUCE:
-            return f"[{self.reduce(expr, 'x')} for x in {self.text(args[0])}]"
+            return f"[{self.reduce(expr, 'x')} for x in {self.wrap(args[0], _OR)}]"
         if rule in (Rule.TRANSPOSE, Rule.MATRIX):
             body = "x.mT" if rule is Rule.TRANSPOSE else f"{op}(x, {self.text(args[1])})"
-            return f"[{body} for x in {self.text(args[0])}]"
+            return f"[{body} for x in {self.wrap(args[0], _OR)}]"
         like = ["whole"] if op in ("select", "atan2") else []
         return f"foreach.{_FOREACH_NAMES.get(op, op)}({', '.join([*map(self.text, args), *like])})"
 
