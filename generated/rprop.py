@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime import Facts, Hyper, Optimizer, State, foreach
+from optdsl.runtime import Facts, Hyper, Optimizer, State, broadcast, foreach
 
 __all__ = ["Rprop"]
 
@@ -117,7 +117,7 @@ class Rprop(Optimizer):
         c = g * prev
         shared = c < 0
         size = (
-            size * torch.where(c > 0, eta_plus, torch.where(shared, torch.as_tensor(eta_minus, dtype=whole.dtype, device=whole.device), 1))
+            size * torch.where(c > 0, eta_plus, torch.where(shared, broadcast(eta_minus, "group", whole), 1))
         )
         size = size.clamp(min=step_min).clamp(max=step_max)
         g = torch.where(shared, 0, g)

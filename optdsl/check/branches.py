@@ -11,9 +11,10 @@ from optdsl.check.expression import fact
 from optdsl.check.ranges import range_of
 from optdsl.check.scope import POISON, Slot, Undefined, Value
 from optdsl.check.update import UpdateValue
+from optdsl.check.why import describe
 from optdsl.core import types as ty
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Call, Const, Expr, Var, call, const, describe, walk
+from optdsl.ir.expr import Call, Const, Expr, Var, call, const, walk
 from optdsl.ir.program import number
 from optdsl.lang import syntax as syn
 
@@ -120,7 +121,7 @@ class Branches(Calls):
                 builder.values[slot] = self.partial(guard, slot, a, b, reason, node)
             else:
                 builder.values[slot] = self.join(guard, slot, a, b, node)
-        movements.value = movements.joined(guard, updates[0], updates[1], p)
+        movements.join(guard, updates[0], updates[1], p)
 
     def join(self, condition: Expr, slot: Slot, a: Expr, b: Expr, node: syn.Expression) -> Expr:
         """One value for a name that has a value on both sides."""

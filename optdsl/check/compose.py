@@ -11,9 +11,10 @@ from optdsl.check.library import Loaded
 from optdsl.check.names import check_name, closest, shown, snake_case
 from optdsl.check.scope import POISON, Instance, Scope, TooLarge
 from optdsl.check.states import States
+from optdsl.check.why import describe
 from optdsl.core import types as ty
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Expr, Var, as_number, describe, var
+from optdsl.ir.expr import Expr, Var, as_number, var
 from optdsl.ir.program import Hyper
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span

@@ -236,7 +236,7 @@ class Expressions(ABC):
                 self.report("E0506", span, message, "`use` an optimizer above it")
             self.movements.p = POISON
             return POISON
-        return self.movements.read(span.line, self.scope.file.path)
+        return self.movements.read()
 
     # ---- comparisons ------------------------------------------------------------------------------------
 

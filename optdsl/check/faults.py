@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from optdsl.check.why import describe
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.types import Kind, Level, Type
-from optdsl.ir.expr import describe
 
 #: A code, a message and a remedy.
 Fault = tuple[str, str, str]

@@ -133,6 +133,17 @@ class Builder:
             self.origins[value.name] = Origin(slot[1], path, line)
         return value
 
+    def all_reads(self) -> set[str]:
+        """The values in `reads`, and the sides of branches that they may come from."""
+        read: set[str] = set()
+        stack = list(self.reads)
+        while stack:
+            name = stack.pop()
+            if name not in read:
+                read.add(name)
+                stack += [side.name for side in self.joined.get(name, ()) if isinstance(side, Var)]
+        return read
+
     def branch(self, condition: Expr, wanted: bool) -> None:
         """Enters a branch: names that have a value under its condition get it."""
         self.guard = (*self.guard, (condition, wanted))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from optdsl.check.expression import fact
 from optdsl.check.names import LANGUAGE_NAMES, check_name, closest, shown
-from optdsl.check.scope import POISON, Instance, Undefined, Value
+from optdsl.check.scope import POISON, Instance, Undefined
 from optdsl.check.step import Statements, fits, remedy
+from optdsl.check.why import describe
 from optdsl.core import types as ty
 from optdsl.core.types import Kind, Type
 from optdsl.ir.expr import (
@@ -14,7 +15,6 @@ from optdsl.ir.expr import (
     as_number,
     call,
     const,
-    describe,
     is_joint,
     is_random,
     transform,
@@ -61,47 +61,57 @@ class States(Statements):
 
     def declare_state(self, item: syn.StateSyntax, type_: Type, instance: Instance) -> None:
         """Adds one state to the program."""
-        declared, slot = self.session.declared, (self.scope.number, item.name)
+        declared, builder, slot = self.session.declared, self.builder, (self.scope.number, item.name)
         init = self.initial_value(item, type_)
+        pure = init if init is None else self.from_inputs(init)
         key = self.state_key(item, instance)
         name = free_name(item.name, instance.prefix, declared.names())
-        declared.states.append(State(name, key, type_, init))
+        declared.states.append(
+            State(name, key, type_, const(0) if init is not None and pure is None else pure)
+        )
         declared.slots[name] = slot
-        state = self.builder.stored[slot] = var(name, type_)
+        state = builder.values[slot] = builder.stored[slot] = var(name, type_)
         if init is None:
             reason, first = (
                 "in a parameter's first step",
                 fact("first_step") if self.is_always_run() else None,
             )
-            self.builder.values[slot] = Undefined(reason, item.span.line, first, None, state, state)
-            return
-        self.builder.values[slot] = state
-        now = {"p": self.movements.p, "g": self.builder.values[(self.scope.gradient, "g")]}
-        read = variables(init) & {name for name, value in now.items() if value is not var(name, ty.element())}
-        if read and POISON not in now.values():
-            self.start_here(item, state, sorted(read)[0], instance)
+            builder.values[slot] = Undefined(reason, item.span.line, first, None, state, state)
+        elif pure is None:
+            self.start_here(item, init, instance)
 
-    def start_here(self, item: syn.StateSyntax, state: Expr, read: str, instance: Instance) -> None:
-        """Starts a state of a used spec from the `p` and `g` that this spec is given."""
-        assert item.init is not None
+    def from_inputs(self, value: Expr) -> Expr | None:
+        """An initial value of a used spec in terms of the program's inputs; None when it cannot be had so.
+
+        The `p`, `g` and hyperparameters that the used spec is given may be values of the step.
+        """
+        definitions = self.builder.definitions
+        wanted, stack = set[str](), [value]
+        while stack:
+            for name in variables(stack.pop()) - wanted:
+                wanted.add(name)
+                stack += [definitions[name]] if name in definitions else []
+        if any(state.name in wanted for state in self.session.declared.states):
+            return None
+        known: dict[str, Expr] = {}
+        for name in [name for name in definitions if name in wanted]:
+            known[name] = _replaced(definitions[name], known)
+            if _size(known[name]) > MAX_INITIAL:
+                return None
+        value = _replaced(value, known)
+        impure = any(is_random(node) or is_joint(node) for node in walk(value))
+        return None if impure or _size(value) > MAX_INITIAL else as_number(value)
+
+    def start_here(self, item: syn.StateSyntax, value: Expr, instance: Instance) -> None:
+        """Gives a state of a used spec its initial value in the step, when only the step knows it."""
         if not self.is_always_run():
-            message = (
-                f"`{instance.spec.name}` starts its state `{item.name}` from `{read}`, which is changed above"
-            )
-            message += " and not known in the first step here"
+            message = f"the initial value of `{item.name}` in `{instance.spec.name}` cannot be known before"
+            message += " the first step here"
             instance.use_file.report("E0408", instance.use_span, message, "move this line out of its branch")
             return
-        states = {slot: value for slot, value in self.builder.values.items() if slot[0] == self.scope.number}
-        self.hide_states()
-        self.initial = True
-        first = as_number(self.check(item.init))
-        self.initial = False
-        self.builder.values |= states
-        value = call("select", fact("first_step"), first, state) if first is not POISON else POISON
-        slot = (self.scope.number, item.name)
-        self.builder.values[slot] = self.builder.assign_slot(
-            slot, value, item.span.line, self.scope.file.path
-        )
+        slot, path = (self.scope.number, item.name), self.scope.file.path
+        value = call("select", fact("first_step"), value, self.builder.stored[slot])
+        self.builder.values[slot] = self.builder.assign_slot(slot, value, item.span.line, path)
 
     def is_always_run(self) -> bool:
         """True when this place runs in every step of a parameter, or in none."""
@@ -117,7 +127,7 @@ class States(Statements):
             if not isinstance(value, Undefined) or stored is None:
                 continue
             value = value.settle({fact("first_step"): True})
-            if isinstance(value, Undefined) and stored.name in self.builder.reads:
+            if isinstance(value, Undefined) and stored.name in self.builder.all_reads():
                 message = (
                     f"`{item.name}` is read in later steps, but a first step may leave it without a value"
                 )
@@ -148,14 +158,11 @@ class States(Statements):
     # ---- initial values ---------------------------------------------------------------------------------
 
     def initial_value(self, item: syn.StateSyntax, type_: Type) -> Expr | None:
-        """The value before the first step, made of inputs only; 0 after a message."""
+        """The value before the first step, from what the step holds where it starts; 0 after a message."""
         if item.init is None:
             return None
         builder = self.builder
-        values, count = builder.values, len(builder.body)
-        start: dict[tuple[int, str], Value] = {(0, "p"): var("p", ty.element())}
-        start[(self.scope.gradient, "g")] = var("g", ty.element())
-        builder.values = start
+        values, count = dict(builder.values), len(builder.body)
         self.hide_states()
         self.initial = True
         value = self.check(item.init)
@@ -163,11 +170,11 @@ class States(Statements):
         added = builder.body[count:]
         del builder.body[count:]
         builder.values = values
-        definitions: dict[str, Expr] = {}
+        known: dict[str, Expr] = {}
         for assign in added:
-            definitions[assign.name] = _replaced(assign.expr, definitions)
-        value = _replaced(value, definitions)
-        return value if self.is_initial(item, value, type_) else const(0)
+            known[assign.name] = _replaced(assign.expr, known)
+        value = _replaced(value, known)
+        return as_number(value) if self.is_initial(item, value, type_) else const(0)
 
     def is_initial(self, item: syn.StateSyntax, value: Expr, type_: Type) -> bool:
         """False after a message when a state cannot start from `value`."""
@@ -222,13 +229,9 @@ def free_name(name: str, prefix: str, taken: set[str]) -> str:
     return candidate
 
 
-def _replaced(value: Expr, definitions: dict[str, Expr]) -> Expr:
-    """`value` with assigned names replaced by what they stand for."""
-
-    def visit(node: Expr) -> Expr:
-        return definitions.get(node.name, node) if isinstance(node, Var) else node
-
-    return as_number(transform(value, visit)) if value is not POISON else POISON
+def _replaced(value: Expr, known: dict[str, Expr]) -> Expr:
+    """`value` with names replaced by what they stand for."""
+    return transform(value, lambda node: known.get(node.name, node) if isinstance(node, Var) else node)
 
 
 def _size(expr: Expr) -> int:

@@ -7,10 +7,11 @@ from abc import abstractmethod
 from optdsl.check.branches import Branches
 from optdsl.check.names import check_name, shown
 from optdsl.check.scope import POISON
+from optdsl.check.why import describe
 from optdsl.core import types as ty
 from optdsl.core.ops import CONSTANTS, FACTS
 from optdsl.core.types import Kind, Level, Type
-from optdsl.ir.expr import Expr, as_number, describe
+from optdsl.ir.expr import Expr, as_number
 from optdsl.lang import syntax as syn
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from optdsl.check.compose import assignments
 from optdsl.check.names import shown
 from optdsl.check.scope import Builder, Instance
-from optdsl.ir.expr import Var
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Reporter
 
@@ -21,7 +20,7 @@ def warn(program: Program, instance: Instance, builder: Builder, report: Reporte
     for state in spec.states:
         if state.name not in instance.used:
             report("W0702", state.name_span, f"the state `{shown(state.name)}` is never used", remove)
-    read = _read(builder)
+    read = builder.all_reads()
     for node in assignments(spec):
         made = instance.made.get(id(node), [])
         if made and node.name not in instance.state_types and read.isdisjoint(made):
@@ -30,15 +29,3 @@ def warn(program: Program, instance: Instance, builder: Builder, report: Reporte
             )
     if spec.kind == "optimizer" and "p" not in program.results:
         report("W0704", spec.name_span, "no line of this step assigns `p`", "end with `p = p - ...`")
-
-
-def _read(builder: Builder) -> set[str]:
-    """Values that a name stood for when it was read, and the sides of branches they may come from."""
-    read: set[str] = set()
-    stack = list(builder.reads)
-    while stack:
-        name = stack.pop()
-        if name not in read:
-            read.add(name)
-            stack += [side.name for side in builder.joined.get(name, ()) if isinstance(side, Var)]
-    return read

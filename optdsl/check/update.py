@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from optdsl.check.scope import POISON, Builder, Undefined, is_simple
 from optdsl.core import types as ty
-from optdsl.ir.expr import Call, Expr, call, const, var
+from optdsl.ir.expr import Call, Expr, Var, call, const, var
 from optdsl.ir.program import Assign
 
 
@@ -27,8 +27,12 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class UpdateMerge:
-    """Different updates on two sides of a branch; None where `p` was never moved, and still is `before`."""
+    """Different updates on two sides of a branch; None where `p` was never moved, and still is `before`.
 
+    `name` is the assignment that joins `p`.
+    """
+
+    name: str
     condition: Expr
     then: UpdateValue
     other: UpdateValue
@@ -44,8 +48,8 @@ class Movements:
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
         self.value: UpdateValue = None
-        self._amounts: dict[str, Expr] = {}
         self.p = var("p", ty.element())
+        self._known: dict[str, tuple[Expr, Expr]] = {}
 
     @property
     def p(self) -> Expr:
@@ -63,69 +67,71 @@ class Movements:
         before = self.p
         self.p = POISON
         if before is not POISON and expr is not POISON:
-            after = self.p = self.builder.assign("p", expr, line, path)
+            self.p = self.builder.assign("p", expr, line, path)
             self.value = Update(self.builder.body[-1].name, before, _subtracted(expr, before))
-            assert after is not POISON
 
-    def read(self, line: int, path: str) -> Expr:
+    def join(self, condition: Expr, then: UpdateValue, other: UpdateValue, before: Expr) -> None:
+        """Sets the update where two branches meet; `before` is `p` in front of them."""
+        self.value = then
+        if then is not other and isinstance(self.p, Var):
+            self.value = UpdateMerge(self.p.name, condition, then, other, before)
+
+    def read(self) -> Expr:
         """The update, as a name or a number."""
-        return self._resolved(line, path)[1]
+        return self._resolve(self.value)[1]
 
     def rewrite(self, amount: Expr, line: int, path: str) -> None:
         """`update = amount`: moves `p` from where it was before its last movement."""
-        base, _ = self._resolved(line, path)
+        base, _ = self._resolve(self.value)
         new = self.builder.assign("update", amount, line, path)
         self.p = base
         self.move(call("sub", base, new), line, path)
 
-    def joined(self, condition: Expr, then: UpdateValue, other: UpdateValue, before: Expr) -> UpdateValue:
-        """The update where two branches meet; `before` is `p` in front of them."""
-        return then if then is other else UpdateMerge(condition, then, other, before)
-
-    def _resolved(self, line: int, path: str) -> tuple[Expr, Expr]:
-        """(base, amount) of the last movement of `p`; they keep these names from here on."""
-        base, amount = self._resolve(self.value, line, path)
-        self.value = Update("", base, amount)
-        return base, amount
-
-    def _resolve(self, value: UpdateValue, line: int, path: str) -> tuple[Expr, Expr]:
-        """(base, amount) of a movement, both as names."""
+    def _resolve(self, value: UpdateValue) -> tuple[Expr, Expr]:
+        """(base, amount) of a movement, both as names or numbers."""
         assert value is not None
-        if isinstance(value, Update):
-            return value.base, self._named_amount(value)
-        (base, amount), (other_base, other_amount) = (
-            (value.before, const(0.0)) if side is None else self._resolve(side, line, path)
-            for side in (value.then, value.other)
-        )
-        if base is not other_base:
-            base = self.builder.assign("p", call("select", value.condition, base, other_base), line, path)
-        if amount is not other_amount:
-            joined = call("select", value.condition, amount, other_amount)
-            amount = self.builder.assign("update", joined, line, path)
-        return base, amount
+        if value.name not in self._known:
+            self._known[value.name] = self._of(value) if isinstance(value, Update) else self._merged(value)
+        return self._known[value.name]
 
-    def _named_amount(self, value: Update) -> Expr:
-        """Gives the amount a name, in front of the assignment of `p` or, when derived from it, behind it."""
+    def _of(self, value: Update) -> tuple[Expr, Expr]:
+        """Names the amount, in front of the assignment of `p` or, when derived from it, behind it."""
         if value.amount is not None and is_simple(value.amount):
-            return value.amount
-        if value.name in self._amounts:
-            return self._amounts[value.name]
+            return value.base, value.amount
         body = self.builder.body
         index = next(i for i, a in enumerate(body) if a.name == value.name)
         moved = body[index]
-        path = self.builder.origins[moved.name].path
-        name = self.builder.version("update", moved.line, path)
-        derived = value.amount is None
-        expr = call("sub", value.base, moved.var) if value.amount is None else value.amount
-        amount = var(name, expr.type)
-        self.builder.definitions[name] = expr
-        body.insert(index + derived, Assign(name, "update", expr, moved.guard, moved.line))
-        if not derived:
-            body[index + 1] = Assign(
-                moved.name, "p", call("sub", value.base, amount), moved.guard, moved.line
-            )
-        self._amounts[value.name] = amount
-        return amount
+        if value.amount is None:
+            return value.base, self._insert(index + 1, "update", call("sub", value.base, moved.var), moved)
+        amount = self._insert(index, "update", value.amount, moved)
+        body[index + 1] = Assign(moved.name, "p", call("sub", value.base, amount), moved.guard, moved.line)
+        return value.base, amount
+
+    def _merged(self, value: UpdateMerge) -> tuple[Expr, Expr]:
+        """Joins the amounts of two sides, right behind the join of `p`."""
+        sides = [
+            (value.before, const(0.0)) if side is None else self._resolve(side)
+            for side in (value.then, value.other)
+        ]
+        index = next(i for i, a in enumerate(self.builder.body) if a.name == value.name)
+        moved = self.builder.body[index]
+        joined = []
+        for source, a, b in zip(("p", "update"), *sides, strict=True):
+            if a is not b:
+                index += 1
+                a = self._insert(index, source, call("select", value.condition, a, b), moved)
+            joined.append(a)
+        base, amount = joined
+        return base, amount
+
+    def _insert(self, index: int, source: str, expr: Expr, beside: Assign) -> Expr:
+        """A new value at a place of the step, computed whenever `beside` is."""
+        builder = self.builder
+        builder.work()
+        name = builder.version(source, beside.line, builder.origins[beside.name].path)
+        builder.body.insert(index, Assign(name, source, expr, beside.guard, beside.line))
+        builder.definitions[name] = expr
+        return var(name, expr.type)
 
 
 def _subtracted(expr: Expr, base: Expr) -> Expr | None:

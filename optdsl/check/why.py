@@ -8,11 +8,28 @@ from typing import TypeAlias
 
 from optdsl.check.names import shown
 from optdsl.check.scope import POISON, Builder
-from optdsl.core.types import Type
-from optdsl.ir.expr import Expr, Var, describe, walk
+from optdsl.core.types import COLS, ROWS, Level, Type
+from optdsl.ir.expr import Expr, Var, walk
 from optdsl.lang import syntax as syn
 
 Fits: TypeAlias = Callable[[Type], bool]
+
+
+def describe(type_: Type) -> str:
+    """The place of a value, in words."""
+    if type_.is_element:
+        return "one value per element"
+    if type_.level is Level.ARRAY:
+        rows, cols = (dim.value for dim in type_.shape)
+        return {ROWS: "one value per row", COLS: "one value per column"}.get(
+            type_.shape, f"a matrix of {rows} by {cols}"
+        )
+    return {
+        Level.CONST: "a constant",
+        Level.HOST: "a number known on the host",
+        Level.GROUP: "one number per parameter group",
+        Level.TENSOR: "one number per tensor",
+    }[type_.level]
 
 
 class Why:

@@ -112,6 +112,18 @@ STATE_LEVELS: dict[str, tuple[Level, Shape]] = {
 }
 
 
+#: Every level and shape by the name that `level_name` gives it: those of states, and transposes of these.
+LEVELS: dict[str, tuple[Level, Shape]] = {
+    **{level_name(level): (level, SCALAR) for level in Level if level is not Level.ARRAY},
+    **{
+        level_name(Level.ARRAY, (rows, cols)): (Level.ARRAY, (rows, cols))
+        for rows in Dim
+        for cols in Dim
+        if (rows, cols) != SCALAR
+    },
+}
+
+
 def parse_level(text: str) -> tuple[Level, Shape] | None:
     """Level and shape for the text in a state's brackets, or None when there is no such level."""
     return STATE_LEVELS.get(", ".join(part.strip() for part in text.split(",")))

@@ -193,7 +193,7 @@ def _result(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> Type:
     if row.rule is Rule.REDUCE:
         return Type(Kind.FLOAT, *_reduced(args[0].type, over))
     if row.rule is Rule.BROADCAST:
-        level = ty.parse_level(over or "")
+        level = ty.LEVELS.get(over or "")
         assert level is not None, over
         if args[0].type.level > level[0] or not ty.broadcasts_into(args[0].type.shape, level[1]):
             raise TypeFault(f"{describe(args[0].type)} does not broadcast to [{over}]", 0)

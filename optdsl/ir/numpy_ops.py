@@ -5,7 +5,7 @@ say something: 1/0 is inf, 0/0 and sqrt(-1) are nan, log(0) is -inf, 0^0 is 1, (
 raises; call them under `np.errstate(all="ignore")`, which also keeps them from warning.
 
 - `min` and `max` give nan when an operand is nan; which zero they give for 0 and -0 is left open.
-- `sign(nan)` is nan, and the sign of either zero is +0.
+- The sign of nan and of either zero is +0.
 - `round` goes to even at halves. `mod` has the sign of its second operand, and is nan where that is 0.
 - `pow(x, 2)` is `x * x`, exactly.
 - `nan_to_num` gives the largest finite number of the float type of its operand.
@@ -33,6 +33,10 @@ NEWTON_SCHULZ_EPS = 1e-7
 
 def _pow(x: Any, y: Any) -> Any:
     return np.where(y == 2, x * x, np.power(x, y))
+
+
+def _sign(x: Any) -> Any:
+    return np.where(np.isnan(x), 0, np.sign(x))
 
 
 def _erf(x: Any) -> Any:
@@ -85,7 +89,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "min": np.minimum,
     "max": np.maximum,
     "abs": np.abs,
-    "sign": np.sign,
+    "sign": _sign,
     "sqrt": np.sqrt,
     "exp": np.exp,
     "expm1": np.expm1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from optdsl.core.ops import CONSTANTS, CORE, FACTS, Rule
 from optdsl.core.types import Kind
@@ -209,7 +210,8 @@ def _hypers(hypers: tuple[Hyper, ...]) -> list[str]:
 
 
 def _interval(interval: Interval) -> str:
-    return str(interval)
+    # an end at -0.0 is one at 0
+    return str(replace(interval, low=interval.low or 0, high=interval.high or 0))
 
 
 def show(program: Program) -> str:

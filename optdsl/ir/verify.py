@@ -222,6 +222,8 @@ class _Verifier:
             fine = node.attr in OVERS and (isinstance(node.site, int) if joint else node.site is None)
         elif row.rule is Rule.RANDOM:
             fine = isinstance(node.attr, int) and 0 <= node.attr < MAX_STREAMS and node.site is None
+        elif row.rule is Rule.BROADCAST:
+            fine = node.attr in STATE_LEVELS and node.site is None
         else:
             fine = node.attr is None and node.site is None
         if not fine:

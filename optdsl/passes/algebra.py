@@ -38,6 +38,7 @@ _HOST_OPS = frozenset({"add", "sub", "mul", "neg"})
 _MAX_EXPONENT = 16
 _MAX_DEPTH = 40
 _MAX_ROUNDS = 8
+_MAX_WRITTEN = 10_000  # nodes of a step that is looked at as a whole
 
 
 def improve(
@@ -47,8 +48,9 @@ def improve(
 
     Expressions of more than `max_nodes` nodes are taken in parts. `budget_s` is the time for all of them
     together, the import of sympy aside; a proposal under way is not interrupted, but the sizes of what sympy
-    is asked are bounded. The outcome depends on the time only when the budget runs out. `finite_only` lets
-    go of inputs that are infinite or nan; the search uses it, where such a step is lost anyway.
+    is asked are bounded. The outcome depends on the time only when the budget runs out. With `finite_only`
+    nothing is asked where a value that an expression starts from is infinite or nan, and the sign of a zero
+    may change; the search uses it, where such a step is lost anyway.
     """
     if not any(_flagged(expr, max_nodes) for expr in _forms(program)):
         return program
@@ -231,7 +233,10 @@ def _bloated_product(node: Expr) -> bool:
             powers[base].append(power)
     if literals >= 2 or exponentials >= 2:
         return True
-    return any(len(found) >= 2 and _merge(found) for found in powers.values())
+    return any(
+        len(found) >= 2 and (_merge(found) or (isinstance(base, Call) and base.op == "abs"))
+        for base, found in powers.items()
+    )
 
 
 def _merge(powers: list[Fraction]) -> bool:
@@ -380,11 +385,11 @@ class _Improver:
         best = self.program
         for _ in range(_MAX_ROUNDS):
             self.each()
-            self.together()
-            if self.program is best:
-                break
-            # what has become equal gets one name, what is only a name goes
-            self.program = simplify(self.program, exact_only=True)
+            if _written_size(self.program) <= _MAX_WRITTEN:
+                self.together()
+                if self.program is not best:
+                    # what has become equal gets one name, what is only a name goes
+                    self.program = simplify(self.program, exact_only=True)
             if not cost(self.program) < cost(best):
                 break
             best = self.program
@@ -479,6 +484,17 @@ class _Improver:
                 if judge.accepts(whole):
                     return whole
         return None
+
+
+def _written_size(program: Program) -> float:
+    """The number of nodes in the step if a shared node counts each time it is used."""
+    sizes: dict[int, float] = {}
+    total = 0.0
+    for assign in program.body:
+        for node in walk(assign.expr):
+            sizes[id(node)] = 1.0 + sum(sizes[id(arg)] for arg in node.args)
+        total += sizes[id(assign.expr)]
+    return total
 
 
 def _named(expr: Expr, values: Mapping[str, Expr], inline: _Inline) -> Expr:
@@ -1009,15 +1025,15 @@ class _Host:
 @dataclass(slots=True)
 class _Samples:
     """Inputs and what the original makes of them: `value` in float32; `high + low` in many digits, where
-    `exact` says that it is known. `finite` marks samples without infinite or nan inputs.
+    `exact` says that it is known (None: not computed yet). `finite` marks samples with finite inputs only.
     """
 
     leaves: dict[Expr, Any]
     value: Any
-    high: Any
-    low: Any
-    exact: Any
     finite: Any
+    high: Any = None
+    low: Any = None
+    exact: Any = None
 
 
 class _Judge:
@@ -1027,8 +1043,6 @@ class _Judge:
     original by 2 ulp in no sample. Then inputs are sought for which some sum, of the original or of the other
     form, cancels. There rounding alone decides how far off a result is, and the original may be right by
     chance; so its own error is twice the largest among inputs that differ in the last bits.
-
-    An infinity counts as the first power of 2 beyond float32 where the other value is almost that large.
     """
 
     PRECISION = 640  # bits; the exponents of float32 span 277
@@ -1055,14 +1069,13 @@ class _Judge:
 
     def _accepts(self, form: Expr) -> bool:
         if self.samples is None:
-            leaves = self._battery(_numpy().random.default_rng(1))
-            self.samples = self._measured(leaves)
+            self.samples = self._prepared(self._battery(_numpy().random.default_rng(1)))
         if not self._compare(self.samples, form):
             return False
         for expr in (self.root, form):
             if expr not in self.cancelling:
                 leaves = self._cancelling(expr, _numpy().random.default_rng(2))
-                self.cancelling[expr] = self._measured(leaves) if leaves else None
+                self.cancelling[expr] = self._prepared(leaves) if leaves else None
             samples = self.cancelling[expr]
             if samples is not None and not self._compare(samples, form, len(self.STEPS)):
                 return False
@@ -1071,16 +1084,11 @@ class _Judge:
     def _compare(self, samples: _Samples, form: Expr, group: int = 1) -> bool:
         """True when `form` does well in all samples; `group` of them in a row are neighbours."""
         np = _numpy()
-        old, new = _at_the_edge(samples, _run(form, samples.leaves))
         asked = samples.finite if self.finite_only else np.ones_like(samples.finite)
-        same_class = np.where(
-            np.isfinite(old), np.isfinite(new), (old == new) | (np.isnan(old) & np.isnan(new))
-        )
-        if not self.finite_only:
-            # the sign of a zero tells in a later division
-            same_class &= (old != 0) | (new != 0) | (np.signbit(old) == np.signbit(new))
-        if not np.all(same_class | ~asked):
+        old, new = samples.value.astype(np.float64), _run(form, samples.leaves).astype(np.float64)
+        if not np.all(self._same_class(old, new) | ~asked):
             return False
+        self._measure(samples)
         high = np.where(samples.exact, samples.high, old)
         low = np.where(samples.exact, samples.low, 0.0)
         slack = self.TOLERANCE * _ulp(high)
@@ -1092,14 +1100,30 @@ class _Judge:
         close = after <= before + slack * (1 + 1e-9)
         return bool(np.all(close | ~np.isfinite(old) | ~asked))
 
-    def _measured(self, leaves: dict[Expr, Any]) -> _Samples:
+    def _same_class(self, old: Any, new: Any) -> Any:
+        """Where two values are both finite, both nan, or the same infinity."""
+        np = _numpy()
+        same = np.where(np.isfinite(old), np.isfinite(new), (old == new) | (np.isnan(old) & np.isnan(new)))
+        if not self.finite_only:
+            # the sign of a zero tells in a later division
+            same &= (old != 0) | (new != 0) | (np.signbit(old) == np.signbit(new))
+        return same
+
+    def _prepared(self, leaves: dict[Expr, Any]) -> _Samples:
         np = _numpy()
         value = _run(self.root, leaves)
         finite = np.ones(value.shape, bool)
         for array in leaves.values():
             finite &= np.isfinite(array)
-        high, low, exact = _reference(self.root, leaves, finite & ~np.isnan(value), self.PRECISION)
-        return _Samples(leaves, value, high, low, exact, finite)
+        return _Samples(leaves, value, finite)
+
+    def _measure(self, samples: _Samples) -> None:
+        """Computes the exact values, which takes by far the most time, if they are not known yet."""
+        if samples.exact is None:
+            asked = samples.finite & _numpy().isfinite(samples.value)
+            samples.high, samples.low, samples.exact = _reference(
+                self.root, samples.leaves, asked, self.PRECISION
+            )
 
     # ---- inputs -----------------------------------------------------------------------------------------
 
@@ -1168,27 +1192,16 @@ def _is_sum(node: Expr) -> bool:
     return isinstance(node, Call) and node.op in ("add", "sub")
 
 
-def _at_the_edge(samples: _Samples, new: Any) -> tuple[Any, Any]:
-    """Old and new values in double; where rounding decides that just one overflows, neither is infinite."""
-    np = _numpy()
-    old, new = samples.value.astype(np.float64), new.astype(np.float64)
-    limit = 2.0**128
-    edge = limit * (1 - 2.0**-20)
-    close = (np.abs(old) >= edge) & (np.abs(new) >= edge) & (np.sign(old) == np.sign(new))
-    close &= samples.exact & (np.abs(samples.high) >= edge) & (np.abs(samples.high) <= 2 * limit - edge)
-    once = close & (np.isinf(old) != np.isinf(new))
-    return np.where(once, np.clip(old, -limit, limit), old), np.where(once, np.clip(new, -limit, limit), new)
-
-
 def _spread(rng: Any, low: float, high: float, shape: Any) -> Any:
     """Log-uniform magnitudes of both signs."""
     return rng.choice([-1.0, 1.0], shape) * 10 ** rng.uniform(low, high, shape)
 
 
 def _hostile(count: int, rng: Any) -> tuple[Any, int]:
-    """Inputs for `count` leaves, float32, a column per sample; and how many of the last are special values."""
+    """Inputs for `count` leaves, float32, a column per sample, and how many at the end are special values."""
     np = _numpy()
-    top, least = float(np.finfo(np.float32).max), 2.0**-149
+    # not the largest number itself, where rounding would decide what overflows
+    top, least = 0.9 * float(np.finfo(np.float32).max), 2.0**-149
     positive = np.array([0.0, 1.0, math.inf, top, least, 2.0**-126, 1e-30, 1e20, 0.5, 3.0])
     special = np.concatenate([positive, -positive, [math.nan]])
     eps = 2.0**-23
@@ -1214,7 +1227,9 @@ def _hostile(count: int, rng: Any) -> tuple[Any, int]:
         _spread(rng, -45, -20, (count, 32)),
         _spread(rng, 30, 38.5, (count, 32)),
         _spread(rng, -1.5, 0, (count, 64)) * top,
-        alone(_spread(rng, -2, 2, (count, 32)), _spread(rng, 30, 38.5, 32)),
+        alone(_spread(rng, -2, 2, (count, 48)), _spread(rng, -1, 0, 48) * top),
+        alone(_spread(rng, -2, 2, (count, 48)), _spread(rng, 18, 20, 48)),
+        alone(_spread(rng, -6, 6, (count, 32)), _spread(rng, 20, 38, 32)),
         alone(_spread(rng, -2, 2, (count, 32)), _spread(rng, -45, -30, 32)),
     ]
     specials = [rng.choice(special, (count, 160))]
@@ -1284,82 +1299,79 @@ def _apply(np: Any, op: str, args: list[Any]) -> Any:
 def _reference(root: Expr, leaves: Mapping[Expr, Any], asked: Any, bits: int) -> tuple[Any, Any, Any]:
     """(high, low, known): `root` in `bits` bits as the sum of two doubles, for the samples that are asked."""
     np = _numpy()
-    mpmath = importlib.import_module("mpmath")
-    context = mpmath.MPContext()
-    context.prec = bits
+    lib = importlib.import_module("mpmath.libmp")
+    operators = _exact_operators(lib, bits)
     nodes = list(_region(root))
     place = {node: i for i, node in enumerate(nodes)}
-    program: list[tuple[Callable[..., Any] | None, list[int], Expr]] = [
-        (_EXACT[n.op], [place[arg] for arg in n.args], n)
-        if isinstance(n, Call) and _inner(n)
-        else (None, [], n)
-        for n in nodes
-    ]
-    arrays = {node: leaves[node].tolist() for node in nodes if node in leaves}
-    high = np.zeros(asked.shape)
-    low = np.zeros(asked.shape)
+    steps: list[tuple[Callable[..., Any], list[int]] | list[float] | Any] = []
+    for node in nodes:
+        if node in leaves:
+            steps.append(leaves[node].tolist())
+        elif isinstance(node, Call):
+            steps.append((operators[node.op], [place[arg] for arg in node.args]))
+        else:
+            assert isinstance(node, Const)
+            steps.append(lib.from_float(float(node.value)))
+    high, low = np.zeros(asked.shape), np.zeros(asked.shape)
     known = np.zeros(asked.shape, bool)
-    convert = context.mpf
+    inputs = [(i, step) for i, step in enumerate(steps) if isinstance(step, list)]
+    work = [(i, *step) for i, step in enumerate(steps) if callable(step[0])]
+    values = list(steps)
     for sample in asked.nonzero()[0].tolist():
-        values: list[Any] = []
+        for i, column in inputs:
+            values[i] = lib.from_float(column[sample])
         try:
-            for function, args, node in program:
-                if function is not None:
-                    values.append(function(context, *[values[i] for i in args]))
-                elif node in arrays:
-                    values.append(convert(arrays[node][sample]))
+            for i, function, args in work:
+                if len(args) == 2:
+                    values[i] = function(values[args[0]], values[args[1]])
                 else:
-                    assert isinstance(node, Const)
-                    values.append(convert(node.value))
+                    values[i] = function(values[args[0]])
             result = values[-1]
-            high[sample] = float(result)
-            low[sample] = float(result - high[sample]) if math.isfinite(high[sample]) else 0.0
+            first = high[sample] = lib.to_float(result)
+            if math.isfinite(first):
+                low[sample] = lib.to_float(lib.mpf_sub(result, lib.from_float(first), bits, "n"))
             known[sample] = True
         except (ZeroDivisionError, ValueError, OverflowError):
             continue
     return high, low, known
 
 
-def _exact_exp(context: Any, x: Any) -> Any:
-    if x > 10**5:
-        raise OverflowError
-    return context.exp(max(x, context.mpf(-(10**5))))
+def _exact_operators(lib: Any, bits: int) -> dict[str, Callable[..., Any]]:
+    """The operators on raw numbers of mpmath, in `bits` bits. They raise where a result is not finite."""
+    largest = lib.from_int(2**17)
 
+    def exp(x: Any) -> Any:
+        if lib.mpf_gt(lib.mpf_abs(x), largest):
+            if lib.mpf_sign(x) > 0:
+                raise OverflowError
+            x = lib.mpf_neg(largest)
+        return lib.mpf_exp(x, bits, "n")
 
-def _exact_log(context: Any, x: Any) -> Any:
-    if x <= 0:
-        raise ValueError
-    return context.log(x)
+    def log(x: Any) -> Any:
+        if lib.mpf_sign(x) <= 0:
+            raise ValueError
+        return lib.mpf_log(x, bits, "n")
 
+    def power(x: Any, y: Any) -> Any:
+        exponent = lib.to_float(y)
+        if exponent == int(exponent):
+            return lib.mpf_pow_int(x, int(exponent), bits, "n")
+        if lib.mpf_sign(x) == 0:
+            return lib.mpf_div(lib.fone, x, bits, "n") if exponent < 0 else x
+        return lib.mpf_pow(x, y, bits, "n")
 
-def _exact_sqrt(context: Any, x: Any) -> Any:
-    if x < 0:
-        raise ValueError
-    return context.sqrt(x)
-
-
-def _exact_pow(context: Any, x: Any, y: Any) -> Any:
-    if y == int(y):
-        return x ** int(y)
-    if x < 0:
-        raise ValueError
-    if x == 0:
-        return 1 / x if y < 0 else x
-    return context.power(x, y)
-
-
-_EXACT: dict[str, Callable[..., Any]] = {
-    "add": lambda context, a, b: a + b,
-    "sub": lambda context, a, b: a - b,
-    "mul": lambda context, a, b: a * b,
-    "div": lambda context, a, b: a / b,
-    "neg": lambda context, a: -a,
-    "abs": lambda context, a: abs(a),
-    "sqrt": _exact_sqrt,
-    "exp": _exact_exp,
-    "log": _exact_log,
-    "pow": _exact_pow,
-}
+    return {
+        "add": lambda a, b: lib.mpf_add(a, b, bits, "n"),
+        "sub": lambda a, b: lib.mpf_sub(a, b, bits, "n"),
+        "mul": lambda a, b: lib.mpf_mul(a, b, bits, "n"),
+        "div": lambda a, b: lib.mpf_div(a, b, bits, "n"),
+        "neg": lib.mpf_neg,
+        "abs": lib.mpf_abs,
+        "sqrt": lambda a: lib.mpf_sqrt(a, bits, "n"),
+        "exp": exp,
+        "log": log,
+        "pow": power,
+    }
 
 
 def _ulp(value: Any) -> Any:

@@ -102,7 +102,7 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "min": _extreme(min),
     "max": _extreme(max),
     "abs": abs,
-    "sign": lambda x: x if x != x else (x > 0) - (x < 0),
+    "sign": lambda x: (x > 0) - (x < 0),
     "sqrt": _guarded(math.sqrt),
     "exp": _guarded(math.exp),
     "expm1": _guarded(math.expm1),

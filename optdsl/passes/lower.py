@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from optdsl.core import types as ty
 from optdsl.core.types import Level
 from optdsl.ir.expr import Call, Expr, Var, call, is_joint, rebuild, walk
 from optdsl.ir.program import Assign, Guard, Program
@@ -80,11 +79,9 @@ class _Lowering:
 
 
 def _lifted(value: Expr, whole: Expr) -> Expr:
-    """`value` at the level of `whole`, one of whose sides it is: a number becomes a tensor where one is due."""
+    """`value` at the level of `whole`, one of whose sides it is: a number becomes a tensor if one is due."""
     if whole.type.is_host or (value.type.level, value.type.shape) == (whole.type.level, whole.type.shape):
         return value
-    if ty.parse_level(whole.type.level_name) is None:
-        return value  # the transpose of rows or columns: no state has that shape, and no broadcast either
     return call("broadcast", value, over=whole.type.level_name)
 
 

@@ -6,10 +6,11 @@ is a separate, guarded step (`optdsl.passes.algebra`) that only bloated programs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 
 from optdsl.core.types import Level
-from optdsl.ir.expr import Call, Const, Expr, Var, rebuild, transform, var, variables
+from optdsl.ir.expr import Call, Const, Expr, Var, is_joint, rebuild, transform, var, variables
 from optdsl.ir.program import Assign, Guard, Program
 from optdsl.ir.structure import fresh
 from optdsl.passes.rules import rewrite
@@ -24,6 +25,7 @@ def simplify(program: Program, exact_only: bool = False) -> Program:
         program = apply_rules(program, exact_only)
         program = propagate(program)
         program = drop_dead(program)
+        program = meet(program)
         program = share(program)
         if _same(before[0], program.body) and dict(before[1]) == dict(program.results):
             break
@@ -35,7 +37,7 @@ def _same(a: tuple[Assign, ...], b: tuple[Assign, ...]) -> bool:
 
 
 def _map(program: Program, change: Callable[[Expr], Expr]) -> Program:
-    """Applies `change(expr)` to every expression of the step. Names follow when the type of theirs changes."""
+    """Applies `change(expr)` to every expression of the step. Names follow when their type changes."""
     retyped: dict[str, Expr] = {}
     alive: list[Expr] = []  # `change` may remember nodes by their ids
 
@@ -56,7 +58,10 @@ def _map(program: Program, change: Callable[[Expr], Expr]) -> Program:
 def apply_rules(program: Program, exact_only: bool = False) -> Program:
     """Applies the local rules everywhere, and settles branches whose condition is a literal."""
     memo: dict[int, Expr] = {}
-    return settle(_map(program, lambda e: transform(e, lambda n: rewrite(n, exact_only), memo)))
+    program = _map(program, lambda e: transform(e, lambda n: rewrite(n, exact_only), memo))
+    # as the rules have it in choices, and so in the joins of these branches
+    body = [replace(a, guard=tuple(_positive(c, w) for c, w in a.guard)) for a in program.body]
+    return settle(program.with_body(tuple(body), program.results))
 
 
 def settle(program: Program) -> Program:
@@ -68,7 +73,7 @@ def settle(program: Program) -> Program:
     read = set().union(*map(variables, program.results.values()))
     body: list[Assign] = []
     for assign in reversed(program.body):
-        guard = tuple(_positive(c, w) for c, w in assign.guard)
+        guard = assign.guard
         if all(c.value is w for c, w in guard if isinstance(c, Const)):
             guard = tuple((c, w) for c, w in guard if not isinstance(c, Const))
         elif assign.name not in read:
@@ -79,7 +84,7 @@ def settle(program: Program) -> Program:
 
 
 def _positive(condition: Expr, wanted: bool) -> tuple[Expr, bool]:
-    """`not c` as c with the other value wanted, as the rules have it in choices."""
+    """`not c` as c with the other value wanted."""
     while isinstance(condition, Call) and condition.op == "not":
         condition, wanted = condition.args[0], not wanted
     return condition, wanted
@@ -124,6 +129,34 @@ def drop_dead(program: Program) -> Program:
 # ---- common subexpressions --------------------------------------------------------------------------------
 
 
+def meet(program: Program) -> Program:
+    """Gives joint reductions of one value one site, so that they can be shared.
+
+    The tensors that reach a site are reduced together: two sites are one only if the same tensors reach both,
+    which is certain only under the same guard.
+    """
+    sites: dict[tuple[str, tuple[Expr, ...], str | int | None, Guard], Expr] = {}
+    merged: dict[Expr, Expr] = {}
+    for assign in program.body:
+        for node in _evaluated(assign.expr):
+            if isinstance(node, Call) and is_joint(node):
+                kept = sites.setdefault((node.op, node.args, node.attr, assign.guard), node)
+                if kept is not node:
+                    merged[node] = kept
+    if not merged:
+        return program
+    return _map(program, lambda e: transform(e, lambda n: merged.get(n, n)))
+
+
+def _evaluated(root: Expr) -> Iterator[Expr]:
+    """The nodes that are evaluated whatever the conditions of choices, in some order."""
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        yield node
+        stack += node.args[:1] if isinstance(node, Call) and _is_lazy(node) else node.args
+
+
 def share(program: Program) -> Program:
     """Computes each repeated array, tensor or group expression once.
 
@@ -138,15 +171,15 @@ def share(program: Program) -> Program:
     known: dict[int, list[tuple[Guard, Expr]]] = {}
     body: list[Assign] = []
 
-    def replace(node: Expr, assign: Assign) -> Expr:
+    def shared(node: Expr, assign: Assign) -> Expr:
         if not isinstance(node, Call):
             return node
         for guard, value in known.get(id(node), []):
             if assign.guard[: len(guard)] == guard:
                 return value
         if _is_lazy(node):
-            return rebuild(node, (replace(node.args[0], assign), *node.args[1:]))
-        result = rebuild(node, tuple(replace(arg, assign) for arg in node.args))
+            return rebuild(node, (shared(node.args[0], assign), *node.args[1:]))
+        result = rebuild(node, tuple(shared(arg, assign) for arg in node.args))
         if (id(node), assign.guard) in repeated:
             if node is not assign.expr:
                 # a name of its own: two shared values need not have one shape
@@ -161,7 +194,7 @@ def share(program: Program) -> Program:
         return result
 
     for assign in program.body:
-        expr = replace(assign.expr, assign)
+        expr = shared(assign.expr, assign)
         body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
     return program.with_body(tuple(body), program.results)
 

@@ -23,7 +23,7 @@ from optdsl.runtime.ops import (
 )
 from optdsl.runtime.optimizer import Optimizer
 from optdsl.runtime.random import Random
-from optdsl.runtime.states import Facts, State
+from optdsl.runtime.states import Facts, State, fit
 
 __all__ = [
     "Facts",
@@ -38,6 +38,7 @@ __all__ = [
     "col_mean",
     "col_min",
     "col_sum",
+    "fit",
     "host",
     "like",
     "newton_schulz",

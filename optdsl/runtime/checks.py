@@ -141,7 +141,7 @@ def with_plain_options(
 ) -> dict[str, Any]:
     """`group` with the options `names`, which hold tensors, in the form in which an update gets them.
 
-    That is a Python float, but a 0-dim tensor if `differentiable`, and a 0-dim float64 tensor on `device` if
+    That is a Python float, but a 0-dim float64 tensor if `differentiable`, and one on `device` if
     `capturable`. Nothing here waits for a device under `capturable`.
     """
 
@@ -154,6 +154,6 @@ def with_plain_options(
             if value.device.type == "cpu" and device.type != "cpu" and not differentiable:
                 return torch.full((), value.item(), dtype=torch.float64, device=device)
             return value.reshape(()).to(device=device, dtype=torch.float64)
-        return value.reshape(()) if differentiable else value.item()
+        return value.reshape(()).to(torch.float64) if differentiable else value.item()
 
     return {**group, **{name: plain(group[name]) for name in names}}

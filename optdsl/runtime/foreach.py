@@ -5,6 +5,8 @@ the variant that overwrites its first operand, which must be a list no one else 
 operations are used where torch has one; everything else runs tensor by tensor.
 """
 
+import builtins
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.ops import broadcast as _broadcast
+from optdsl.runtime.states import fit as _fit
 
 #: A list of tensors, or one number or 0-dim tensor for all.
 Operand = Any
@@ -76,8 +79,13 @@ def add_(x: Operand, y: Operand) -> Any:
     return x
 
 
+#: The largest number that torch converts to float32; of infinities it makes infinities.
+_LARGEST = torch.finfo(torch.float32).max
+
+
 def _plain_number(x: Any) -> bool:
-    return isinstance(x, float | int)
+    """True for what torch's list operations take as a number."""
+    return isinstance(x, float | int) and not _LARGEST < builtins.abs(x) < math.inf
 
 
 def add_scaled(x: Operand, y: Operand, alpha: Any) -> list[Tensor]:
@@ -183,8 +191,8 @@ def minimum(x: Operand, y: Operand) -> list[Tensor]:
     """The smaller of x and y; nan wins."""
     if not _listed(x):
         x, y = y, x
-    if _listed(y) or _plain_number(y):
-        return list(torch._foreach_minimum(x, y))
+    if _listed(y) or not isinstance(y, Tensor):
+        return list(torch._foreach_minimum(x, _fit(y, x[0])))
     return each(torch.minimum, x, y)
 
 
@@ -192,8 +200,8 @@ def maximum(x: Operand, y: Operand) -> list[Tensor]:
     """The larger of x and y; nan wins."""
     if not _listed(x):
         x, y = y, x
-    if _listed(y) or _plain_number(y):
-        return list(torch._foreach_maximum(x, y))
+    if _listed(y) or not isinstance(y, Tensor):
+        return list(torch._foreach_maximum(x, _fit(y, x[0])))
     return each(torch.maximum, x, y)
 
 
@@ -229,8 +237,8 @@ def broadcast(x: Operand, level: str, like: Sequence[Tensor]) -> list[Tensor]:
 def where(condition: Operand, x: Operand, y: Operand, like: Sequence[Tensor]) -> list[Tensor]:
     """x where the condition holds, else y; numbers in the dtype of `like`."""
     if not isinstance(x, Tensor) and not _listed(x):
-        x = like[0].new_tensor(x)
-    return each(torch.where, condition, x, y)
+        x = like[0].new_full((), _fit(x, like[0]))
+    return each(torch.where, condition, x, _fit(y, like[0]))
 
 
 def indicator(condition: Operand, like: Sequence[Tensor]) -> list[Tensor]:
@@ -240,5 +248,5 @@ def indicator(condition: Operand, like: Sequence[Tensor]) -> list[Tensor]:
 
 def atan2(y: Operand, x: Operand, like: Sequence[Tensor]) -> list[Tensor]:
     """The angle of the point (x, y)."""
-    sides = (z if isinstance(z, Tensor) or _listed(z) else like[0].new_tensor(z) for z in (y, x))
+    sides = (z if isinstance(z, Tensor) or _listed(z) else like[0].new_full((), _fit(z, like[0])) for z in (y, x))
     return each(torch.atan2, *sides)

@@ -9,7 +9,7 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from optdsl.runtime.checks import with_plain_options
 from optdsl.runtime.rule import Rule
-from optdsl.runtime.states import State, as_real, create_state, facts_of, group_prototype, replaced, sharded
+from optdsl.runtime.states import State, as_real, create_state, facts_of, fit, group_prototype, replaced, sharded
 
 
 class GroupStep:
@@ -115,7 +115,7 @@ def overwrite(writes: Sequence[tuple[Tensor, Tensor | float]], foreach: bool = F
         return
     for target, source in zip(targets, sources, strict=True):
         if not isinstance(source, Tensor):
-            target.fill_(source)
+            target.fill_(fit(source, target))
             continue
         # A sharded value for a tensor that is not is one number for all shards.
         target.copy_(source.full_tensor() if sharded(source) and not sharded(target) else source)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optdsl.runtime.states import state_shape
+from optdsl.runtime.states import fit, state_shape
 
 
 def _reduce_rows(x: Tensor, reduce: Callable[..., Tensor], empty: float | None) -> Tensor:
@@ -97,11 +97,15 @@ def tensor_min(x: Tensor) -> Tensor:
 
 def broadcast(x: Any, level: str, p: Tensor) -> Tensor:
     """`x`, a number or a coarser value, with an entry for each one that the parameter `p` has at `level`."""
-    shape = () if level == "group" else state_shape(level, p.shape)
+    if "1" in level:  # the transpose of rows or of columns, which only matrices have
+        sizes = {"1": 1, "rows": p.shape[0], "cols": p.shape[-1]}
+        shape: tuple[int, ...] = tuple(sizes[side] for side in level.split(", "))
+    else:
+        shape = state_shape(level, p.shape)
     if isinstance(x, bool):
         return torch.full(shape, x, device=p.device)
     if not isinstance(x, Tensor):
-        return torch.full(shape, x, dtype=p.dtype, device=p.device)
+        return torch.full(shape, fit(x, p), dtype=p.dtype, device=p.device)
     return (x if x.dtype is torch.bool else x.to(p.dtype)).expand(shape)
 
 

@@ -16,7 +16,7 @@ class Rule:
     float32), with complex parameters as real pairs and `g` negated under `maximize`. They get the options
     of the group, the parameter's own step count `t` (1 in its first step), its `facts`, and `random`, its
     random numbers (None if the rule draws none). Options that are tensors come as floats, but as 0-dim
-    tensors if the group is `capturable` (float64, on the parameter's device) or `differentiable`. `t` is an
+    float64 tensors if the group is `capturable` (on the parameter's device) or `differentiable`. `t` is an
     int, but a 0-dim float64 tensor on the parameter's device if `capturable`. Host-level states are floats,
     but 0-dim float64 tensors if `capturable` or `differentiable`.
     """

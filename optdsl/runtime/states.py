@@ -62,6 +62,13 @@ def opened(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype is dtype else x.to(dtype)
 
 
+def fit(x: Any, like: Tensor) -> Any:
+    """A number as torch takes it beside tensors of the dtype of `like`: beyond its range an infinity."""
+    if isinstance(x, float | int) and abs(x) > torch.finfo(like.dtype).max:
+        return torch.tensor(float(x), dtype=torch.float64).to(like.dtype).item()
+    return x
+
+
 def as_real(x: Tensor) -> Tensor:
     """A view of complex numbers as real pairs; other tensors as they are."""
     return torch.view_as_real(x) if x.is_complex() else x
@@ -118,7 +125,7 @@ def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
         empty = torch.empty(state_shape(spec.level, p.shape), dtype=dtype, device=p.device)
     real = as_real(empty)
     if not isinstance(value, Tensor):
-        real.fill_(value)
+        real.fill_(fit(value, real))
         return empty
     if value.numel() == real.numel():
         value = value.reshape(real.shape)  # a matrix for a tensor of more dimensions
@@ -132,7 +139,7 @@ def replaced(old: Tensor, value: float | Tensor) -> Tensor:
     """What takes the place of `old`: `value` in its shape and dtype, in new memory; autograd follows."""
     real = as_real(old)
     if not isinstance(value, Tensor):
-        value = torch.full_like(real, value)
+        value = torch.full_like(real, fit(value, real))
     new = value.to(real.dtype).expand(real.shape).clone(memory_format=torch.contiguous_format)
     return torch.view_as_complex(new) if old.is_complex() else new
 

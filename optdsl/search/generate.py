@@ -693,6 +693,7 @@ class _Steps:
         self.now = _inputs(hypers)
         self.now |= {s.name: var(s.name, s.type) for s in states if s.init is not None}
         self.targets = {"p": _ELEMENT, "g": _ELEMENT} | {s.name: (s.type.level, s.type.shape) for s in states}
+        self.kinds: dict[str, Kind] = {}
         self.old: list[Expr] = []
         self.choices = {h.name: h.choices for h in hypers if h.choices}
         self.site: int | None = 0
@@ -789,6 +790,8 @@ class _Steps:
         name = rng.choice(free)
         # the same place wherever a name is used, so that the values of two paths broadcast
         place = self.targets.setdefault(name, _CONST if level == "const" else STATE_LEVELS[level])
+        if rng.random() >= self.weights.truth:
+            kind = self.kinds.setdefault(name, kind)
         self.assign(name, self.expr(kind, place))
 
     def branch(self, size: int, depth: int) -> None:

@@ -123,7 +123,8 @@ def skeleton(text):
 
 def runtime_and_method(text):
     """The two parts of a standalone file, without its header and docstring."""
-    return text[text.index("from __future__") :].split("\n# ---- the method")
+    runtime, _, method = text[text.index("from __future__") :].partition("\nclass Victim")
+    return runtime, f"class Victim{method}"
 
 
 BENIGN = {alone: emitted(spec(), alone) for alone in (False, True)}
@@ -365,6 +366,23 @@ def test_loaded_words_are_names_like_any_other(word):
             assert moved[place, False] < 1
 
 
+@pytest.mark.xfail(
+    reason="check/names.py lets these through, and the generated file then fails or goes wrong"
+)
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        *(("optimizer", name) for name in ("host", "foreach", "super")),
+        ("hyper", "super"),
+        *(("group key", name) for name in ("foreach", "maximize", "capturable", "differentiable", "fused")),
+    ],
+)
+def test_names_that_a_generated_file_needs_are_refused(place, name):
+    group_key = PLACES["key"].replace("m = 0", "m [group] = 0").replace("m = g", "m = m + 1")
+    text = group_key if place == "group key" else PLACES[place]
+    assert check_text(text.replace("{}", name)).errors
+
+
 # ---- file names ------------------------------------------------------------------------------------------
 
 FILE_NAMES = [
@@ -384,8 +402,8 @@ FILE_NAMES = [
     "%s",
     "#",
     " ",
-    "é",
     "__all__",
+    "é",
     "__init__",
     "coding=utf-7",
     "-*- coding: rot13 -*-",
@@ -397,7 +415,7 @@ FILE_NAMES = [
 
 @pytest.mark.parametrize(
     ("name", "standalone"),
-    [*((name, False) for name in FILE_NAMES), *((name, True) for name in FILE_NAMES[4:20:3])],
+    [*((name, False) for name in FILE_NAMES), *((name, True) for name in FILE_NAMES[4::4])],
 )
 def test_file_names_are_inert(name, standalone, tmp_path):
     path = tmp_path / f"{name}.opt"

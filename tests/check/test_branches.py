@@ -46,7 +46,7 @@ def test_conditions_known_on_the_host(condition: str) -> None:
         ("n > 1", "`n` is one number per tensor: line 5 computes it from `g`"),
         ("n > norm(g, over=all)", "`n` is one number per tensor: line 5 computes it from `g`"),
         ("norm(g, over=all) > t", "`norm(g, over=all)` is one number per parameter group"),
-        ("mean(g, over=rows) > 1", "`mean(g, over=rows)` is one value per [rows]"),
+        ("mean(g, over=rows) > 1", "`mean(g, over=rows)` is one value per row"),
         ("t > 1 and -g < 1", "`g` is one value per element: it is the gradient"),
         ("(g if t > 1 else p) > 0", "`g` is one value per element: it is the gradient"),
         ("u > 0", "`u` is one value per element: line 7 computes it from `m`"),
@@ -138,9 +138,7 @@ def test_a_name_may_differ_in_level() -> None:
     message = only(
         spec("if on:\n    x = g @ g'\nelse:\n    x = g' @ g\np = p - norm(x) * g" + USE, ON), "E0405", "on"
     )
-    sides = (
-        "one value per [rows, rows] on one side of this branch and one value per [cols, cols] on the other"
-    )
+    sides = "a matrix of rows by rows on one side of this branch and a matrix of cols by cols on the other"
     assert message.message == f"`x` is {sides}"
 
 

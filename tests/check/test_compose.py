@@ -325,12 +325,36 @@ def test_a_state_starts_from_the_parameter_that_its_spec_sees() -> None:
     assert same(run(FROM_P + spec("p = 0.9 * p\nuse FromP()")), run(by_hand))
 
 
-def test_a_state_starts_so_in_a_branch_that_is_always_taken_only() -> None:
-    text = FROM_G + spec("g = 2 * g\nif ndim > 1:\n    use FromG()\nelse:\n    p = p - g")
-    program(text)
-    message = only(FROM_G + spec("g = 2 * g\nevery 2:\n    use FromG()"), "E0408", "FromG")
+def test_a_state_starts_from_the_first_step_wherever_its_spec_is_used() -> None:
+    text = FROM_G + spec("g = 2 * g\nevery 2 offset 1:\n    use FromG()")
+    by_hand = spec("g = 2 * g\nevery 2 offset 1:\n    m = 0.5 * m + g\n    p = p - m", state="m = 2 * g")
+    assert same(run(text), run(by_hand))
+
+
+def test_a_state_that_only_the_step_knows_how_to_start() -> None:
+    outer = "n = n + norm(g)\ng = g / n"
+    text = FROM_G + spec(
+        f"{outer}\nif ndim > 1:\n    use FromG()\nelse:\n    use FromG()", state="n [tensor] = 1"
+    )
+    by_hand = f"{outer}\nif first_step:\n    m = g\nm = 0.5 * m + g\np = p - m"
+    assert same(run(text), run(spec(by_hand, state="n [tensor] = 1\nm = 0")))
+    message = only(
+        FROM_G + spec(f"{outer}\nevery 2:\n    use FromG()", state="n [tensor] = 1"), "E0408", "FromG"
+    )
     assert "`m`" in message.message
-    program(FROM_G + spec("every 2:\n    use FromG()"))
+    drawn = "g = g * (1 + norm(g, over=all))"
+    by_hand = f"{drawn}\nif first_step:\n    m = g\nm = 0.5 * m + g\np = p - m"
+    assert same(run(FROM_G + spec(f"{drawn}\nuse FromG()")), run(spec(by_hand, state="m = 0")))
+
+
+def test_a_state_starts_from_a_bound_hyperparameter() -> None:
+    inner = spec("v = v + lr\np = p - v * g", "lr = 0.1", "v = lr", name="Inner")
+    by_hand = spec("rate = 0.5 * lr\nv = v + rate\np = p - v * g", LR, "v = 0.5 * lr")
+    assert same(run(inner + spec("use Inner(lr = 0.5 * lr)", LR)), run(by_hand))
+    assert same(run(inner + spec("every 1:\n    use Inner(lr = 0.5 * lr)", LR)), run(by_hand))
+    by_hand = spec("n = norm(g)\nv = v + n\np = p - v * g", state="v = norm(g)")
+    text = inner.replace("v = lr", "v [tensor] = lr") + spec("n = norm(g)\nuse Inner(lr = n)")
+    assert same(run(text), run(by_hand))
 
 
 # ---- update ----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from optdsl.check import check_text
 from optdsl.core.ops import BUILTINS
 from tests.check.helpers import check, found, only, program, run, same, spec
 
@@ -206,9 +207,12 @@ def test_a_return_in_a_step() -> None:
 
 
 def quick(text: str, code: str) -> None:
-    start = time.perf_counter()
-    messages = check(text).diagnostics
-    assert (time.perf_counter() - start) / 2 < 1.0
+    times = []
+    for _ in range(2):
+        start = time.process_time()
+        messages = check_text(text, "t.opt").diagnostics
+        times.append(time.process_time() - start)
+    assert min(times) < 1.5  # one second on an idle machine
     assert {message.code for message in messages} == {code}
     assert len(messages) == 1
 

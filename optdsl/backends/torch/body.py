@@ -16,7 +16,7 @@ from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
 from optdsl.ir.expr import Call, Expr, Var, call, var, variables, walk
 from optdsl.ir.program import Guard, Program
-from optdsl.ir.structure import Branch, Set, Statement, Structured, is_join, statements, structure
+from optdsl.ir.structure import Branch, Set, Statement, Structured, statements, structure
 from optdsl.ir.verify import Known
 from optdsl.passes.intervals import Intervals
 
@@ -27,7 +27,7 @@ RESERVED = frozenset(
         *keyword.softkwlist,
         *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
         *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped", "whole", "broadcast"),
-        *("as_matrix", "like", "newton_schulz"),
+        *("as_matrix", "fit", "like", "newton_schulz"),
         *(f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")),
         *FACTS,
     ]
@@ -93,7 +93,9 @@ class Body:
         for state in program.states:
             self._place_load(state.name)
 
-    def _index(self, body: list[Statement], path: tuple[tuple[Expr, bool], ...], above: tuple[Arm, ...]) -> Arm:
+    def _index(
+        self, body: list[Statement], path: tuple[tuple[Expr, bool], ...], above: tuple[Arm, ...]
+    ) -> Arm:
         arm = Arm(body, path, first=len(self.arms))
         arm.above = (*above, arm)
         self.arms[id(body)] = arm
@@ -111,7 +113,8 @@ class Body:
         arms = self._readers(self.root, state)
         stores = [arm for arm in self.arms.values() if any(name == state for name, _ in arm.stores)]
         if any(_stored_before(store, load) for store in stores for load in arms):
-            common = takewhile(lambda same: all(x is same[0] for x in same), zip(*(a.above for a in arms)))
+            levels = zip(*(a.above for a in arms), strict=False)
+            common = takewhile(lambda same: all(x is same[0] for x in same), levels)
             arms = [list(common)[-1][0]]
         for arm in arms:
             arm.loads.append(state)
@@ -122,7 +125,8 @@ class Body:
 
         The variable must then hold the state in front of the branches, if the joined value is read at all.
         """
-        joins = {a.name: a for a in self.program.body if is_join(a, {b.name: b.guard for b in self.program.body})}
+        spelled = {s.value for s in statements(self.structured.body) if is_lazy(s.expr)}
+        joins = {a.name: a for a in self.program.body if is_lazy(a.expr) and a.name not in spelled}
         found: set[tuple[Guard, str]] = set()
         stack = list(self._reads())
         seen = set(stack)
@@ -197,7 +201,8 @@ class Body:
         # of several branches on one condition, the last one in front of the join
         order = {a.name: number for number, a in enumerate(self.program.body)}
         inside = [[order[s.value] for s in statements([*b.then, *b.other])] for b in branches]
-        before = [b for b, numbers in zip(branches, inside, strict=True) if numbers and numbers[0] <= order[value.name]]
+        here = order[value.name]
+        before = [b for b, numbers in zip(branches, inside, strict=True) if numbers and numbers[0] <= here]
         if not before:
             return False
         branch = before[-1]
@@ -212,9 +217,7 @@ class Body:
     def _leaves_alone(self, value: Var, state: str) -> bool:
         """True when `value` joins branches of which one keeps the stored state."""
         made = next((a for a in self.program.body if a.name == value.name), None)
-        if made is None or not isinstance(made.expr, Call) or made.expr.op != "select":
-            return False
-        if not made.expr.args[0].type.is_host:
+        if made is None or not is_lazy(made.expr):
             return False
         return any(
             isinstance(side, Var) and (side.name == state or self._leaves_alone(side, state))
@@ -278,8 +281,7 @@ class Body:
         """Values that another list may share its tensors with: read as they are, or through a view."""
         found = {expr.name for expr in self.program.expressions() if isinstance(expr, Var)}
         for node in self.program.nodes():
-            lazy = isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host
-            if lazy or (isinstance(node, Call) and node.op in ("broadcast", "transpose")):
+            if is_lazy(node) or (isinstance(node, Call) and node.op in ("broadcast", "transpose")):
                 found |= {arg.name for arg in node.args if isinstance(arg, Var)}
         return found
 
@@ -356,11 +358,16 @@ def _stored_before(store: Arm, load: Arm) -> bool:
     return store.last < load.first and not exclusive
 
 
+def is_lazy(expr: Expr) -> bool:
+    """True for a choice on a condition that the host knows."""
+    return isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host
+
+
 def reads(expr: Expr, known: Known = frozenset()) -> Iterator[tuple[str, Known]]:
     """Names of the values that `expr` reads, with the conditions under which it does."""
     if isinstance(expr, Var):
         yield expr.name, known
-    elif isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host:
+    elif is_lazy(expr):
         condition, then, other = expr.args
         yield from reads(condition, known)
         yield from reads(then, known | {(condition, True)})

@@ -76,7 +76,7 @@ class _Module:
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
         code = without_strings(code)
-        names = ["Facts", "Joint", "as_matrix", "broadcast", "like", "newton_schulz", "foreach", "host"]
+        names = ["Facts", "Joint", "as_matrix", "broadcast", "fit", "like", "newton_schulz", "foreach", "host"]
         names += [
             f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
         ]
@@ -185,6 +185,9 @@ class _Module:
     def bucket_facts(self) -> tuple[str, ...]:
         """Facts that host values or branches read."""
         used = used_inputs(self.program)
+        for state in self.program.states:
+            if state.type.is_host and state.init is not None:
+                used |= variables(state.init)
         return tuple(name for name in FACTS if name in used and name in STATIC_FACTS)
 
     def elementwise(self) -> bool:
@@ -303,6 +306,8 @@ class _Module:
             assert state.init is not None
             # a parameter's states begin in its first step
             init = rewrite(substitute(state.init, {"t": const(1), "first_step": const(True)}))
+            if self.body.matrices and state.type.is_element and not init.type.is_element:
+                init = call("broadcast", init, over="element") if init.type.level is Level.ARRAY else init
             inner = self.unpack(variables(init), t=False)
             result = f"return {printer.text(init)}"
             whole = mentions_whole([result])

@@ -45,6 +45,9 @@ SPELLED = frozenset(
     | {"normal", "uniform", "rademacher", "bernoulli", "matmul", "transpose", "newton_schulz"}
 )
 
+#: The largest number in float32.
+_LARGEST = (2 - 2**-23) * 2.0**127
+
 Printed = tuple[str, int]
 
 
@@ -225,7 +228,7 @@ class Printer:
             a, b = b, a
         if b.type.is_host:
             bound = "max" if op == "min" else "min"
-            return f"{self.wrap(a, _ATOM)}.clamp({bound}={self.text(b)})"
+            return f"{self.wrap(a, _ATOM)}.clamp({bound}={self.fitted(b)})"
         return f"torch.{op}imum({self.text(a)}, {self.text(b)})"
 
     def choose(self, condition: Expr, then: Expr, other: Expr) -> Printed:
@@ -234,16 +237,21 @@ class Printer:
             return text, _TERNARY
         if _is_indicator(then, other):
             return f"{self.wrap(condition, _ATOM)}.to({self.like}.dtype)", _ATOM
-        a = self.as_tensor(then) if then.type.is_host and other.type.is_host else self.text(then)
-        return f"torch.where({self.text(condition)}, {a}, {self.text(other)})", _ATOM
+        a = self.as_tensor(then) if then.type.is_host and other.type.is_host else self.fitted(then)
+        return f"torch.where({self.text(condition)}, {a}, {self.fitted(other)})", _ATOM
+
+    def fitted(self, expr: Expr) -> str:
+        """A value where torch refuses numbers beyond the range of the tensor beside it."""
+        text = self.text(expr)
+        if not expr.type.is_host or expr.type.kind is Kind.BOOL or isinstance(expr, Var):
+            return text
+        found = self.intervals.of(expr)
+        return text if -_LARGEST <= found.low and found.high <= _LARGEST else f"fit({text}, {self.like})"
 
     def as_tensor(self, expr: Expr) -> str:
         """A host value where torch needs a tensor."""
         text = self.text(expr)
-        if not expr.type.is_host:
-            return text
-        dtype = "torch.bool" if expr.type.kind is Kind.BOOL else f"{self.like}.dtype"
-        return f"torch.as_tensor({text}, dtype={dtype}, device={self.like}.device)"
+        return f'broadcast({text}, "group", {self.like})' if expr.type.is_host else text
 
     def reduce(self, expr: Call, name: str | None = None) -> str:
         """A reduction of one tensor; `name` is what the tensor is called, if it is not to be spelled out."""
