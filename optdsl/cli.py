@@ -105,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument(
         "paths", nargs="+", metavar="SPEC", help="a file, a folder, or the name of a shipped spec"
     )
-    compile_.add_argument("-o", "--out", metavar="FOLDER", help="where to write (default: beside each spec)")
+    compile_.add_argument(
+        "-o",
+        "--out",
+        metavar="FOLDER",
+        help="where to write (default: beside each spec; shipped ones need it)",
+    )
     compile_.add_argument("--backend", choices=driver.BACKENDS, action="append", help="default: all")
     compile_.add_argument(
         "--standalone", action="store_true", help="one file that needs torch alone, not optdsl"

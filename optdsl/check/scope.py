@@ -104,7 +104,7 @@ class Builder:
         """Counts work. Raises TooLarge when it is too much."""
         self.spent += amount
         if self.spent > MAX_WORK:
-            raise TooLarge("what this grows to takes too long to check")
+            raise TooLarge("this grows so large that checking it takes too long")
 
     def version(self, source: str, line: int, path: str) -> str:
         """A fresh name for a value of `source`."""

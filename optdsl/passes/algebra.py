@@ -52,9 +52,10 @@ def improve(
     nothing is asked where a value that an expression starts from is infinite or nan, and the sign of a zero
     may change; the search uses it, where such a step is lost anyway.
     """
+    deadline = time.monotonic() + budget_s
     if not any(_flagged(expr, max_nodes) for expr in _forms(program)):
         return program
-    return _Improver(program, budget_s, max_nodes, finite_only).run()
+    return _Improver(program, deadline, max_nodes, finite_only).run()
 
 
 # ---- what algebra sees ------------------------------------------------------------------------------------
@@ -364,13 +365,14 @@ class _OutOfTime(Exception):
 
 
 class _Improver:
-    def __init__(self, program: Program, budget_s: float, max_nodes: int, finite_only: bool) -> None:
+    def __init__(self, program: Program, deadline: float, max_nodes: int, finite_only: bool) -> None:
         self.program = program
         self.max_nodes = max_nodes
         self.finite_only = finite_only
         self.host = _Host(program)
+        before = time.monotonic()
         self.proposer = _Proposer(Intervals(program), self.check_time)
-        self.deadline = time.monotonic() + budget_s
+        self.deadline = deadline + time.monotonic() - before  # the import of sympy is not counted
         self.memo: dict[Expr, Expr] = {}
 
     @property

@@ -7,6 +7,7 @@ were taken, so a cost is an upper bound, and two costs compare two forms of one 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -93,13 +94,15 @@ def weight(node: Expr) -> int:
 
 def expression_cost(exprs: Iterable[Expr]) -> Cost:
     """The operations of these expressions, evaluated together: a node that they share counts once."""
-    total, seen = Cost(), set[int]()
+    counts: Counter[str] = Counter()
+    seen: set[int] = set()
     for expr in exprs:
         for node in walk(expr):
             if id(node) not in seen:
                 seen.add(id(node))
-                total += _node(node)
-    return total
+                if isinstance(node, Call):
+                    _count(node, counts)
+    return Cost(**counts)
 
 
 def cost(program: Program) -> Cost:
@@ -112,36 +115,33 @@ def cost(program: Program) -> Cost:
     return total + Cost(reads=_reads(live), writes=_writes(live))
 
 
-def _node(node: Expr) -> Cost:
-    if not isinstance(node, Call):
-        return Cost()
-    work = weight(node)
-    match CORE[node.op].rule:
-        case Rule.REDUCE:
-            return _at(node.args[0].type, work) + Cost(reductions=1)
-        case Rule.RANDOM:
-            return _at(node.type, work) + Cost(draws=1)
-        case Rule.MATMUL:
-            return Cost(products=1)
-        case Rule.MATRIX:
-            steps = node.args[1]
-            known = isinstance(steps, Const) and isinstance(steps.value, int)
-            return Cost(products=_PRODUCTS_PER_STEP * (int(steps.value) if known else _USUAL_STEPS))  # type: ignore[union-attr]
-    return _at(node.type, work)
+def _count(node: Call, counts: Counter[str]) -> None:
+    """Adds what `node` itself costs to the fields of a Cost."""
+    rule = CORE[node.op].rule
+    if rule is Rule.MATMUL:
+        counts["products"] += 1
+    elif rule is Rule.MATRIX:
+        match node.args[1]:
+            case Const(int() as steps):
+                counts["products"] += _PRODUCTS_PER_STEP * steps
+            case _:
+                counts["products"] += _PRODUCTS_PER_STEP * _USUAL_STEPS
+    else:
+        # a reduction works where its operand lives
+        counts[_place(node.args[0].type if rule is Rule.REDUCE else node.type)] += weight(node)
+        counts["reductions"] += rule is Rule.REDUCE
+        counts["draws"] += rule is Rule.RANDOM
 
 
-def _at(type_: Type, work: int) -> Cost:
-    """`work` operations for each entry of a value of this type."""
+def _place(type_: Type) -> str:
+    """The field of a Cost for work on a value of this type."""
     if type_.is_element:
-        return Cost(element=work)
+        return "element"
     if type_.level is Level.ARRAY:
-        rows, cols = type_.shape
-        if Dim.ONE not in (rows, cols):
-            return Cost(matrix=work)
-        return Cost(row=work) if Dim.R in (rows, cols) else Cost(col=work)
-    if type_.level is Level.TENSOR:
-        return Cost(tensor=work)
-    return Cost(group=work) if type_.level is Level.GROUP else Cost(host=work)
+        if Dim.ONE not in type_.shape:
+            return "matrix"
+        return "row" if Dim.R in type_.shape else "col"
+    return {Level.TENSOR: "tensor", Level.GROUP: "group"}.get(type_.level, "host")
 
 
 def _reads(program: Program) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from optdsl.core.types import Level
-from optdsl.ir.expr import Call, Expr, Var, call, is_joint, rebuild, walk
+from optdsl.ir.expr import Call, Expr, Var, call, is_joint, rebuild, transform, walk
 from optdsl.ir.program import Assign, Guard, Program
 from optdsl.ir.structure import is_join
 
@@ -37,7 +39,11 @@ class _Lowering:
                 expr = self.expr(expr, assign.guard, assign.line)
             self.body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
         results = {name: self.expr(value, (), 0) for name, value in self.program.results.items()}
-        return self.program.with_body(tuple(self.body), results)
+        states = tuple(
+            state if state.init is None else replace(state, init=transform(state.init, _level))
+            for state in self.program.states
+        )
+        return replace(self.program, states=states, body=tuple(self.body), results=results)
 
     def side(self, arm: Expr, wanted: bool, joined: Expr, condition: Expr, assign: Assign) -> Expr:
         """What a branch gives to the join `assign`, at the level of the join."""
@@ -83,6 +89,14 @@ def _lifted(value: Expr, whole: Expr) -> Expr:
     if whole.type.is_host or (value.type.level, value.type.shape) == (whole.type.level, whole.type.shape):
         return value
     return call("broadcast", value, over=whole.type.level_name)
+
+
+def _level(node: Expr) -> Expr:
+    """A lazy choice with both sides at its own level."""
+    if not (isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host):
+        return node
+    condition, *arms = node.args
+    return rebuild(node, (condition, *(_lifted(arm, node) for arm in arms)))
 
 
 def _is_costly_choice(node: Expr) -> bool:

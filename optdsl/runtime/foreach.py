@@ -248,5 +248,7 @@ def indicator(condition: Operand, like: Sequence[Tensor]) -> list[Tensor]:
 
 def atan2(y: Operand, x: Operand, like: Sequence[Tensor]) -> list[Tensor]:
     """The angle of the point (x, y)."""
-    sides = (z if isinstance(z, Tensor) or _listed(z) else like[0].new_full((), _fit(z, like[0])) for z in (y, x))
+    sides = (
+        z if isinstance(z, Tensor) or _listed(z) else like[0].new_full((), _fit(z, like[0])) for z in (y, x)
+    )
     return each(torch.atan2, *sides)

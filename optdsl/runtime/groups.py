@@ -9,7 +9,16 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from optdsl.runtime.checks import with_plain_options
 from optdsl.runtime.rule import Rule
-from optdsl.runtime.states import State, as_real, create_state, facts_of, fit, group_prototype, replaced, sharded
+from optdsl.runtime.states import (
+    State,
+    as_real,
+    create_state,
+    facts_of,
+    fit,
+    group_prototype,
+    replaced,
+    sharded,
+)
 
 
 class GroupStep:

@@ -217,3 +217,11 @@ def test_a_name_of_the_runtime_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=f"uses `{name}` for something else"):
         optdsl.compile(path, standalone=True)
     assert not path.with_suffix(".py").exists()
+
+
+def test_every_name_of_the_runtime_part_is_defined(folder):
+    """Of all modules of the runtime, though no shipped method may need some function."""
+    text = (folder / "files" / "sgd.py").read_text()
+    (folder / "check.py").write_text(text)
+    run = python("-m", "ruff", "check", "--isolated", "--select", "F821,F811", "check.py", cwd=folder)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -503,6 +503,7 @@ def _bloated_programs(count: int, gentle: bool = False) -> list[tuple[Program, P
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gentle", "finite_only", "least_drop"), [(True, False, 0.35), (False, False, 0.15), (False, True, 0.2)]
 )

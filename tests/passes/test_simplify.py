@@ -669,6 +669,11 @@ def test_sharing_leaves_the_sides_of_lazy_choices_alone() -> None:
         p = p - u * v * (sin(g) if t > 3 else 1.0)
     """)
     assert share(program) is program or share(program).body == program.body
+    once = program_of("""
+        u = exp(g) if flag else 0.0
+        p = p - u * cos(exp(g))
+    """)
+    assert not shared(share(once))
     eager = program_of("p = p - (exp(g) if p > 0 else 1.0) * (exp(g) if g > 0 else 2.0)")
     assert [expression(a.expr, {}) for a in shared(share(eager))] == ["exp(g)"]
 

@@ -76,7 +76,8 @@ class _Module:
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
         code = without_strings(code)
-        names = ["Facts", "Joint", "as_matrix", "broadcast", "fit", "like", "newton_schulz", "foreach", "host"]
+        names = ["Facts", "Joint", "foreach", "host"]
+        names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz"]
         names += [
             f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
         ]

@@ -246,7 +246,7 @@ class Printer:
         if not expr.type.is_host or expr.type.kind is Kind.BOOL or isinstance(expr, Var):
             return text
         found = self.intervals.of(expr)
-        return text if -_LARGEST <= found.low and found.high <= _LARGEST else f"fit({text}, {self.like})"
+        return text if found.low >= -_LARGEST and found.high <= _LARGEST else f"fit({text}, {self.like})"
 
     def as_tensor(self, expr: Expr) -> str:
         """A host value where torch needs a tensor."""

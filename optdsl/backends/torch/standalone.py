@@ -43,14 +43,16 @@ def _runtime() -> tuple[str, frozenset[str], frozenset[str]]:
         body, outside = _without_imports(source)
         imports.update(outside)
         names = _top_level(body)
+        # an imported name is the same in every module; what a namespace defines itself gets a name of its own
+        renamed = _aliases(source)
         if module in NAMESPACES:
-            renamed = {name: f"_{module}_{name.lstrip('_')}" for name in names}
-            # an imported name is the same in every module; only what the module itself defines is renamed
-            body = _rename(body, renamed)
+            renamed |= {name: f"_{module}_{name.lstrip('_')}" for name in names}
+        body = _rename(body, renamed)
+        if module in NAMESPACES:
             public = sorted(name for name in names if not name.startswith("_"))
             body += f"\n\n{module} = SimpleNamespace(\n"
             body += "".join(f"    {name}={renamed[name]},\n" for name in public) + ")\n"
-            names = {*renamed.values(), module}
+            names = {module, *(renamed[name] for name in names)}
         for name in names:
             if name in defined:
                 raise AssertionError(f"runtime modules {defined[name]} and {module} both define {name}")
@@ -102,6 +104,15 @@ def _without_imports(source: str) -> tuple[str, list[str]]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             outside += _single(node)
     return "\n".join(line for number, line in enumerate(lines, 1) if number not in drop), outside
+
+
+def _aliases(source: str) -> dict[str, str]:
+    """What a module of the runtime calls things of the others, where that is not their name."""
+    found: dict[str, str] = {}
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optdsl"):
+            found.update({alias.asname: alias.name for alias in node.names if alias.asname})
+    return found
 
 
 def _single(node: ast.Import | ast.ImportFrom) -> list[str]:
