@@ -17,10 +17,13 @@ LANGUAGE_NAMES = frozenset({"p", "g", "update", *FACTS, *CONSTANTS, "true", "fal
 #: What every generated class, or a parameter group of it, has under a name already.
 TORCH_NAMES = frozenset({
     *("params", "self", "foreach", "maximize", "capturable", "differentiable", "fused", "seed", "step"),
-    *("state", "param_names", "initial_lr"),
+    *("state", "param_names", "initial_lr", "super"),
 })  # fmt: skip
-#: Keys a parameter's state or a parameter group already has.
-STATE_KEYS = frozenset({"step", "params", "param_names"})
+#: What a generated file uses under a name already.
+FILE_NAMES = frozenset({
+    *("host", "foreach", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
+    *("Facts", "Hyper", "State", "Joint"),
+})  # fmt: skip
 
 #: What papers and other libraries call a value, and what to write here.
 OTHER_NAMES = {
@@ -86,8 +89,10 @@ def check_name(name: str, span: Span, report: Reporter, what: str) -> bool:
         reason = "it is a reserved word of Python, in which the step is generated"
     elif what == "hyperparameter" and name in TORCH_NAMES:
         reason = "every generated optimizer already has something of that name"
-    elif what == "key" and name in STATE_KEYS:
+    elif what == "key" and name in TORCH_NAMES:
         reason = "torch keeps something else under it"
+    elif what == "spec" and name in FILE_NAMES:
+        reason = "every generated file has something of that name"
     elif what == "function" and name in BUILTINS:
         reason = "it is a built-in function"
     if reason:

@@ -366,9 +366,6 @@ def test_loaded_words_are_names_like_any_other(word):
             assert moved[place, False] < 1
 
 
-@pytest.mark.xfail(
-    reason="check/names.py lets these through, and the generated file then fails or goes wrong"
-)
 @pytest.mark.parametrize(
     ("place", "name"),
     [
