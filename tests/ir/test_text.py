@@ -447,6 +447,22 @@ def test_choices_among_joins_belong_to_the_branch() -> None:
     assert "else" not in text
 
 
+def test_a_choice_that_computes_something_keeps_its_line() -> None:
+    program = program_of("""
+optimizer T:
+    hyper:
+        flag = true
+    state:
+        m = 0
+    step:
+        if flag:
+            p = p - g
+        m = exp(g) if flag else m
+        p = p * m
+""")
+    assert "        m = exp(g) if flag else m\n" in same_meaning(program)
+
+
 def test_a_truth_value_may_meet_a_number() -> None:
     program = program_of("""
 optimizer T:
