@@ -21,7 +21,7 @@ from typing import TypeAlias, TypeVar
 from optdsl.core import types as ty
 from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.types import COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
-from optdsl.ir.expr import Call, Expr, Var, as_number, call, const, is_random, var, variables
+from optdsl.ir.expr import Call, Expr, Var, as_number, call, const, is_random, var
 from optdsl.ir.program import Assign, Guard, Hyper, Interval, Program, State
 
 #: Where a value lives.
@@ -705,7 +705,7 @@ class _Steps:
             if state.init is None:  # has no value until it gets one
                 self.assign(state.name, self.expr(Kind.FLOAT, self.targets[state.name]))
         self.block(size, 0)
-        if "p.1" not in variables(self.now["p"]) or self.rng.random() < 0.8:
+        if "p" not in self.versions or self.rng.random() < 0.8:
             self.move()
         results = {n: self.now[n] for n in ("p", *(s.name for s in self.states)) if n in self.now}
         results = {

@@ -6,10 +6,10 @@ interpreter left is put back into each optimizer, rounded to the type that the o
 
 A number of a compiled program is right if it is within a few units in the last place of the interpreter's. Where
 one is not, the interpreter runs the step again: with small changes to every input and to the result of every
-operator, in a wider type, and with the other zero where `min` and `max` may choose. How far these runs differ
-from the first is how far rounding, the association of products and the range of the type may carry; four times
-that is allowed. Where some of them are finite and others not, nothing can be said, and the number is only
-counted. Infinities and nan must be the same where all runs have them.
+operator, the signs of zeros among them, with operators as libraries simplify them, and in a wider type. How far
+these runs differ from the first is how far rounding, the association of products and the range of the type may
+carry; four times that is allowed. Where some of them are finite and others not, nothing can be said, and the
+number is only counted. Infinities and nan must be the same where all runs have them.
 """
 
 from __future__ import annotations
@@ -259,7 +259,10 @@ class Reference:
             starting = self.copied(machine, machine.dtype, self.program.with_body((), {}))
             starting.perturb = machine.perturb
             starting.step(grads)
-            self.restore(machine, {k: v for k, v in values(starting).items() if k[0] != "p"})
+            new = {place: x for place, x in values(starting).items() if place[0] != "p"}
+            self.restore(machine, new)
+            if machine.perturb is not None:
+                self.restore(machine, {x: machine.perturb(rounded(new[x], torch.float32)) for x in new})
         machine.step(grads)
 
     def copied(
@@ -304,64 +307,48 @@ class Reference:
     # ---- runs that differ ----
 
     def shaken(self, before: Interpreter, step: int, seed: int) -> Values:
-        """What the step leaves when its inputs and the result of every operator are a little off."""
-        rng = np.random.default_rng(seed)
-        noise = ULPS * float(np.finfo(before.dtype).eps)
+        """What the step leaves when its inputs and the result of every operator are a little off.
 
-        def shaken(x: Array) -> Array:
-            return np.asarray(x * (1 + noise * rng.choice((-1.0, 1.0), np.shape(x))).astype(x.dtype))
+        With an odd seed zeros have any sign, and operators are those of `OTHERWISE`; with every second of these
+        the changes are of one unit only, or none.
+        """
+        rng = np.random.default_rng(seed)
+        limits = np.finfo(before.dtype)
+        units = (-1, 0, 1) if seed % 4 == 3 else (-ULPS, ULPS)
+
+        def off(x: Array) -> Array:
+            by = rng.choice(units, np.shape(x)).astype(x.dtype)
+            moved = x + by * (np.abs(x) * limits.eps + limits.smallest_subnormal)
+            return np.where((x == 0) | ~np.isfinite(x), x, moved)
+
+        def computed(x: Array) -> Array:
+            signs = rng.choice((-1.0, 1.0), np.shape(x)) if seed % 2 else x
+            return np.where(x == 0, np.copysign(x, signs), off(x))
 
         machine = self.copied(before, before.dtype)
-        machine.perturb = shaken
+        machine.perturb = computed
         with np.errstate(all="ignore"):
             for group, params in enumerate(machine.params):
-                machine.params[group] = [shaken(p) for p in params]
+                machine.params[group] = [off(p) for p in params]
                 for states in machine.states[group]:
-                    states |= {k: shaken(v) for k, v in states.items() if isinstance(v, np.ndarray)}
-            grads = [[None if g is None else shaken(g) for g in group] for group in self.grads(step)]
+                    states |= {k: off(v) for k, v in states.items() if isinstance(v, np.ndarray)}
+            grads = [[None if g is None else off(g) for g in group] for group in self.grads(step)]
         with mock.patch.dict(NUMPY, OTHERWISE if seed % 2 else {}):
             self.run(machine, grads)
         return values(machine)
 
-    def others(self, before: Interpreter, step: int) -> list[Values]:
-        """What the step leaves in a wider type, and with the other choices of operators that have one."""
-        found = []
+    def wide(self, before: Interpreter, step: int) -> Values:
+        """What the step leaves in a wider type."""
         largest = float(np.finfo(before.dtype).max)
-        wider = {"nan_to_num": lambda x: np.nan_to_num(x, posinf=largest, neginf=-largest)}
-        for dtype, operators in ((WIDER[before.dtype], wider), (before.dtype, OTHERWISE)):
-            machine = self.copied(before, dtype)
-            with mock.patch.dict(NUMPY, operators):
-                self.run(machine, self.grads(step))
-            found.append(values(machine))
-        return found
-
-
-def _other_zero(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
-    """`min` or `max`, but of two equal operands the other one: they may be 0 and -0."""
-
-    def choose(x: Array, y: Array) -> Array:
-        usual = function(x, y)
-        return np.where(x == y, np.where(np.signbit(usual) == np.signbit(x), y, x), usual)
-
-    return choose
+        machine = self.copied(before, WIDER[before.dtype])
+        with mock.patch.dict(NUMPY, nan_to_num=lambda x: np.nan_to_num(x, posinf=largest, neginf=-largest)):
+            self.run(machine, self.grads(step))
+        return values(machine)
 
 
 def _mod(x: Array, y: Array) -> Array:
-    """`mod` as vector libraries have it: nan where the quotient nearly overflows, a zero with the sign of x."""
-    left = np.mod(x, y)
-    left = np.where(left == 0, np.copysign(left, x), left)
-    return np.where(np.abs(x / y) < 1e-8 * np.finfo(np.result_type(x, y)).max, left, np.nan)
-
-
-def _extreme(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`reduce_min` or `reduce_max`, but of 0 and -0 the other one."""
-
-    def choose(x: Array, axis: int | None = None) -> Array:
-        found = function(x, axis)
-        other = ((x == 0) & (np.signbit(x) != np.signbit(found))).any(axis, keepdims=True)
-        return np.where((found == 0) & other, -found, found)
-
-    return choose
+    """`mod` as vector libraries have it: nan where the quotient nearly overflows."""
+    return np.where(np.abs(x / y) < 1e-8 * np.finfo(np.result_type(x, y)).max, np.mod(x, y), np.nan)
 
 
 def _matmul(x: Array, y: Array) -> Array:
@@ -369,26 +356,17 @@ def _matmul(x: Array, y: Array) -> Array:
     return np.asarray(np.sum(x[:, :, np.newaxis] * y[np.newaxis, :, :], axis=1))
 
 
-_usual_pow = NUMPY["pow"]
+_POW = NUMPY["pow"]
 
 
 def _pow(x: Array, y: Array) -> Array:
     """`pow` by roots and reciprocals, as libraries take some exponents."""
     special = [(-2, 1 / (x * x)), (0.5, np.sqrt(x)), (-0.5, 1 / np.sqrt(x))]
-    return np.asarray(np.select([y == e for e, _ in special], [r for _, r in special], _usual_pow(x, y)))
+    return np.asarray(np.select([y == e for e, _ in special], [r for _, r in special], _POW(x, y)))
 
 
-#: What operators may give instead.
-OTHERWISE = {
-    "min": _other_zero(np.minimum),
-    "max": _other_zero(np.maximum),
-    "reduce_min": _extreme(NUMPY["reduce_min"]),
-    "reduce_max": _extreme(NUMPY["reduce_max"]),
-    "mod": _mod,
-    "div": lambda x, y: x * (1 / y),
-    "matmul": _matmul,
-    "pow": _pow,
-}
+#: What operators may give instead: torch divides by a number and a number by a tensor with a reciprocal.
+OTHERWISE = {"mod": _mod, "matmul": _matmul, "pow": _pow, "div": lambda x, y: x * (1 / y)}
 
 
 def _numpy(x: torch.Tensor) -> Array:
@@ -535,7 +513,7 @@ class Runs:
     def get(self, count: int) -> list[Values]:
         """At least `count` runs."""
         if not self.made:
-            self.made = self.reference.others(self.before, self.step)
+            self.made = [self.reference.wide(self.before, self.step)]
         while len(self.made) < count:
             self.made.append(self.reference.shaken(self.before, self.step, len(self.made)))
         return self.made

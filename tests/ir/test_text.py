@@ -222,7 +222,7 @@ def parsed(expr: Expr) -> Expr:
     return assign.expr
 
 
-OPERANDS = [
+OPERANDS: list[Expr] = [
     P,
     call("add", P, G),
     call("sub", P, G),
@@ -241,7 +241,7 @@ OPERANDS = [
     const(-3),
     const(math.inf),
 ]
-CONDITIONS = [
+CONDITIONS: list[Expr] = [
     FLAGGED,
     call("lt", P, G),
     call("eq", P, G),
@@ -515,10 +515,9 @@ optimizer T:
     same_meaning(program)
     same_meaning(simplify(program))
     for word in ("if", "every", "repeat", "use", "return", "update", "not", "t", "inf", "true"):
-        body = (Assign(f"{word}.1", word, call("add", P, G)),)
-        left = call("mul", body[0].var, 2.0)
-        body = (*body, Assign("p.1", "p", left))
-        same_meaning(step(body=body, results={"p": body[1].var}))
+        first = Assign(f"{word}.1", word, call("add", P, G))
+        second = Assign("p.1", "p", call("mul", first.var, 2.0))
+        same_meaning(step(body=(first, second), results={"p": second.var}))
 
 
 def test_names_of_locals_give_way_to_inputs() -> None:
