@@ -145,13 +145,16 @@ def hyper_values(program: Program, given: Mapping[str, Any]) -> dict[str, Value]
 
 
 def _on_host(value: Any, kind: Kind) -> Value:
-    """A number, truth value or string as a host value; an int beyond all floats is an infinity."""
+    """A number, truth value or string as a host value.
+
+    An int is a float64 without -0; beyond all floats it is an infinity.
+    """
     if kind is Kind.CHOICE:
         return str(value)
     if kind is Kind.BOOL:
         return bool(value)
     try:
-        return np.float64(value)
+        return np.float64(value) + (0.0 if kind is Kind.INT else -0.0)
     except OverflowError:
         return np.float64(math.inf if value > 0 else -math.inf)
 
