@@ -98,8 +98,22 @@ def torch_class(program: Program) -> Any:
     return load(source(program), program.name)
 
 
+def as_written(program: Program) -> Any:
+    """The class that the torch backend makes of a program that is not simplified."""
+    return load(emit(program, "random.opt", "0" * 64), program.name)
+
+
 LOOP = Way("loop", torch_class, {"foreach": False})
 FOREACH = Way("foreach", torch_class, {"foreach": True})
+DIFFERENTIABLE = Way("differentiable", torch_class, {"differentiable": True})
+CAPTURABLE = (
+    Way("capturable loop", torch_class, {"foreach": False, "capturable": True}),
+    Way("capturable foreach", torch_class, {"foreach": True, "capturable": True}),
+)
+AS_WRITTEN = (
+    Way("loop, not simplified", as_written, {"foreach": False}),
+    Way("foreach, not simplified", as_written, {"foreach": True}),
+)
 
 
 # ---- problems -----------------------------------------------------------------------------------------------
@@ -407,7 +421,11 @@ class Compiled:
 
     def __init__(self, way: Way, program: Program, problem: Problem) -> None:
         self.way, self.program, self.problem = way, program, problem
-        self.params = [[_like(p, way.device).requires_grad_() for p in group] for group in problem.params]
+        # autograd may follow into a parameter only if nobody has asked for its gradient
+        follows = not way.flags.get("differentiable", False)
+        self.params = [
+            [_like(p, way.device).requires_grad_(follows) for p in group] for group in problem.params
+        ]
         groups = [{"params": p, **h} for p, h in zip(self.params, problem.hypers, strict=True)]
         flags: dict[str, Any] = {**way.flags, "maximize": problem.maximize}
         cls = way.build(program)
@@ -502,7 +520,12 @@ def run(program: Program, problem: Problem, ways: Sequence[Way], rng: np.random.
             tally += compare(one, step, before, after, runs)
         # what is no number any more would stay so: at times it begins anew
         if rng.random() < 0.7:
-            after = {place: _healed(x, rng) for place, x in after.items()}
+            hosts = {state.key for state in program.states if state.type.is_host}
+            after = {
+                # what the parameters had in common, they have in common
+                place: _healed(x, np.full(x.shape, 0.5) if place[0] in hosts else rng.normal(size=x.shape))
+                for place, x in after.items()
+            }
         reference.restore(reference.machine, after)
         settled = values(reference.machine)
         for one in compiled:
@@ -510,9 +533,8 @@ def run(program: Program, problem: Problem, ways: Sequence[Way], rng: np.random.
     return tally
 
 
-def _healed(x: Array, rng: np.random.Generator) -> Array:
-    fine = np.isfinite(x) & (np.abs(x) < 1e6)
-    return np.where(fine, x, rng.normal(size=x.shape)).astype(x.dtype)
+def _healed(x: Array, instead: Array) -> Array:
+    return np.where(np.isfinite(x) & (np.abs(x) < 1e6), x, instead).astype(x.dtype)
 
 
 class Runs:

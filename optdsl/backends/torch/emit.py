@@ -207,6 +207,9 @@ class _Module:
                 conditions.append(node.args[0])
         if not all(is_static(c, self.definitions, self.dynamic) for c in conditions):
             return "its step branches on the step count"
+        counts = [n.args[1] for n in self.program.nodes() if isinstance(n, Call) and n.op == "newton_schulz"]
+        if not all(is_static(count, self.definitions, self.dynamic) for count in counts):
+            return "its step repeats something as often as the step count says"
         return "it draws random numbers by the step count" if self.program.draws else None
 
     def arguments(self) -> list[str]:
