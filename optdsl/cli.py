@@ -8,12 +8,14 @@ import keyword
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from optdsl import __version__, driver
 from optdsl.lang.diagnostics import Diagnostic, SpecError, to_json
 
+T = TypeVar("T")
 OK, FOUND_ERRORS, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -72,11 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"optdsl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, run: object, help: str, examples: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: object, help: str, examples: str, details: str = ""
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=help,
-            description=help[0].upper() + help[1:] + ".",
+            description=help[0].upper() + help[1:] + (f".\n\n{details}" if details else "."),
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
@@ -144,9 +148,91 @@ def _parser() -> argparse.ArgumentParser:
     new = command("new", _new, "write a first spec to start from", "  optdsl new my_method")
     new.add_argument("name", metavar="NAME", help="name of the method; the file is NAME.opt")
 
+    bench = command(
+        "bench",
+        _bench,
+        "measure how long a step takes, beside torch.optim and the bandwidth of the machine",
+        "  optdsl bench adamw\n"
+        "  optdsl bench lion my.opt --case gpt2 --threads 1,2\n"
+        "  optdsl bench sgd --set momentum=0.9 --out results/",
+        "Peers take turns, so that what disturbs the machine disturbs all alike: a time is the median of a step,\n"
+        "a ratio the median over the rounds, a spread the interquartile range. The first step stands apart; it\n"
+        "includes a native build if there is one.\n\n"
+        "cases:\n"
+        "  10m    one tensor of 10M elements\n"
+        "  gpt2   GPT-2 small, 124M elements in 148 tensors; takes up to 10 GB of memory\n"
+        "  small  1000 tensors of 1000, with the same and with new gradients in every step\n"
+        "  one    one tensor of 1 element; with `many` it gives the fixed cost of a step\n"
+        "  many   1000 tensors of 1 element, with the same and with new gradients in every step",
+    )
+    bench.add_argument("names", nargs="+", metavar="NAME", help="a shipped spec, or the path of a spec")
+    bench.add_argument(
+        "--case",
+        type=_comma(str),
+        default=["10m", "small", "one", "many"],
+        metavar="CASES",
+        help="of those above, with commas, or all (default: all but gpt2)",
+    )
+    bench.add_argument(
+        "--threads",
+        type=_comma(_positive),
+        default=[1],
+        metavar="N,...",
+        help="numbers of threads (default: 1)",
+    )
+    bench.add_argument("--dtype", choices=("f32", "bf16", "f64"), default="f32", help="default: %(default)s")
+    bench.add_argument(
+        "--repeat",
+        type=_positive,
+        metavar="N",
+        help="rounds in each case (default: until the medians are known)",
+    )
+    bench.add_argument(
+        "--time-limit",
+        type=_seconds,
+        metavar="S",
+        help="seconds for the rounds of one case with one number of threads (default: 20, none with --repeat)",
+    )
+    bench.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the method, given to all peers; may be repeated",
+    )
+    bench.add_argument("--out", type=Path, metavar="FOLDER", help="write bench.json and pictures here")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    bench.add_argument("--no-plot", action="store_true", help="draw no pictures")
+
     explain = command("explain", _explain, "explain the code of a message", "  optdsl explain E0301")
     explain.add_argument("code", metavar="CODE", help="such as E0301; without it: `optdsl explain all`")
     return parser
+
+
+def _comma(each: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Reads values with commas between them."""
+
+    def read(text: str) -> list[T]:
+        return list(dict.fromkeys(each(part.strip()) for part in text.split(",")))
+
+    return read
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"`{text}` is not a whole number above 0")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"`{text}` is not a number of seconds above 0")
+    return number
 
 
 # ---- commands ---------------------------------------------------------------------------------------------
@@ -303,6 +389,19 @@ def _new(options: argparse.Namespace) -> int:
     except FileExistsError:
         raise ValueError(f"{path} exists already; nothing was changed") from None
     print(f"{path} written; `optdsl compile {path}` makes a class of it")
+    return OK
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from optdsl.analysis.bench import cases
+
+    chosen = cases.find(options.case)
+    from optdsl.analysis.bench import command, peers, run  # these import torch
+
+    methods = peers.methods(options.names, peers.options_of(options.set))
+    _report([d for method in methods for d in method.diagnostics], "text")
+    settings = run.Settings(chosen, options.threads, options.dtype, options.repeat, options.time_limit)
+    command.run(methods, settings, options.out, options.json, not options.no_plot)
     return OK
 
 

@@ -17,7 +17,7 @@ from optdsl.cli import _parser, main
 from optdsl.lang.diagnostics import CODES
 from tests.support import BAD, NAMES, PLAIN, ROOT, SHIPPED, TRANSFORM, command, environment, files, good
 
-COMMANDS = ("check", "compile", "fmt", "show", "list", "new", "explain")
+COMMANDS = ("check", "compile", "fmt", "show", "list", "new", "bench", "explain")
 UGLY = PLAIN.replace("p = p - lr * g", "p=p-lr*g")
 
 
@@ -94,6 +94,12 @@ def test_version(capsys):
         ["fmt"],
         ["new"],
         ["explain"],
+        ["bench"],
+        ["bench", "adamw", "--threads", "0"],
+        ["bench", "adamw", "--threads", "1,x"],
+        ["bench", "adamw", "--dtype", "f16"],
+        ["bench", "adamw", "--repeat", "-1"],
+        ["bench", "adamw", "--time-limit", "nan"],
     ],
 )
 def test_wrong_usage(words, capsys):

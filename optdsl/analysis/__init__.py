@@ -1,0 +1,1 @@
+"""Looking at methods: their equations as people write them, and what they cost beside other implementations."""
