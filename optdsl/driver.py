@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from optdsl.runtime import Optimizer
 
 #: What `show` can print, in the order of the pipeline.
-STAGES = ("syntax", "program", "simplified", "lowered", "opt", "torch")
-BACKENDS = ("torch",)
+STAGES = ("syntax", "program", "simplified", "lowered", "opt", "plan", "torch", "cpu")
+BACKENDS = ("torch", "cpu")
 
 
 class SpecWarning(UserWarning):
@@ -90,20 +90,39 @@ def source_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def emit(program: Program, path: Path, backend: str, standalone: bool = False) -> str:
-    """The file that `backend` makes of a program, already simplified, that comes from the spec at `path`."""
-    if backend != "torch":
-        raise ValueError(
-            f"there is no backend `{backend}`; {nearest(backend, BACKENDS) or ', '.join(BACKENDS)}"
-        )
+def emit(
+    program: Program, path: Path, backends: Iterable[str] = BACKENDS, standalone: bool = False
+) -> dict[str, str]:
+    """The files that backends make of a program, already simplified, that comes from the spec at `path`.
+
+    By their names: `NAME.py`, and `NAME.c` where the backend "cpu" is among them and has kernels for the program.
+    The class is always that of the backend "torch", which every other path falls back on. Raises ValueError for
+    an unknown backend.
+    """
     from optdsl.backends import torch as torch_backend
 
-    text = torch_backend.emit(program, path.name, source_hash(path))
+    backends = tuple(backends)
+    for backend in backends:
+        if backend not in BACKENDS:
+            raise ValueError(
+                f"there is no backend `{backend}`; {nearest(backend, BACKENDS) or ', '.join(BACKENDS)}"
+            )
+    digest, module = source_hash(path), module_name(path)
+    files: dict[str, str] = {}
+    native = None
+    if "cpu" in backends and not standalone:
+        from optdsl.backends import cpu as cpu_backend
+
+        names = torch_backend.python_names(program)
+        native = cpu_backend.emit(program, path.name, digest, module, names)
+        if native.reason is None:
+            files[f"{module}.c"] = native.source
+    text = torch_backend.emit(program, path.name, digest, native)
     if standalone:
         from optdsl.backends.torch.standalone import standalone as inline
 
-        return inline(text)
-    return text
+        text = inline(text)
+    return {f"{module}.py": text, **files}
 
 
 def compile(
@@ -114,7 +133,7 @@ def compile(
     standalone: bool = False,
     progress: Callable[[Path], None] | None = None,
 ) -> list[Compiled]:
-    """Compiles specs, or all specs of a folder, to `out/NAME.py` (default: beside the spec).
+    """Compiles specs, or all specs of a folder, to `out/NAME.py` and `out/NAME.c` (default: beside the spec).
 
     `standalone` puts the runtime into the file, so that it needs torch alone. `progress` is called with
     each spec before it is compiled. A spec with errors writes nothing and does not stop the others; look at
@@ -131,10 +150,11 @@ def compile(
         checked = check_path(path)
         files: list[Path] = []
         if checked.program is not None:
-            program = simplify(checked.program)
-            for backend in backends:
-                write(target, emit(program, path, backend, standalone))
-                files.append(target)
+            made = emit(simplify(checked.program), path, backends, standalone)
+            # the class is written last: what it refers to is there then
+            for name, text in reversed(made.items()):
+                write(target.with_name(name), text)
+                files.insert(0, target.with_name(name))
         results.append(Compiled(path, checked, tuple(files)))
     return results
 
@@ -187,29 +207,35 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
     if backend not in (None, *BACKENDS):
         raise ValueError(f"there is no backend `{backend}`; available: {', '.join(BACKENDS)}")
     ready = _shipped_class(path)
-    if ready is not None:
+    if ready is not None and backend != "torch":
         return ready
     checked = check_path(path)
     program = _program(checked, path)
     for diagnostic in checked.diagnostics:
         warnings.warn(f"\n{diagnostic.render()}", SpecWarning, stacklevel=2)
-    text = emit(simplify(program), path, backend or "torch")
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    files = emit(simplify(program), path, BACKENDS if backend is None else ("torch", backend))
+    digest = hashlib.sha256("\0".join(files.values()).encode()).hexdigest()[:16]
     name = f"optdsl_spec_{module_name(path)[:60]}_{digest}"
     with _LOADING:
         module = sys.modules.get(name)
         if module is None:
-            target = cache_dir() / f"{name}.py"
+            folder = cache_dir() / name
             try:
-                write(target, text)
-            except OSError:  # a read-only cache: a file of this process will do
+                _write_all(folder, files)
+            except OSError:  # a read-only cache: files of this process will do
                 import tempfile
 
-                target = Path(tempfile.mkdtemp(prefix="optdsl-")) / f"{name}.py"
-                write(target, text)
-            module = _import(name, target)
+                folder = Path(tempfile.mkdtemp(prefix="optdsl-"))
+                _write_all(folder, files)
+            module = _import(name, folder / f"{module_name(path)}.py")
     found: type[Optimizer] = getattr(module, program.name)
     return found
+
+
+def _write_all(folder: Path, files: dict[str, str]) -> None:
+    """Writes files into a folder. Raises OSError."""
+    for name, text in files.items():
+        write(folder / name, text)
 
 
 def _program(checked: Checked, path: Path) -> Program:
@@ -274,9 +300,26 @@ def show(path: Path, stage: str) -> str:
             from optdsl.passes.lower import lower
 
             return listing(lower(program))
+        case "plan":
+            return plans(program)
         case "torch":
-            return emit(program, path, "torch")
+            return emit(program, path, ("torch",))[f"{module_name(path)}.py"]
+        case "cpu":
+            files = emit(program, path)
+            source = files.get(f"{module_name(path)}.c")
+            return source if source is not None else plans(program)
     raise ValueError(f"there is no stage `{stage}`; {nearest(stage, STAGES) or ', '.join(STAGES)}")
+
+
+def plans(program: Program) -> str:
+    """The plans of a program, already simplified, one for each setting and branch."""
+    from optdsl.backends.cpu import plans as all_plans
+    from optdsl.ir.text import show_plan
+
+    found, reason = all_plans(program)
+    if reason is not None:
+        return f"no plan: {reason}\n"
+    return "\n".join(show_plan(conditions, plan) for conditions, plan in found)
 
 
 def _syntax(path: Path) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from optdsl.core.ops import CONSTANTS, CORE, FACTS, Rule
 from optdsl.core.types import Kind
 from optdsl.ir.expr import Call, Const, Expr, Var, variables
+from optdsl.ir.plan import Plan, Value
 from optdsl.ir.program import Hyper, Interval, Program, number
 from optdsl.ir.structure import Set, Statement, Structured, fresh, structure
 
@@ -239,3 +241,38 @@ def show(program: Program) -> str:
 
 
 __all__ = ["expression", "literal", "number", "quote", "show", "to_opt"]
+
+
+def show_plan(conditions: Sequence[tuple[Expr, bool]], plan: Plan) -> str:
+    """A plan as text: under which conditions it is followed, and what its sweeps do."""
+    when = (
+        " and ".join(expression(c, {}) if w else f"not ({expression(c, {})})" for c, w in conditions)
+        or "always"
+    )
+    lines = [f"plan when {when}"]
+    lines += [f"    {plan.slot_name}.{k} = {expression(slot, {})}" for k, slot in enumerate(plan.slots)]
+    lines += [f"    {name} = {expression(expr, {})}" for name, expr in plan.host_states]
+
+    def value(v: Value, indent: str) -> str:
+        if v.reduction is None:
+            return f"{indent}{v.name} = {expression(v.expr, {})}"
+        return f"{indent}{v.name} = {v.reduction.kind}({expression(v.expr, {})}, over={v.reduction.over})"
+
+    for k, scalars in enumerate(plan.scalars):
+        lines += [value(v, "    ") for v in scalars]
+        if k == len(plan.sweeps):
+            break
+        sweep = plan.sweeps[k]
+        reads, writes = (" ".join(sorted(x)) or "nothing" for x in (sweep.reads, sweep.writes))
+        lines.append(f"    sweep {k}: reads {reads}; writes {writes}")
+        for j, line in enumerate(sweep.lines):
+            lines += [value(v, "      row ") for v in line]
+            if j < len(sweep.loops):
+                loop = sweep.loops[j]
+                lines += [value(v, "        ") for v in loop.body]
+                lines += [f"        reduce {v.name}: {expression(v.expr, {})}" for v in loop.reduces]
+                lines += [f"        store {array} = {expression(expr, {})}" for array, expr in loop.stores]
+        if plan.joints[k]:
+            lines.append("    all tensors meet")
+    lines += [f"    store {name} = {expression(expr, {})}" for name, expr in plan.scalar_stores]
+    return "\n".join(lines) + "\n"

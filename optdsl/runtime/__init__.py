@@ -3,6 +3,7 @@
 from optdsl.runtime import host
 from optdsl.runtime.checks import Hyper
 from optdsl.runtime.joint import Joint
+from optdsl.runtime.native.spec import Kernel, Native
 from optdsl.runtime.ops import (
     as_matrix,
     broadcast,
@@ -29,6 +30,8 @@ __all__ = [
     "Facts",
     "Hyper",
     "Joint",
+    "Kernel",
+    "Native",
     "Optimizer",
     "Random",
     "State",

@@ -115,14 +115,17 @@ def _kept(kind: str, value: Any) -> Any:
     return int(value) if kind == "int" else float(value)
 
 
-def check_flags(name: str, flags: Mapping[str, Any], not_capturable: str | None) -> None:
+def check_flags(
+    name: str, flags: Mapping[str, Any], not_capturable: str | None, no_kernels: str | None
+) -> None:
     """Raises RuntimeError, in torch's words where it has any, for flags that do not go together or here."""
     if flags["fused"]:
         if flags["differentiable"]:
             raise RuntimeError("`fused` does not support `differentiable`")
         if flags["foreach"]:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-        raise RuntimeError(f"{name} has no fused kernel: it was compiled for the backend 'torch'")
+        if no_kernels is not None:
+            raise RuntimeError(f"{name} has no fused kernel: {no_kernels}")
     if flags["capturable"] and not_capturable is not None:
         raise RuntimeError(f"{name} does not support `capturable`: {not_capturable}")
 

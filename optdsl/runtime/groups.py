@@ -34,24 +34,31 @@ class GroupStep:
         self.maximize = bool(group["maximize"])
         self.capturable = bool(group["capturable"])
         self.differentiable = bool(group["differentiable"])
-        self._tensor_options = tensor_options
+        self.tensor_options = tensor_options
+        #: Whether native kernels take what they can, and whether there is none though they should.
+        self.native = False
+        self.kernels_missing = False
+        #: Values of group-level states that kernels left: (index of the parameter, key, t, value).
+        self.candidates: list[tuple[int, str, int, float]] = []
         self._views: dict[torch.device, Mapping[str, Any]] = {}
         self._shared: dict[str, Tensor] = {}
         self._writes: dict[str, tuple[Any, Any]] = {}
 
     def options(self, device: torch.device) -> Mapping[str, Any]:
         """The group as an update on this device gets it."""
-        if not self._tensor_options:
+        if not self.tensor_options:
             return self.group
         view = self._views.get(device)
         if view is None:
-            names, flags = self._tensor_options, (self.capturable, self.differentiable)
+            names, flags = self.tensor_options, (self.capturable, self.differentiable)
             view = self._views[device] = with_plain_options(self.group, names, *flags, device)
         return view
 
     def foreach(self, params: list[Tensor]) -> bool:
         """Whether to take the foreach path: as the user said, else as torch would."""
         wanted = self.group["foreach"]
+        if self.kernels_missing:
+            wanted = True
         if wanted is None and self.group["fused"] is None and params and params[0].device.type != "cpu":
             wanted = _default_to_fused_or_foreach(params, self.differentiable, use_fused=False)[1]
         if wanted and self.differentiable:
@@ -95,6 +102,8 @@ class GroupStep:
 
     def settle(self) -> None:
         """Stores the group-level states in the group."""
+        for _, key, t, value in sorted(self.candidates):
+            self.write(key, t, value)
         self.group.update(self._shared)
         for key, (_, value) in self._writes.items():
             if self.differentiable:

@@ -1,9 +1,12 @@
 """The base of the generated classes: a `torch.optim.Optimizer` that runs a `Rule`."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate
 from operator import is_
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from optdsl.runtime.rule import Rule
 from optdsl.runtime.states import group_prototype, restored
 from optdsl.runtime.units import Cohorts, Unit, gather
 
-_FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused")
+_FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused", "overwrite_grad")
 # Refuses to be captured in a CUDA graph without `capturable`.
 _HEALTH_CHECK = "_accelerator_graph_capture_health_check"
 if not hasattr(torch.optim.Optimizer, _HEALTH_CHECK):
@@ -29,6 +32,32 @@ class _AsSaved:
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
+
+
+class _Kernels:
+    """Classes whose native kernels cannot be built in this process; each reason is told once."""
+
+    missing: ClassVar[dict[type, str]] = {}
+
+    @classmethod
+    def lack(cls, rule: type, reason: str) -> None:
+        """Notes that the kernels of a class cannot be had."""
+        if reason not in cls.missing.values():
+            warnings.warn(
+                f"optdsl runs without native kernels, several times slower: {reason}. "
+                "`fused=False` asks for none, and gives no warning.",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+        cls.missing[rule] = reason
+
+
+def _wants_kernels(group: GroupStep) -> bool:
+    """Whether the flags of a group ask for native kernels, or leave the choice."""
+    flags = group.group
+    if flags["fused"] is None:
+        return flags["foreach"] is None and not group.capturable and not group.differentiable
+    return bool(flags["fused"])
 
 
 class Optimizer(Rule, torch.optim.Optimizer):
@@ -49,6 +78,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        overwrite_grad: bool = False,
         seed: int = 0,
     ) -> None:
         """Checks the options and flags; `options` are those of `_hypers`, and may hold the `seed`."""
@@ -60,6 +90,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "overwrite_grad": overwrite_grad,
         }
         if self._random:
             defaults.setdefault("seed", seed)
@@ -71,12 +102,17 @@ class Optimizer(Rule, torch.optim.Optimizer):
         #: Options of each group as they were last checked, and the names of those that hold tensors.
         self._checked: dict[int, tuple[list[Any], tuple[str, ...]]] = {}
         self._cohorts = Cohorts()
+        self._launcher: Any = None
+
+    def _why_not_fused(self) -> str | None:
+        """None, or why there are no native kernels."""
+        return self._no_kernels if self._native is None else None
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless the options and flags of a group are allowed; puts the options into kept form."""
         for hyper in self._hypers:
             group[hyper.name] = check(hyper, group[hyper.name])
-        check_flags(type(self).__name__, group, self._not_capturable)
+        check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         if self._random:
             seed = group["seed"]
             if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
@@ -105,7 +141,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         for position, hyper in enumerate(self._hypers):
             if known is None or values[position] is not known[0][position]:
                 values[position] = group[hyper.name] = check(hyper, values[position], changed=True)
-        check_flags(type(self).__name__, group, self._not_capturable)
+        check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         names = tuple(hyper.name for hyper in self._hypers if has_tensor(group[hyper.name]))
         self._checked[number] = (values, names)
         return names
@@ -134,14 +170,15 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _advance(self) -> None:
         """Updates every parameter that has a gradient."""
-        first = 0
+        groups = [
+            GroupStep(self, number, options, self._tensor_options(number, options))
+            for number, options in enumerate(self.param_groups)
+        ]
+        firsts = list(accumulate((len(group.group["params"]) for group in groups[:-1]), initial=0))
+        left = self._launch(groups, firsts)
         waiting: list[Unit] = []
-        groups: list[GroupStep] = []
-        for number, options in enumerate(self.param_groups):
-            group = GroupStep(self, number, options, self._tensor_options(number, options))
-            units = gather(group, first, self.state, self._cohorts)
-            first += len(options["params"])
-            groups.append(group)
+        for group, first, only in zip(groups, firsts, left, strict=False):
+            units = gather(group, first, self.state, self._cohorts, only) if only is None or only else []
             if self._joint:
                 waiting += units
                 continue
@@ -149,13 +186,37 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 unit.open()
                 self._store(unit, unit.call())
             group.settle()
-        if waiting:
+        if self._joint:
             for unit in waiting:
                 unit.open()
             for unit, result in zip(waiting, drive([unit.task() for unit in waiting]), strict=True):
                 self._store(unit, result)
             for group in groups:
                 group.settle()
+
+    def _launch(self, groups: Sequence[GroupStep], firsts: Sequence[int]) -> Sequence[Collection[int] | None]:
+        """Runs native kernels where they are wanted and can be had.
+
+        Returns for each group the positions of the parameters that are left, None for all.
+        """
+        everything = [None] * len(groups)
+        if self._native is None or not any(map(_wants_kernels, groups)):
+            return everything
+        for group in groups:
+            group.native = _wants_kernels(group)
+        if type(self) not in _Kernels.missing:
+            native = importlib.import_module("optdsl.runtime.native.launch")
+            try:
+                if self._launcher is None:
+                    self._launcher = native.Launcher(self, self._native)
+                left: Sequence[Collection[int] | None] = self._launcher.step(groups, firsts, self.state)
+                return left
+            except native.BuildError as error:
+                self._launcher = None
+                _Kernels.lack(type(self), str(error))
+        for group in groups:
+            group.kernels_missing = group.native
+        return everything
 
     def _store(self, unit: Unit, result: Any) -> None:
         """Keeps the result of one unit."""
@@ -211,7 +272,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
 def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state dict whose tensors torch passes on as they are, and whose groups have all options.
 
-    No class here has torch's fused kernels, and some cannot be captured, so these two flags may be dropped.
+    Not every class has fused kernels, and some cannot be captured, so these two flags may be dropped.
     """
     known = {number for group in state_dict["param_groups"] for number in group["params"]}
     state = {
@@ -225,7 +286,7 @@ def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> d
         for number, current in enumerate(optimizer.param_groups):
             options = {name: current[name] for name in optimizer.defaults if name in current}
             groups[number] = {**options, **groups[number]}
-            if groups[number]["fused"]:
+            if groups[number]["fused"] and getattr(optimizer, "_native", None) is None:
                 groups[number]["fused"] = None
             if isinstance(optimizer, Optimizer) and optimizer._not_capturable is not None:
                 groups[number]["capturable"] = False

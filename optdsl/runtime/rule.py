@@ -38,6 +38,10 @@ class Rule:
     #: Whether `_update_foreach` may modify the tensors of `p` and of the lists in `state` in place.
     _foreach_inplace: ClassVar[bool] = True
 
+    #: The native kernels, or None, and then why there are none.
+    _native: ClassVar[Any] = None
+    _no_kernels: ClassVar[str] = "it was compiled for the backend 'torch' alone"
+
     #: `_states` by key.
     _specs: ClassVar[dict[str, State]] = {}
 
@@ -55,6 +59,16 @@ class Rule:
     def _initial(key: str, p: Tensor, g: Tensor, group: Mapping[str, Any], facts: Facts) -> float | Tensor:
         """Value of a state before the first step that uses it: a number, or a tensor broadcast to it."""
         return 0.0
+
+    @staticmethod
+    def _kernel(
+        group: Mapping[str, Any], t: int, facts: Facts, state: Mapping[str, float]
+    ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        """Which plan of `_native` a step follows, the numbers its kernel takes, and the new host states.
+
+        `state` are the host states; options are numbers, not tensors.
+        """
+        raise NotImplementedError
 
     @staticmethod
     def _update(p: Any, g: Any, state: Any, group: Any, t: Any, facts: Any, random: Any) -> Any:

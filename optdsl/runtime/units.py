@@ -7,7 +7,7 @@ stores, except for what a foreach update does in place.
 """
 
 import operator
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Collection, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -235,14 +235,18 @@ def gather(
     first: int,
     states: MutableMapping[Tensor, ParamState],
     cohorts: "Cohorts",
+    only: Collection[int] | None = None,
 ) -> list[Unit]:
-    """The units of a group in the order of their first parameters; `first` is the index of its first one."""
+    """The units of a group in the order of their first parameters; `first` is the index of its first one.
+
+    `only` are the positions in the group of the parameters to take.
+    """
     rule, name = group.rule, type(group.rule).__name__
     live: dict[Facts, tuple[str, ...]] = {}
     found: list[tuple[int, Tensor, Tensor, ParamState, bool]] = []
     for index, p in enumerate(group.group["params"], first):
         grad = p.grad
-        if grad is None:
+        if grad is None or (only is not None and index - first not in only):
             continue
         if grad.layout is not torch.strided:
             raise RuntimeError(f"{name} does not support sparse gradients")
@@ -298,11 +302,11 @@ class Cohorts:
     """
 
     def __init__(self) -> None:
-        self._tags: dict[Tensor, tuple[object, int]] = {}
+        self._tags: dict[Tensor, object] = {}
 
     def tag(
         self, p: Tensor, state: ParamState, is_new: bool, now: object, host_keys: Sequence[str]
-    ) -> tuple[object, int]:
+    ) -> object:
         """Equal for parameters that may share a bucket; `now` identifies the current step."""
         tag = self._tags.get(p)
         if tag is None:
@@ -314,13 +318,11 @@ class Cohorts:
             else:
                 hosts = tuple(state[key].item() if key in state else None for key in host_keys)
                 known = (now, state["step"].item(), hosts)
-            tag = self._tags[p] = (known, 0)
+            tag = self._tags[p] = known
         return tag
 
     def advance(self, params: Sequence[Tensor]) -> None:
-        """Notes that these parameters took a step."""
+        """Notes that these parameters, which share what they are tagged with, took a step."""
         if self._tags:
-            for p in params:
-                if p in self._tags:
-                    known, steps = self._tags[p]
-                    self._tags[p] = (known, steps + 1)
+            tag = object()
+            self._tags.update((p, tag) for p in params if p in self._tags)

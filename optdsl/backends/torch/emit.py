@@ -9,9 +9,10 @@ from pathlib import Path
 
 from optdsl import __version__
 from optdsl.backends.layout import docstring, without_strings
+from optdsl.backends.native import Native
 from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
-from optdsl.backends.torch.body import Body, mentions_whole, nodes, printers, used_inputs
+from optdsl.backends.torch.body import RESERVED, Body, mentions_whole, nodes, printers, used_inputs
 from optdsl.backends.torch.printer import Printer, python_literal
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.core.types import ELEMENT, Kind, Level
@@ -30,6 +31,7 @@ _FLAGS = (
     "capturable: bool = False",
     "differentiable: bool = False",
     "fused: bool | None = None",
+    "overwrite_grad: bool = False",
 )
 
 
@@ -38,13 +40,23 @@ def supports(program: Program) -> str | None:
     return None
 
 
-def emit(program: Program, source: str, digest: str) -> str:
-    """The Python file for `program` (simplified, not lowered) that comes from the spec file `source`."""
-    return _Module(program, source, digest).text()
+def emit(program: Program, source: str, digest: str, native: Native | None = None) -> str:
+    """The Python file for `program` (simplified, not lowered) that comes from the spec file `source`.
+
+    `native` is what the backend for the CPU makes of the program, if it is asked for.
+    """
+    return _Module(program, source, digest, native).text()
+
+
+def python_names(program: Program) -> dict[str, str]:
+    """What the hyperparameters are called in the file of a program."""
+    mangled = {h.name: f"{h.name}_" for h in program.hypers if h.name in RESERVED}
+    return {h.name: mangled.get(h.name, h.name) for h in program.hypers}
 
 
 class _Module:
-    def __init__(self, program: Program, source: str, digest: str) -> None:
+    def __init__(self, program: Program, source: str, digest: str, native: Native | None) -> None:
+        self.native = native
         self.original = program
         self.program = lower(program)
         self.source, self.digest = source, digest
@@ -56,6 +68,11 @@ class _Module:
     def text(self) -> str:
         functions = [self.live(), *self.initial(), self.update("loop"), self.update("foreach")]
         declarations = self.declarations()
+        if self.native is not None and self.native.reason is not None:
+            declarations.append(f"_no_kernels = {quoted(self.native.reason)}")
+        elif self.native is not None:
+            declarations += self.native.declarations
+            functions.append(list(self.native.function))
         code = "\n".join([*declarations, *self.arguments(), *(line for f in functions for line in f)])
         view = {
             "version": __version__,
@@ -76,7 +93,7 @@ class _Module:
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
         code = without_strings(code)
-        names = ["Facts", "Joint", "foreach", "host"]
+        names = ["Facts", "Joint", "Kernel", "Native", "foreach", "host"]
         names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz"]
         names += [
             f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
@@ -119,12 +136,24 @@ class _Module:
             "    maximize: move along the gradient instead of against it",
             "    capturable: keep step counts on the device, so that a CUDA graph can hold the step",
             "    differentiable: keep the autograd graph through the step",
-            "    fused: not available from this backend; None or False",
+            *self.fused_doc(),
         ]
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
             parts.append(f"Reference: {program.cite}")
         return "\n\n".join(parts)
+
+    def fused_doc(self) -> list[str]:
+        """What the flags about kernels mean for this class."""
+        if self.native is None or self.native.reason is not None:
+            return [
+                "    fused: not available here; None or False",
+                "    overwrite_grad: no effect here",
+            ]
+        return [
+            "    fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)",
+            "    overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more",
+        ]
 
     def argument_names(self) -> list[str]:
         return list(dict.fromkeys(h.argument for h in self.program.hypers))
@@ -240,7 +269,8 @@ class _Module:
         lines += [f"        {quoted(name)}: {name}," for name in names]
         lines.append("    },")
         lines += [
-            f"    {flag}={flag}," for flag in ("foreach", "maximize", "capturable", "differentiable", "fused")
+            f"    {flag}={flag},"
+            for flag in ("foreach", "maximize", "capturable", "differentiable", "fused", "overwrite_grad")
         ]
         return [*lines, ")"]
 

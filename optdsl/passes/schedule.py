@@ -1,0 +1,535 @@
+"""A branch-free program as a plan: how many sweeps, what each reads, computes and writes.
+
+Every value gets a *time*, the number of sweeps that must be over before it can be computed. Values of one time at
+element level are fused into one sweep. A value that a later sweep needs again is read back if it was stored there
+anyway (a new state), and computed anew from its inputs if not; a state may be stored as soon as it is known, or
+later, when its old value is still needed. Of all choices the one that moves the fewest bytes is taken, and of
+those the one with the fewest operations.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from optdsl.core.ops import CORE, Rule
+from optdsl.core.types import COLS, ELEMENT, ROWS, Kind, Level, Type, host
+from optdsl.ir.expr import Call, Const, Expr, Var, call, is_joint, var, variables
+from optdsl.ir.plan import Array, Loop, Place, Plan, Reduction, Sweep, Value
+from optdsl.ir.program import Program
+from optdsl.passes.specialise import Leaf, inline_host
+
+
+class Unsupported(Exception):
+    """The program has no plan; the message says why, in words for its author."""
+
+
+#: How the parameter's storage bears on the schedule.
+EXACT, NARROW, OVERWRITE = "exact", "narrow", "overwrite"
+MODES = (EXACT, NARROW, OVERWRITE)
+
+
+def schedule(leaf: Leaf, mode: str = EXACT) -> Plan:
+    """The plan of a branch-free program.
+
+    `mode` is EXACT where an array holds what is stored in it, NARROW where storing rounds (bfloat16), so that a
+    stored value cannot be read back as what was computed, and OVERWRITE where the gradient may be used as
+    scratch memory. Raises Unsupported.
+    """
+    return _Scheduler(_Flat(leaf), mode).plan()
+
+
+def _inputs(program: Program) -> list[str]:
+    return [*(h.name for h in program.hypers), *(s.name for s in program.states)]
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
+
+
+class _Flat:
+    """The program with every value at one place: operands that live elsewhere have names of their own."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.program: Program = inline_host(leaf.program)
+        self.vector = leaf.vector
+        self.values: dict[str, Value] = {}
+        self.slots: dict[int, Expr] = {}
+        self.slot_exprs: list[Expr] = []
+        self.memo: dict[tuple[int, Place], Expr] = {}
+        self.alive: list[Expr] = []
+        self.count = 0
+        taken = {
+            name.partition(".")[0] for name in (*(a.name for a in self.program.body), *_inputs(self.program))
+        }
+        self.part, self.slot_name = (_unused(name, taken) for name in ("part", "slot"))
+        self.arrays = self._arrays()
+        self.host = {a.name for a in self.program.body if a.expr.type.is_host}
+        for assign in self.program.body:
+            if not assign.expr.type.is_host:
+                self.assign(assign.name, assign.expr)
+        states = {s.name: s for s in self.program.states}
+        self.results: dict[str, Expr] = {}
+        self.host_states: list[tuple[str, Expr]] = []
+        for name, expr in self.program.results.items():
+            if isinstance(expr, Var) and expr.name == name:
+                continue
+            if name in states and states[name].type.is_host:
+                self.host_states.append((name, expr))
+            else:
+                self.results[name] = self.at(expr, self.arrays[name].place)
+
+    def _arrays(self) -> dict[str, Array]:
+        arrays = {name: Array(name, "", Place.ELEMENT) for name in ("p", "g")}
+        for state in self.program.states:
+            if not state.type.is_host:
+                place = self.place(state.type)
+                arrays[state.name] = Array(state.name, state.key, place, state.type.level is Level.GROUP)
+        return arrays
+
+    def place(self, type_: Type) -> Place:
+        """Where values of a type live."""
+        if type_.is_host:
+            return Place.HOST
+        if type_.level < Level.ARRAY:
+            return Place.SCALAR
+        if type_.shape == ELEMENT:
+            return Place.ELEMENT
+        if type_.shape == ROWS:
+            return Place.ELEMENT if self.vector else Place.ROWS
+        if type_.shape == COLS:
+            return Place.SCALAR if self.vector else Place.COLS
+        raise Unsupported("it works on matrices")
+
+    def assign(self, name: str, expr: Expr) -> None:
+        """Takes over an assignment of the program."""
+        place = self.place(expr.type)
+        if isinstance(expr, Call) and CORE[expr.op].rule is Rule.REDUCE:
+            reduced = self.reduce(expr, name)
+            if isinstance(reduced, Var) and reduced.name == name:
+                return
+            self.values[name] = Value(name, place, expr.type.kind, reduced)
+            return
+        self.values[name] = Value(name, place, expr.type.kind, self.inner(expr, place))
+
+    def name(self, expr: Expr, place: Place, type_: Type) -> Expr:
+        """A value of its own for `expr`, which is lowered already."""
+        self.count += 1
+        name = f"{self.part}.{self.count}"
+        self.values[name] = Value(name, place, type_.kind, expr)
+        return var(name, type_)
+
+    def at(self, expr: Expr, place: Place) -> Expr:
+        """`expr` as an operand of something at `place`."""
+        key = (id(expr), place)
+        if key not in self.memo:
+            self.alive.append(expr)
+            self.memo[key] = self._at(expr, place)
+        return self.memo[key]
+
+    def _at(self, expr: Expr, place: Place) -> Expr:
+        own = self.place(expr.type)
+        if isinstance(expr, Const):
+            return expr
+        if own is Place.HOST:
+            return self.slot(expr)
+        if isinstance(expr, Var):
+            return expr
+        if expr.op == "broadcast":
+            return self.at(expr.args[0], place)
+        if CORE[expr.op].rule is Rule.REDUCE:
+            return self.reduce(expr, None)
+        if CORE[expr.op].rule is Rule.RANDOM:
+            return self.name(self.inner(expr, own), own, expr.type)
+        if own is not place:
+            return self.name(self.inner(expr, own), own, expr.type)
+        return self.inner(expr, place)
+
+    def inner(self, expr: Expr, place: Place) -> Expr:
+        """`expr`, which lives at `place`, with operands that live there too or have names."""
+        if not isinstance(expr, Call):
+            return self._at(expr, place)
+        if CORE[expr.op].rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX):
+            raise Unsupported("it works on matrices")
+        if expr.op == "broadcast":
+            return self.at(expr.args[0], place)
+        args = tuple(self.at(arg, place) for arg in expr.args)
+        if CORE[expr.op].rule is Rule.RANDOM:
+            return call(expr.op, *args, site=expr.attr)  # type: ignore[arg-type]
+        return Call(expr.op, args, expr.attr, expr.site, expr.type)
+
+    def slot(self, expr: Expr) -> Expr:
+        """A number of the host."""
+        if id(expr) not in self.slots:
+            self.slots[id(expr)] = var(f"{self.slot_name}.{len(self.slot_exprs)}", host(expr.type.kind))
+            self.slot_exprs.append(expr)
+        return self.slots[id(expr)]
+
+    def reduce(self, expr: Call, name: str | None) -> Expr:
+        """A reduction, as a value of its own unless a row is an element."""
+        operand, over = expr.args[0], str(expr.attr)
+        at = self.place(operand.type)
+        if at is Place.HOST:
+            raise AssertionError("a number of the host is not reduced")
+        if self.vector and over == "rows":
+            return self.at(operand, at)
+        if self.vector and over == "cols":
+            over = "tensor"
+            if at is Place.SCALAR:
+                return self.at(operand, at)
+        if self.vector and over == "tensor" and at is Place.SCALAR:
+            return self.at(operand, at)
+        if name is None:
+            self.count += 1
+            name = f"{self.part}.{self.count}"
+        reduction = Reduction(
+            expr.op.removeprefix("reduce_"), over, at, expr.site if is_joint(expr) else None
+        )
+        self.values[name] = Value(name, self.place(expr.type), Kind.FLOAT, self.at(operand, at), reduction)
+        return var(name, expr.type)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """The sweep in which each written element array is stored, and the value that goes over the gradient."""
+
+    stores: Mapping[str, int]
+    scratch: tuple[str, int] | None = None
+
+
+class _Infeasible(Exception):
+    pass
+
+
+class _Scheduler:
+    def __init__(self, flat: _Flat, mode: str) -> None:
+        self.flat = flat
+        self.mode = mode
+        self.values = self._live()
+        self.elements = {
+            name: expr for name, expr in flat.results.items() if flat.arrays[name].place is Place.ELEMENT
+        }
+        self.order = {name: i for i, name in enumerate([*flat.arrays, *self.values])}
+        self.set_times({})
+        self.count = self._count()
+
+    def _live(self) -> dict[str, Value]:
+        """Values that some result needs, in order, and joint reductions: all tensors that reach one take part."""
+        need = set().union(*(variables(e) for e in self.flat.results.values()))
+        need |= {v.name for v in self.flat.values.values() if v.reduction is not None and v.reduction.joint}
+        live: list[Value] = []
+        for value in reversed(self.flat.values.values()):
+            if value.name in need:
+                live.append(value)
+                need |= variables(value.expr)
+        return {value.name: value for value in reversed(live)}
+
+    # ---- times ------------------------------------------------------------------------------------------
+
+    def set_times(self, delayed: Mapping[str, int]) -> None:
+        """Works out when each value can be computed; `delayed` reductions are formed in these sweeps."""
+        #: Sweeps that are over when the value is computed, and the sweep in which a reduction is formed.
+        self.time: dict[str, int] = {}
+        self.formed: dict[str, int] = {}
+        self.made: dict[object, Sweep] = {}
+        joint = 0
+        for value in self.values.values():
+            now = self.at(value.expr)
+            if value.reduction is not None:
+                now = max(now, delayed.get(value.name, 0))
+                if value.reduction.joint:
+                    # joint sites are formed in the order of the program, in every branch alike: tensors in
+                    # different branches wait for each other
+                    joint = now = max(now, joint)
+                self.formed[value.name] = now
+            self.time[value.name] = now + self._sweeps(value)
+
+    @staticmethod
+    def _sweeps(value: Value) -> bool:
+        """True for a reduction that is formed in a sweep and finished behind it."""
+        found = value.reduction
+        return found is not None and (
+            found.joint or (found.operand in (Place.ELEMENT, Place.ROWS) and value.place is not Place.ROWS)
+        )
+
+    def at(self, expr: Expr) -> int:
+        """The time of an expression over values."""
+        return max((self.time.get(name, 0) for name in variables(expr)), default=0)
+
+    def _count(self) -> int:
+        """How many sweeps there are."""
+        ends = [self.at(expr) for expr in self.elements.values()]
+        ends += [self.formed[v.name] for v in self.values.values() if self._sweeps(v)]
+        ends += [self.time[v.name] for v in self.values.values() if v.place is Place.ROWS]
+        ends += [self.at(e) for n, e in self.flat.results.items() if self.flat.arrays[n].place is Place.ROWS]
+        return max(ends, default=-1) + 1
+
+    def _slack(self) -> dict[str, int]:
+        """Reductions that may be formed in a later sweep without making more sweeps, and in which."""
+        latest = dict.fromkeys(self.values, self.count)
+        for value in self.values.values():
+            if value.place in (Place.ELEMENT, Place.ROWS):
+                latest[value.name] = self.count - 1
+        for name, expr in self.flat.results.items():
+            if self.flat.arrays[name].place in (Place.ELEMENT, Place.ROWS):  # stored in a sweep
+                latest.update({n: min(latest[n], self.count - 1) for n in variables(expr) if n in latest})
+        for value in reversed(self.values.values()):
+            end = latest[value.name] - self._sweeps(value)
+            for name in variables(value.expr):
+                if name in latest:
+                    latest[name] = min(latest[name], end)
+        return {
+            v.name: latest[v.name] - 1
+            for v in self.values.values()
+            if self._sweeps(v) and v.reduction is not None and not v.reduction.joint
+            and latest[v.name] - 1 > self.formed[v.name]
+        }  # fmt: skip
+
+    # ---- choices ----------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        """The best plan."""
+        best: tuple[tuple[int, ...], Plan] | None = None
+        for delayed in self.delays():
+            self.set_times(delayed)
+            for choice in self.choices():
+                try:
+                    plan = self.build(choice)
+                except _Infeasible:
+                    continue
+                key = (plan.streams, _weight(plan), sum(choice.stores.values()))
+                if best is None or key < best[0]:
+                    best = (key, plan)
+        assert best is not None, "storing everything in the last sweep is always possible"
+        return best[1]
+
+    def delays(self) -> Iterable[dict[str, int]]:
+        """Which reductions to form later than possible."""
+        slack = self._slack()
+        if len(slack) > 3:
+            return [{}, slack]
+        return [
+            dict(chosen)
+            for size in range(len(slack) + 1)
+            for chosen in itertools.combinations(slack.items(), size)
+        ]
+
+    def choices(self) -> Iterable[_Choice]:
+        """When to store what, for the present times."""
+        last = self.count - 1
+        names = list(self.elements)
+        options = [range(self.at(self.elements[name]), last + 1) for name in names]
+        if self.mode == NARROW:
+            options = [(last,)] * len(names)  # type: ignore[list-item]
+        elif len(names) > 5:
+            options = [tuple(sorted({o[0], last})) for o in options]  # type: ignore[misc]
+        for stores in itertools.product(*options):
+            chosen = dict(zip(names, stores, strict=True))
+            yield _Choice(chosen)
+            if self.mode == OVERWRITE:
+                for value in self.values.values():
+                    if value.place is Place.ELEMENT and value.kind is Kind.FLOAT and value.draw is None:
+                        for k in range(self.time[value.name], last):
+                            yield _Choice(chosen, (value.name, k))
+
+    # ---- one plan ---------------------------------------------------------------------------------------
+
+    def build(self, choice: _Choice) -> Plan:
+        """The plan of a choice. Raises _Infeasible where an array is needed that is gone."""
+        if any(self.at(self.elements[name]) > k for name, k in choice.stores.items()):
+            raise _Infeasible
+        sweeps = tuple(self.sweep(k, choice) for k in range(self.count))
+        scalars = tuple(
+            tuple(
+                v for v in self.values.values()
+                if v.place in (Place.SCALAR, Place.COLS) and self.time[v.name] == k
+            )
+            for k in range(self.count + 1)
+        )  # fmt: skip
+        stores = tuple(
+            (name, expr) for name, expr in self.flat.results.items()
+            if self.flat.arrays[name].place in (Place.SCALAR, Place.COLS)
+        )  # fmt: skip
+        used = {"p", "g", *self.flat.results}
+        for expr in (*self.flat.results.values(), *(v.expr for v in self.values.values())):
+            used |= variables(expr)
+        arrays = tuple(a for a in self.flat.arrays.values() if a.name in used)
+        lines = (Place.ROWS, Place.COLS)
+        rows = any(v.place in lines for v in self.values.values()) or any(a.place in lines for a in arrays)
+        slots = list(self.flat.slot_exprs)
+        if any(v.draw is not None for v in self.values.values()):
+            slots.append(var("t", host(Kind.INT)))
+        return Plan(
+            tuple(slots), tuple(self.flat.host_states), arrays, sweeps, scalars, stores,
+            rows, self.flat.vector, self.flat.slot_name,
+        )  # fmt: skip
+
+    def sweep(self, k: int, choice: _Choice) -> Sweep:
+        """Sweep k of a choice."""
+        key = (
+            k,
+            tuple((s > k) - (s < k) for s in choice.stores.values()),
+            choice.scratch and (choice.scratch[0], (choice.scratch[1] > k) - (choice.scratch[1] < k)),
+        )
+        if key not in self.made:
+            self.made[key] = self._sweep(k, choice)
+        return self.made[key]
+
+    def _sweep(self, k: int, choice: _Choice) -> Sweep:
+        stored, lost = self._memory(k, choice)
+        stores = [(name, expr) for name, expr in self.elements.items() if choice.stores[name] == k]
+        if choice.scratch is not None and choice.scratch[1] == k:
+            value = self.values[choice.scratch[0]]
+            stores.append(("g", var(value.name, _element(value))))
+        reduces = [
+            v for v in self.values.values()
+            if v.reduction is not None and v.reduction.operand is Place.ELEMENT
+            and self.formed[v.name] == k
+        ]  # fmt: skip
+        phases: dict[str, int] = {}
+        for value in self.values.values():
+            phases[value.name] = self._phase(value, phases, k)
+        last = max(
+            [0]
+            + [self._phase_of(e, phases) for _, e in stores]
+            + [self._phase_of(v.expr, phases) for v in reduces]
+        )
+        loops = []
+        row_reads: set[str] = set()
+        for j in range(last + 1):
+            now = [v for v in reduces if self._phase_of(v.expr, phases) == j]
+            out = stores if j == last else []
+            loop, rows = self.loop(now, out, stored, lost)
+            row_reads |= rows
+            loops.append(loop)
+        rows_now = [v for v in self.values.values() if v.place is Place.ROWS and self.time[v.name] == k]
+        end = max([last + 1] + [phases[v.name] for v in rows_now])
+        if end > last + 1:
+            raise AssertionError("a row is reduced after the last loop")
+        lines = tuple(tuple(v for v in rows_now if phases[v.name] == j) for j in range(last + 2))
+        row_reduces = tuple(
+            v for v in self.values.values()
+            if v.reduction is not None and v.reduction.operand is Place.ROWS and self.formed[v.name] == k
+        )  # fmt: skip
+        final = k == self.count - 1
+        row_stores = tuple(
+            (name, expr) for name, expr in self.flat.results.items()
+            if final and self.flat.arrays[name].place is Place.ROWS
+        )  # fmt: skip
+        for value in (*rows_now, *row_reduces):
+            row_reads |= self._row_names(value.expr)
+        for _, expr in row_stores:
+            row_reads |= self._row_names(expr)
+        here = {v.name for v in rows_now}
+        row_loads = tuple((name, name) for name in self._ordered(row_reads - here))
+        return Sweep(
+            tuple(loops), lines, row_loads, row_reduces, row_stores, tuple(sorted(here & self._crossing(k)))
+        )
+
+    def _crossing(self, k: int) -> set[str]:
+        """Row values of sweep k that something later reads."""
+        names: set[str] = set()
+        for value in self.values.values():
+            if self.time[value.name] > k or value.place is Place.ELEMENT:
+                names |= self._row_names(value.expr)
+        for expr in self.flat.results.values():
+            names |= self._row_names(expr)
+        return names if k < self.count - 1 else set()
+
+    def _row_names(self, expr: Expr) -> set[str]:
+        """Row values and row states that an expression reads."""
+        return {n for n in variables(expr) if self._place(n) is Place.ROWS}
+
+    def _place(self, name: str) -> Place:
+        if name in self.values:
+            return self.values[name].place
+        if name in self.flat.arrays:
+            return self.flat.arrays[name].place
+        return Place.HOST
+
+    def _ordered(self, names: Iterable[str]) -> list[str]:
+        return sorted(names, key=self.order.__getitem__)
+
+    def _memory(self, k: int, choice: _Choice) -> tuple[dict[str, str], set[str]]:
+        """Values that arrays hold when sweep k begins, and arrays whose first contents are gone."""
+        stored: dict[str, str] = {}
+        lost: set[str] = set()
+        for name, sweep in choice.stores.items():
+            if sweep < k:
+                lost.add(name)
+                expr = self.elements[name]
+                if isinstance(expr, Var):
+                    stored[expr.name] = name
+        if choice.scratch is not None and choice.scratch[1] < k:
+            if "g" in lost:
+                raise _Infeasible
+            lost.add("g")
+            stored[choice.scratch[0]] = "g"
+        return stored, lost
+
+    def _phase(self, value: Value, phases: Mapping[str, int], k: int) -> int:
+        """The loop of sweep k in front of which (a row) or in which (an element) a value can be computed."""
+        if value.place is Place.ROWS and self.time[value.name] != k:
+            return 0
+        inner = self._phase_of(value.expr, phases)
+        found = value.reduction
+        if value.place is Place.ROWS and found is not None and found.operand is Place.ELEMENT:
+            return inner + 1
+        return inner if value.place in (Place.ROWS, Place.ELEMENT) else 0
+
+    @staticmethod
+    def _phase_of(expr: Expr, phases: Mapping[str, int]) -> int:
+        return max((phases.get(name, 0) for name in variables(expr)), default=0)
+
+    def loop(
+        self,
+        reduces: list[Value],
+        stores: list[tuple[str, Expr]],
+        stored: Mapping[str, str],
+        lost: set[str],
+    ) -> tuple[Loop, set[str]]:
+        """A loop that forms these reductions and stores these arrays, and the row values that it reads."""
+        need: set[str] = set()
+        for value in reduces:
+            need |= variables(value.expr)
+        for _, expr in stores:
+            need |= variables(expr)
+        loads: dict[str, str] = {}
+        body: list[Value] = []
+        for value in reversed(self.values.values()):
+            if value.name not in need or value.place is not Place.ELEMENT:
+                continue
+            if value.name in stored:
+                loads[value.name] = stored[value.name]
+                continue
+            body.append(value)
+            need |= variables(value.expr)
+        for name, array in self.flat.arrays.items():
+            if name not in need or array.place is not Place.ELEMENT:
+                continue
+            if name in stored:
+                loads[name] = stored[name]
+            elif name in lost:
+                raise _Infeasible
+            else:
+                loads[name] = name
+        rows = {n for n in need if self._place(n) is Place.ROWS}
+        order = self._ordered(loads)
+        return (
+            Loop(tuple((n, loads[n]) for n in order), tuple(reversed(body)), tuple(reduces), tuple(stores)),
+            rows,
+        )
+
+
+def _element(value: Value) -> Type:
+    return Type(value.kind, Level.ARRAY, ELEMENT)
+
+
+def _weight(plan: Plan) -> int:
+    """Operations per element, by what they cost."""
+    flops = plan.flops
+    slow = {"div": 4, "sqrt": 4, "function": 20, "random": 30}
+    return sum(count * slow.get(kind, 1) for kind, count in flops.items())

@@ -1,0 +1,210 @@
+"""A program as a tree of branch-free programs: one per setting of the options and facts, one per turn of the step.
+
+A condition known on the host that guards, or chooses between, values above the host decides what a kernel looks
+like; here each such condition is settled both ways. Conditions on hyperparameters and fixed facts come first: what
+they leave is a *setting*, for which a kernel is built once. Conditions that change while training (a first step,
+a rectification that starts later) come below them. Host values keep their own branches: the host computes them
+anew in every step anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from optdsl.core.types import Dim, Kind, Level, host
+from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, transform, var, walk
+from optdsl.ir.program import Assign, Program, is_static
+from optdsl.passes.rules import rewrite
+from optdsl.passes.simplify import drop_dead, propagate, settle
+
+#: More branch-free programs than this are not made of one program.
+MAX_LEAVES = 128
+
+
+class TooManyBranches(Exception):
+    """The conditions of a program multiply to more than MAX_LEAVES branch-free programs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A program without branches above the host.
+
+    `setting` are the decisions on options and fixed facts. `vector` says that the tensors have one column, so that
+    a row is an element and a column is the whole tensor.
+    """
+
+    program: Program
+    setting: tuple[tuple[Expr, bool], ...]
+    vector: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Where `condition` holds it is `then`, else `other`. `static`: settled by options and fixed facts.
+
+    `program` is what has not been settled yet at this point.
+    """
+
+    program: Program
+    condition: Expr
+    then: Tree
+    other: Tree
+    static: bool
+
+
+Tree: TypeAlias = Leaf | Split
+
+
+def specialise(program: Program) -> Tree:
+    """The tree of `program` (simplified, not lowered). Raises TooManyBranches."""
+    return _Specialiser(program).tree(program, ())
+
+
+def leaves(tree: Tree) -> Iterator[Leaf]:
+    """The leaves of a tree, from left to right."""
+    if isinstance(tree, Leaf):
+        yield tree
+    else:
+        yield from leaves(tree.then)
+        yield from leaves(tree.other)
+
+
+class _Specialiser:
+    def __init__(self, program: Program) -> None:
+        self.definitions = {a.name: a.expr for a in program.body}
+        self.stored = {s.name for s in program.states}
+        self.count = 0
+
+    def static(self, condition: Expr) -> bool:
+        return is_static(condition, self.definitions, self.stored)
+
+    def tree(self, program: Program, setting: tuple[tuple[Expr, bool], ...]) -> Tree:
+        conditions = list(_structural(program))
+        condition = next(filter(self.static, conditions), None)
+        if condition is not None:
+            then, other = (
+                self.tree(decide(program, condition, w), (*setting, (condition, w))) for w in (True, False)
+            )
+            return Split(program, condition, then, other, static=True)
+        decided = (ONE_COLUMN, True) in setting or (ONE_COLUMN, False) in setting
+        if not decided and _has_lines(program):
+            then, other = (self.tree(program, (*setting, (ONE_COLUMN, w))) for w in (True, False))
+            return Split(program, ONE_COLUMN, then, other, static=True)
+        if conditions:
+            then, other = (self.tree(decide(program, conditions[0], w), setting) for w in (True, False))
+            return Split(program, conditions[0], then, other, static=False)
+        self.count += 1
+        if self.count > MAX_LEAVES:
+            raise TooManyBranches
+        return Leaf(trimmed(propagate(program)), setting, (ONE_COLUMN, True) in setting)
+
+
+#: Whether a tensor has at most one column.
+ONE_COLUMN = call("eq", var("cols", host(Kind.INT)), 1)
+
+
+def trimmed(program: Program) -> Program:
+    """`program` without what neither a result nor a joint reduction needs.
+
+    A tensor takes part in a joint reduction that its branches reach, whether it needs the result or not.
+    """
+    joint = [a for a in program.body if any(map(is_joint, walk(a.expr)))]
+    results = {**program.results, **{f"{a.name} kept": a.var for a in joint}}
+    kept = drop_dead(program.with_body(program.body, results))
+    return program.with_body(kept.body, program.results)
+
+
+def _has_lines(program: Program) -> bool:
+    """True when some value has an entry per row or per column."""
+    return any(
+        node.type.level is Level.ARRAY and Dim.ONE in node.type.shape for node in program.nodes()
+    ) or any(isinstance(node, Call) and node.attr in ("rows", "cols") for node in program.nodes())
+
+
+def _structural(program: Program) -> Iterator[Expr]:
+    """The conditions known on the host on which values above the host depend, outer ones first."""
+    for assign in program.body:
+        if not assign.expr.type.is_host:
+            yield from (condition for condition, _ in assign.guard)
+            yield from _choices(assign.expr)
+    for expr in program.results.values():
+        if not expr.type.is_host:
+            yield from _choices(expr)
+
+
+def _choices(expr: Expr) -> Iterator[Expr]:
+    for node in reversed(list(walk(expr))):
+        if (
+            isinstance(node, Call)
+            and node.op == "select"
+            and not node.type.is_host
+            and node.args[0].type.is_host
+        ):
+            yield node.args[0]
+
+
+def decide(program: Program, condition: Expr, value: bool) -> Program:
+    """`program` where `condition` has this value, with what that leaves without use in branches removed."""
+    memo: dict[int, Expr] = {}
+    alive: list[Expr] = []
+    excluded = _excluded(condition) if value else lambda node: False
+
+    def visit(node: Expr) -> Expr:
+        if node is condition:
+            return const(value)
+        if isinstance(node, Call) and node.type.is_host and excluded(node):
+            return const(False)
+        if isinstance(node, Call):
+            if node.op == "select" and isinstance(node.args[0], Const):
+                return lifted(node.args[1] if node.args[0].value else node.args[2], node)
+            if node.op in ("and", "or", "not"):
+                return rewrite(node, exact_only=True)
+        return node
+
+    def changed(expr: Expr) -> Expr:
+        alive.append(transform(expr, visit, memo))
+        return alive[-1]
+
+    body = tuple(
+        Assign(a.name, a.source, changed(a.expr), tuple((changed(c), w) for c, w in a.guard), a.line)
+        for a in program.body
+    )
+    return settle(program.with_body(body, {name: changed(e) for name, e in program.results.items()}))
+
+
+def lifted(value: Expr, whole: Expr) -> Expr:
+    """`value` at the level of `whole`, one of whose sides it is."""
+    if whole.type.is_host or (value.type.level, value.type.shape) == (whole.type.level, whole.type.shape):
+        return value
+    return call("broadcast", value, over=whole.type.level_name)
+
+
+def _excluded(condition: Expr) -> Callable[[Call], bool]:
+    """What cannot hold beside `condition`: that a choice has another value than the one it has."""
+    match condition:
+        case Call("eq", (Var() as choice, Const() as known)) if choice.type.kind is Kind.CHOICE:
+            return lambda node: (
+                node.op == "eq" and node.args[0] is choice and isinstance(node.args[1], Const)
+                and node.args[1] is not known
+            )  # fmt: skip
+    return lambda node: False
+
+
+def inline_host(program: Program) -> Program:
+    """`program` with host values that only a branch computes written out where they are read.
+
+    A choice between host values is lazy, so this keeps what is not needed from being computed.
+    """
+    guarded = {a.name: a.expr for a in program.body if a.guard and a.expr.type.is_host}
+    if not guarded:
+        return program
+
+    def visit(node: Expr) -> Expr:
+        return (
+            transform(guarded[node.name], visit) if isinstance(node, Var) and node.name in guarded else node
+        )
+
+    body = tuple(replace(a, expr=transform(a.expr, visit)) for a in program.body if a.name not in guarded)
+    return program.with_body(body, {n: transform(e, visit) for n, e in program.results.items()})

@@ -1,0 +1,372 @@
+/* What every generated kernel includes: number types, elementary operations, random words, and `optdsl_run`, which
+ * takes a kernel over a table of tensors.
+ *
+ * Compiled with: REAL (float or double, what is computed in) and T0, T1, ... (how each array is stored: f32, f64,
+ * bf16 or f16). No function here depends on the order in which threads run: a reduction is a partial result per
+ * chunk, added in the order of chunks, and chunks do not depend on the number of threads.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+typedef int64_t i64;
+typedef uint32_t u32;
+typedef REAL real;
+
+#define CAT_(a, b) a##b
+#define CAT(a, b) CAT_(a, b)
+#define C(x) ((real)(x))
+#define INLINE static inline __attribute__((always_inline, unused))
+#define SIMD _Pragma("omp simd")
+
+/* ---- stored numbers: loaded as `real`, rounded to nearest even when stored ---- */
+
+typedef float f32;
+typedef double f64;
+typedef uint16_t bf16;
+typedef uint16_t f16;
+
+INLINE u32 bits_of(float x) { u32 b; memcpy(&b, &x, 4); return b; }
+INLINE float float_of(u32 b) { float x; memcpy(&x, &b, 4); return x; }
+
+INLINE real load_f32(f32 x) { return (real)x; }
+INLINE real load_f64(f64 x) { return (real)x; }
+INLINE real load_bf16(bf16 x) { return (real)float_of((u32)x << 16); }
+INLINE real load_f16(f16 x)
+{
+    /* the exponent is moved by a product, which also makes numbers of the denormal ones */
+    const u32 magnitude = ((u32)x & 0x7fff) << 13;
+    const float finite = float_of(magnitude) * 0x1p112f;
+    const u32 bits = (magnitude >= 0x0f800000 ? magnitude | 0x7f800000 : bits_of(finite)) | ((u32)x & 0x8000) << 16;
+    return (real)float_of(bits);
+}
+INLINE f32 store_f32(real x) { return (f32)x; }
+INLINE f64 store_f64(real x) { return (f64)x; }
+INLINE bf16 store_bf16(real x)
+{
+    const u32 b = bits_of((float)x);
+    const u32 rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
+    return (bf16)((b & 0x7fffffff) > 0x7f800000 ? (b >> 16) | 0x40 : rounded);
+}
+INLINE f16 store_f16(real x)
+{
+    const u32 b = bits_of((float)x), magnitude = b & 0x7fffffff;
+    /* denormal results: adding a number whose last place is theirs rounds as they do */
+    const u32 small = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000;
+    const u32 large = (magnitude + 0xc8000fff + ((b >> 13) & 1)) >> 13;
+    const u32 beyond = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    const u32 kept = magnitude < 0x38800000 ? small : magnitude >= 0x477ff000 ? beyond : large;
+    return (f16)(kept | (b >> 16 & 0x8000));
+}
+#define LOAD(type, x) CAT(load_, type)(x)
+#define STORE(type, x) CAT(store_, type)(x)
+
+/* ---- operations ---- */
+
+#define real_is_float (sizeof(real) == 4)
+#define FN1(name) INLINE real name##_(real x) { return real_is_float ? (real)name##f((float)x) : (real)name((double)x); }
+
+/* Functions that the C library has for vectors (libmvec of glibc, 4 units in the last place at most). */
+#ifdef VECTOR_MATH
+#define VECTOR(name) \
+    extern __attribute__((simd("notinbranch"), const)) double name(double); \
+    extern __attribute__((simd("notinbranch"), const)) float name##f(float);
+#define VECTOR2(name) \
+    extern __attribute__((simd("notinbranch"), const)) double name(double, double); \
+    extern __attribute__((simd("notinbranch"), const)) float name##f(float, float);
+VECTOR(exp) VECTOR(expm1) VECTOR(log) VECTOR(log1p) VECTOR(sin) VECTOR(cos) VECTOR(tan) VECTOR(asin) VECTOR(acos)
+VECTOR(atan) VECTOR(tanh) VECTOR(erf) VECTOR2(pow) VECTOR2(atan2)
+#endif
+
+FN1(sqrt) FN1(exp) FN1(expm1) FN1(log) FN1(log1p) FN1(sin) FN1(cos) FN1(tan) FN1(asin) FN1(acos) FN1(atan) FN1(tanh)
+FN1(erf) FN1(floor) FN1(ceil) FN1(rint) FN1(fabs)
+INLINE real pow_(real x, real y) { return real_is_float ? (real)powf((float)x, (float)y) : (real)pow((double)x, (double)y); }
+INLINE real atan2_(real y, real x)
+{
+    return real_is_float ? (real)atan2f((float)y, (float)x) : (real)atan2((double)y, (double)x);
+}
+INLINE real square_(real x) { return x * x; }
+INLINE real cube_(real x) { return x * x * x; }
+/* nan wins */
+INLINE real min_(real x, real y) { return x < y || x != x ? x : y; }
+INLINE real max_(real x, real y) { return x > y || x != x ? x : y; }
+INLINE real sign_(real x) { return x > 0 ? C(1) : x < 0 ? C(-1) : C(0); }
+#define LARGEST (real_is_float ? C(0x1.fffffep127) : C(0x1.fffffffffffffp1023))
+INLINE int finite_(real x) { return fabs_(x) <= LARGEST; }
+INLINE real nan_to_num_(real x)
+{
+    return x != x ? C(0) : x > LARGEST ? LARGEST : x < -LARGEST ? -LARGEST : x;
+}
+/* the remainder has the sign of y */
+INLINE real mod_(real x, real y)
+{
+    const real r = real_is_float ? (real)fmodf((float)x, (float)y) : (real)fmod((double)x, (double)y);
+    if (r != r) return r;
+    if (r == 0) return (real)copysign(0.0, (double)y);
+    return (r < 0) != (y < 0) ? r + y : r;
+}
+
+/* ---- random words: Philox4x32-10, a block of four words for four neighbouring elements ---- */
+
+INLINE void philox_(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1, u32 *restrict out)
+{
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; round++) {
+        const uint64_t p0 = (uint64_t)0xD2511F53 * c0, p1 = (uint64_t)0xCD9E8D57 * c2;
+        c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
+        c1 = (u32)p1;
+        c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
+        c3 = (u32)p0;
+        k0 += 0x9E3779B9;
+        k1 += 0xBB67AE85;
+    }
+    out[0] = c0;
+    out[1] = c1;
+    out[2] = c2;
+    out[3] = c3;
+}
+/* Elements in one go of a loop that draws; the words of one more block, as the first need not start a block. */
+#define TILE 1024
+#define WORDS (TILE + 8)
+/* The words of elements first .. first + n - 1; returns where in `words` that of `first` is. */
+static __attribute__((unused)) const u32 *draw_(u32 *restrict words, uint64_t seed, u32 t, u32 tensor, u32 site, i64 first, i64 n)
+{
+    const i64 block = first >> 2, blocks = ((first + n + 3) >> 2) - block;
+    const u32 k0 = (u32)seed, k1 = (u32)(seed >> 32), c2 = tensor + (site << 20);
+    SIMD
+    for (i64 b = 0; b < blocks; b++) {
+        const uint64_t at = (uint64_t)(block + b);
+        philox_((u32)at, (u32)(at >> 32), c2, t, k0, k1, words + 4 * b);
+    }
+    return words + (first & 3);
+}
+INLINE float uniform_f(u32 w) { return (float)(int32_t)(w >> 8) * 0x1p-24f; }
+INLINE real uniform_(u32 w) { return (real)uniform_f(w); }
+INLINE real rademacher_(u32 w) { return w >= 0x80000000u ? C(1) : C(-1); }
+INLINE real bernoulli_(u32 w, real q) { return uniform_f(w) < (float)q ? C(1) : C(0); }
+INLINE real normal_(u32 w)
+{
+    const u32 a = w >= 0x80000000u ? ~w : w;
+    const float x = ((float)(int32_t)(0x7fffffff - a) + 0.5f) * 0x1p-31f;
+    const float s = (((float)(int32_t)a + 0.5f) * 0x1p-31f) * (1.0f + x);
+    const int32_t i = (int32_t)bits_of(s), k = (i - 0x3F3504F3) >> 23;
+    const float f = float_of((u32)i - ((u32)k << 23)) - 1.0f;
+    float l = -0x1.2a6292p-3f;
+    l = l * f + 0x1.e50b3ap-3f;
+    l = l * f + -0x1.001186p-2f;
+    l = l * f + 0x1.259920p-2f;
+    l = l * f + -0x1.70bafap-2f;
+    l = l * f + 0x1.ec7b3ep-2f;
+    l = l * f + -0x1.7155b8p-1f;
+    l = l * f + 0x1.715472p+0f;
+    const float y = (float)-k - f * l;
+    float p = 0x1.3a82a2p-18f;
+    p = p * y + 0x1.e35c68p-13f;
+    p = p * y + 0x1.03086ep-8f;
+    p = p * y + 0x1.616be6p-5f;
+    p = p * y + 0x1.41069ep-2f;
+    p = p * y + 0x1.40d934p+0f;
+    float q = 0x1.5aa072p-23f;
+    q = q * y + 0x1.48a8aep-15f;
+    q = q * y + 0x1.8d9136p-11f;
+    q = q * y + 0x1.0121fep-6f;
+    q = q * y + 0x1.194a84p-4f;
+    q = q * y + 0x1.000000p+0f;
+    const float z = x * (p / q);
+    return (real)(w >= 0x80000000u ? z : -z);
+}
+
+/* ---- the table: one row of 64-bit cells per tensor ---- */
+
+enum {
+    N,            /* elements */
+    ROWS,         /* first dimension */
+    COLS,         /* product of the others */
+    CHUNK,        /* elements, or rows for a kernel that goes by rows, in a chunk */
+    CHUNKS,       /* number of chunks */
+    BEFORE,       /* elements of the tensors in front */
+    SLOTS,        /* double *: the sign of the gradient, the kernel's numbers, new and old host states, old step */
+    VALUES,       /* double *: what is computed per tensor */
+    FOLDED,       /* double *: finished reductions of the sweep, then group-level results */
+    PARTIALS,     /* double *: reductions per chunk */
+    SHARED,       /* double *: joint reductions and group-level states */
+    KEPT_ROWS,    /* real *: row values between sweeps */
+    KEPT_COLS,    /* real *: column values */
+    COL_PARTIALS, /* double *: column reductions per chunk */
+    INDEX,        /* position among the parameters of the optimizer */
+    SEED,
+    STEP,         /* float *: the step count */
+    ARRAYS        /* void *: the parameter, its gradient, its states; then double * to the host states */
+};
+#define AT(type, x, cell) ((type *)(intptr_t)(x)[cell])
+
+/* How the partial results of a reduction are put together. */
+enum { SUM, MAX, MIN, NONE };
+
+typedef struct {
+    int sweeps, arrays, slots, host_states;
+    int width;                         /* reductions per chunk, at most */
+    int by_rows;                       /* sweeps go over rows */
+    void (*const *sweep)(const i64 *x, i64 begin, i64 end, double *out);
+    void (*const *scalars)(const i64 *x); /* in front of each sweep, and behind the last; NULL for none */
+    void (*const *columns)(const i64 *x); /* finish column reductions of each sweep; NULL for none */
+    const signed char *const *folds;   /* for each sweep the kinds of its reductions, ended by -1 */
+} Kernel;
+
+INLINE double fold_(int kind, const double *partials, i64 count, i64 stride)
+{
+    double total = kind == SUM ? 0.0 : kind == MAX ? -INFINITY : INFINITY;
+    for (i64 c = 0; c < count; c++) {
+        const double v = partials[c * stride];
+        if (kind == SUM) total += v;
+        else if (v != v || (kind == MAX ? v > total : v < total)) total = v;
+        if (kind != SUM && total != total) break;
+    }
+    return total;
+}
+
+static void finish_sweep_(const Kernel *k, const i64 *x, int s)
+{
+    const signed char *const kinds = k->folds[s];
+    for (int r = 0; kinds[r] >= 0; r++)
+        if (kinds[r] != NONE)
+            AT(double, x, FOLDED)[r] = fold_(kinds[r], AT(double, x, PARTIALS) + r, x[CHUNKS], k->width);
+    if (k->columns[s]) k->columns[s](x);
+}
+static void chunk_(const Kernel *k, const i64 *x, int s, i64 c)
+{
+    const i64 all = k->by_rows ? x[ROWS] : x[N], begin = c * x[CHUNK];
+    const i64 end = begin + x[CHUNK] < all ? begin + x[CHUNK] : all;
+    k->sweep[s](x, begin, end, AT(double, x, PARTIALS) + c * k->width);
+}
+static void scalars_(const Kernel *k, const i64 *x, int s)
+{
+    if (k->scalars[s]) k->scalars[s](x);
+}
+/* The step is over: host-level states and the step count. */
+static void finish_(const Kernel *k, const i64 *x)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1 + k->slots;
+    for (int h = 0; h < k->host_states; h++) *AT(double, x, ARRAYS + k->arrays + h) = slots[h];
+    *AT(float, x, STEP) += 1.0f;
+}
+
+/* A tensor of at most this many elements is finished by one thread, from its cache. */
+#define SMALL 131072
+
+static void whole_(const Kernel *k, const i64 *x, int from, int to)
+{
+    for (int s = from; s < to; s++) {
+        scalars_(k, x, s);
+        for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, s, c);
+        finish_sweep_(k, x, s);
+    }
+}
+
+/* Chunks of one sweep over all tensors whose first element is among first .. last - 1 of all elements. */
+static void range_(const Kernel *k, const i64 *table, i64 count, i64 width, int s, i64 first, i64 last)
+{
+    i64 low = 0, high = count;
+    while (high - low > 1) {
+        const i64 middle = (low + high) / 2;
+        if (table[middle * width + BEFORE] <= first) low = middle;
+        else high = middle;
+    }
+    for (i64 t = low; t < count; t++) {
+        const i64 *const x = table + t * width;
+        if (x[BEFORE] >= last) break;
+        if (x[N] == 0) continue;
+        const i64 step = k->by_rows ? x[CHUNK] * x[COLS] : x[CHUNK];
+        i64 c = x[BEFORE] >= first ? 0 : (first - x[BEFORE] + step - 1) / step;
+        for (; c < x[CHUNKS] && x[BEFORE] + c * step < last; c++) chunk_(k, x, s, c);
+    }
+}
+
+/* Sweeps from .. until - 1 of all tensors, and what ends the step if `until` is beyond the last sweep. */
+static void stage_(const Kernel *k, const i64 *table, i64 count, i64 width, int from, int until, int threads)
+{
+    const int to = until > k->sweeps ? k->sweeps : until;
+    const i64 *const last = table + (count - 1) * width;
+    const i64 total = last[BEFORE] + last[N];
+    if (to - from == 1) {
+        for (i64 t = 0; t < count; t++) {
+            const i64 *const x = table + t * width;
+            scalars_(k, x, from);
+            if (x[N] == 0) /* rows without columns */
+                for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, from, c);
+        }
+        if (threads <= 1 || total < 32768) range_(k, table, count, width, from, 0, total);
+        else {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+            {
+                const i64 me = omp_get_thread_num(), all = omp_get_num_threads();
+                range_(k, table, count, width, from, total / all * me, me == all - 1 ? total : total / all * (me + 1));
+            }
+#endif
+        }
+        for (i64 t = 0; t < count; t++) finish_sweep_(k, table + t * width, from);
+    } else if (to > from) {
+#ifdef _OPENMP
+        const i64 small = count >= 4 * threads ? SMALL : SMALL / 4;
+#pragma omp parallel num_threads(threads) if (threads > 1 && total >= 32768)
+        {
+            const int alone = omp_get_num_threads() == 1;
+#pragma omp for schedule(dynamic, 4) nowait
+            for (i64 t = 0; t < count; t++)
+                if (alone || table[t * width + N] <= small) whole_(k, table + t * width, from, to);
+            for (i64 t = 0; t < count && !alone; t++) {
+                const i64 *const x = table + t * width;
+                if (x[N] <= small) continue;
+                for (int s = from; s < to; s++) {
+#pragma omp single
+                    scalars_(k, x, s);
+#pragma omp for schedule(static)
+                    for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, s, c);
+#pragma omp single
+                    finish_sweep_(k, x, s);
+                }
+            }
+        }
+#else
+        for (i64 t = 0; t < count; t++) whole_(k, table + t * width, from, to);
+#endif
+    }
+    if (until > to)
+        for (i64 t = 0; t < count; t++) {
+            scalars_(k, table + t * width, to);
+            finish_(k, table + t * width);
+        }
+}
+
+/* Whether every step count and host-level state is what the host believes. */
+static int known_(const Kernel *k, const i64 *table, i64 count, i64 width)
+{
+    for (i64 t = 0; t < count; t++) {
+        const i64 *const x = table + t * width;
+        const double *const old = AT(double, x, SLOTS) + 1 + k->slots + k->host_states;
+        for (int h = 0; h < k->host_states; h++) {
+            const double now = *AT(double, x, ARRAYS + k->arrays + h);
+            if (memcmp(&now, &old[h], 8) != 0) return 0;
+        }
+        if ((double)*AT(float, x, STEP) != old[k->host_states]) return 0;
+    }
+    return 1;
+}
+
+static const Kernel *const kernels_[];
+#define EXPORT __attribute__((visibility("default")))
+
+/* arguments: kernel, table, tensors, cells in a row, first sweep, sweep to stop at, threads. */
+EXPORT void optdsl_run(const i64 *a)
+{
+    stage_(kernels_[a[0]], (const i64 *)(intptr_t)a[1], a[2], a[3], (int)a[4], (int)a[5], (int)a[6]);
+}
+/* The same arguments; 1 if all step counts and host-level states are as expected, else 0. */
+EXPORT int optdsl_known(const i64 *a)
+{
+    return known_(kernels_[a[0]], (const i64 *)(intptr_t)a[1], a[2], a[3]);
+}

@@ -1,0 +1,52 @@
+"""What a generated class says of its kernels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One kernel of the C file: kernel `number` of `unit`.
+
+    `arrays` are the states that its table holds behind the parameter and the gradient, as (key, place), with the
+    place empty for a group-level state. It takes `slots` numbers from the host and makes `sweeps` passes.
+    `joints` are its joint reductions as (sweep, number of the partial result, site, over, kind, place of the
+    operand). `values`, `width`, `rows`, `columns` and `column_width` say how much memory it needs per tensor
+    between passes: values per tensor, reductions per chunk, kept values per row and per column, and column
+    reductions per chunk. `by_rows`: a chunk is a number of rows.
+    """
+
+    unit: int
+    number: int
+    arrays: tuple[tuple[str, str], ...]
+    slots: int
+    sweeps: int
+    host_states: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    written_groups: tuple[str, ...] = ()
+    joints: tuple[tuple[int, int, int, str, str, str], ...] = ()
+    values: int = 0
+    width: int = 0
+    rows: int = 0
+    columns: int = 0
+    column_width: int = 0
+    by_rows: bool = False
+    draws: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    """The kernels of a class. `source` names the C file, which lies beside the module of the class.
+
+    `modes` has for every plan that `_kernel` may name its kernel where arrays hold what is stored in them, where
+    storing rounds, and where the gradient may be overwritten.
+    """
+
+    source: str
+    kernels: tuple[Kernel, ...]
+    modes: Sequence[tuple[int, int, int]]
+
+    def path(self, module_file: str | None) -> Path:
+        """The C file of a class whose module is the file `module_file`."""
+        return Path(module_file or "").with_name(self.source)
