@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from optdsl.core.types import Dim, Kind, Level, host
-from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, transform, var, walk
+from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, transform, var, variables, walk
 from optdsl.ir.program import Assign, Program, is_static
 from optdsl.passes.rules import rewrite
 from optdsl.passes.simplify import drop_dead, propagate, settle
@@ -81,7 +81,7 @@ class _Specialiser:
         return is_static(condition, self.definitions, self.stored)
 
     def tree(self, program: Program, setting: tuple[tuple[Expr, bool], ...]) -> Tree:
-        conditions = list(_structural(program))
+        conditions = list(_structural(program, self.static))
         condition = next(filter(self.static, conditions), None)
         if condition is not None:
             then, other = (
@@ -123,8 +123,10 @@ def _has_lines(program: Program) -> bool:
     ) or any(isinstance(node, Call) and node.attr in ("rows", "cols") for node in program.nodes())
 
 
-def _structural(program: Program) -> Iterator[Expr]:
-    """The conditions known on the host on which values above the host depend, outer ones first."""
+def _structural(program: Program, is_fixed: Callable[[Expr], bool]) -> Iterator[Expr]:
+    """The conditions known on the host on which values above the host depend, outer ones first; and those fixed by
+    options and facts that decide whether a host-level state is used.
+    """
     for assign in program.body:
         if not assign.expr.type.is_host:
             yield from (condition for condition, _ in assign.guard)
@@ -132,6 +134,18 @@ def _structural(program: Program) -> Iterator[Expr]:
     for expr in program.results.values():
         if not expr.type.is_host:
             yield from _choices(expr)
+    stored = {s.name for s in program.states if s.type.is_host}
+    if not stored:
+        return
+    reads = set(stored)  # names of host values that depend on a stored one
+    for assign in program.body:
+        if assign.expr.type.is_host and variables(assign.expr) & reads:
+            reads.add(assign.name)
+            yield from (condition for condition, _ in assign.guard if is_fixed(condition))
+    for expr in (*(a.expr for a in program.body), *program.results.values()):
+        for node in walk(expr):
+            if isinstance(node, Call) and node.op == "select" and is_fixed(node.args[0]) and variables(node) & reads:
+                yield node.args[0]
 
 
 def _choices(expr: Expr) -> Iterator[Expr]:
