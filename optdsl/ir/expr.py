@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from optdsl.core import types as ty
@@ -40,6 +40,11 @@ class Const:
         """No operands."""
         return ()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """No names."""
+        return frozenset()
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Var:
@@ -56,13 +61,18 @@ class Var:
         """No operands."""
         return ()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """The name itself."""
+        return frozenset((self.name,))
+
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Call:
     """A core operator applied to operands. `attr` is `over` of a reduction or the site of a random draw.
 
     A joint reduction (`over=group` or `over=all`) also carries a site in `site`: all tensors that reach the
-    same site in a step are reduced together.
+    same site in a step are reduced together. `reads` are the names below the node.
     """
 
     op: str
@@ -70,6 +80,11 @@ class Call:
     attr: str | int | None
     site: int | None
     type: Type
+    reads: frozenset[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Collects the names, which passes ask for all the time."""
+        object.__setattr__(self, "reads", frozenset().union(*(arg.reads for arg in self.args)))
 
 
 Expr: TypeAlias = Const | Var | Call
@@ -270,16 +285,20 @@ def _reduced(type_: Type, over: str | None) -> tuple[Level, ty.Shape]:
 
 def walk(node: Expr) -> Iterator[Expr]:
     """Every node below and including `node`, operands before users, each once."""
-    seen: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(node, False)]
+    seen = {id(node)}
+    stack: list[tuple[Expr, Iterator[Expr]]] = [(node, iter(node.args))]
     while stack:
-        item, ready = stack.pop()
-        if ready:
+        item, args = stack[-1]
+        for arg in args:
+            if id(arg) not in seen:
+                seen.add(id(arg))
+                if isinstance(arg, Call):
+                    stack.append((arg, iter(arg.args)))
+                    break
+                yield arg
+        else:
+            stack.pop()
             yield item
-        elif id(item) not in seen:
-            seen.add(id(item))
-            stack.append((item, True))
-            stack.extend((arg, False) for arg in reversed(item.args))
 
 
 def transform(node: Expr, visit: Callable[[Expr], Expr], memo: dict[int, Expr] | None = None) -> Expr:
@@ -291,9 +310,9 @@ def transform(node: Expr, visit: Callable[[Expr], Expr], memo: dict[int, Expr] |
     return done[id(node)]
 
 
-def variables(node: Expr) -> set[str]:
+def variables(node: Expr) -> frozenset[str]:
     """Names of the values `node` reads."""
-    return {item.name for item in walk(node) if isinstance(item, Var)}
+    return node.reads
 
 
 def is_random(node: Expr) -> bool:

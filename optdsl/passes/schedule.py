@@ -330,10 +330,21 @@ class _Scheduler:
             chosen = dict(zip(names, stores, strict=True))
             yield _Choice(chosen)
             if self.mode == OVERWRITE:
-                for value in self.values.values():
-                    if value.place is Place.ELEMENT and value.kind is Kind.FLOAT and value.draw is None:
-                        for k in range(self.time[value.name], last):
-                            yield _Choice(chosen, (value.name, k))
+                for name in self._crossing_elements():
+                    for k in range(self.time[name], last):
+                        yield _Choice(chosen, (name, k))
+
+    def _crossing_elements(self) -> list[str]:
+        """Values per element that something computed in a later sweep reads."""
+        found: set[str] = set()
+        for value in self.values.values():
+            if value.place is Place.ELEMENT:
+                now = self.time[value.name]
+                found |= {n for n in variables(value.expr) if n in self.values and self.time[n] < now}
+        return [
+            n for n, v in self.values.items()
+            if n in found and v.place is Place.ELEMENT and v.kind is Kind.FLOAT and v.draw is None
+        ]  # fmt: skip
 
     # ---- one plan ---------------------------------------------------------------------------------------
 

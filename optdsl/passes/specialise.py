@@ -178,6 +178,8 @@ def decide(program: Program, condition: Expr, value: bool) -> Program:
         return node
 
     def changed(expr: Expr) -> Expr:
+        if not condition.reads <= expr.reads:
+            return expr
         alive.append(transform(expr, visit, memo))
         return alive[-1]
 
