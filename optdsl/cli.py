@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  optdsl new my_method              write a first spec, my_method.opt\n"
         "  optdsl check my_method.opt        look for mistakes\n"
-        "  optdsl compile my_method.opt      write my_method.py beside it\n"
+        "  optdsl compile my_method.opt      write my_method.py and my_method.c beside it\n"
         "  optdsl show adamw --stage torch   see what a shipped spec becomes\n"
         "  optdsl explain E0301              what a message means",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -101,10 +101,15 @@ def _parser() -> argparse.ArgumentParser:
     compile_ = command(
         "compile",
         _compile,
-        "compile specs to Python files",
+        "compile specs to Python and C files",
         "  optdsl compile my.opt\n"
         "  optdsl compile specs/ -o generated/\n"
+        "  optdsl compile adamw -o . --backend torch\n"
         "  optdsl compile adamw -o . --standalone",
+        "A spec NAME.opt becomes NAME.py, which holds the class, and NAME.c, which holds the native kernels that\n"
+        "the class runs for parameters on the CPU. Keep both in one folder: the C compiler of the machine where\n"
+        "the class is used builds the kernels in its first step; without one, the class does the same by torch's\n"
+        "operations.",
     )
     compile_.add_argument(
         "paths", nargs="+", metavar="SPEC", help="a file, a folder, or the name of a shipped spec"
@@ -115,9 +120,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where to write (default: beside each spec; shipped ones need it)",
     )
-    compile_.add_argument("--backend", choices=driver.BACKENDS, action="append", help="default: all")
     compile_.add_argument(
-        "--standalone", action="store_true", help="one file that needs torch alone, not optdsl"
+        "--backend",
+        choices=driver.BACKENDS,
+        action="append",
+        help="torch: the class alone; cpu: with native kernels; may be repeated (default: all)",
+    )
+    compile_.add_argument(
+        "--standalone",
+        action="store_true",
+        help="one file that needs torch alone, not optdsl, and has no native kernels",
     )
     compile_.add_argument("--format", choices=("text", "json"), default="text", help="how to print messages")
     compile_.add_argument("-q", "--quiet", action="store_true", help="print messages only")
@@ -137,7 +149,16 @@ def _parser() -> argparse.ArgumentParser:
         "show",
         _show,
         "print a spec at a stage of the pipeline",
-        "  optdsl show adamw\n  optdsl show my.opt --stage simplified",
+        "  optdsl show adamw\n  optdsl show my.opt --stage simplified\n  optdsl show lion --stage cpu",
+        "stages:\n"
+        "  syntax      the syntax tree of the file\n"
+        "  program     the typed program\n"
+        "  simplified  the program after simplification\n"
+        "  lowered     the same in core operators alone\n"
+        "  opt         the program as a spec, with everything that it uses written out\n"
+        "  plan        the passes over memory that the native kernels make, for each setting of the options\n"
+        "  torch       the Python file without native kernels\n"
+        "  cpu         the C file with the native kernels",
     )
     show.add_argument("path", metavar="SPEC", help="a file, or the name of a shipped spec")
     show.add_argument("--stage", choices=driver.STAGES, default="torch", help="default: %(default)s")
@@ -268,6 +289,10 @@ def _check(options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     backends = tuple(options.backend) if options.backend else driver.BACKENDS
+    if options.standalone and "cpu" in (options.backend or ()):
+        raise ValueError(
+            "a standalone file has no native kernels: leave out `--backend cpu` or `--standalone`"
+        )
     shipped = [name for name in options.paths if not Path(name).exists()]
     paths = _spec_paths(options.paths)
     if shipped and options.out is None:
@@ -288,8 +313,10 @@ def _compile(options: argparse.Namespace) -> int:
         if options.quiet or options.format == "json":
             continue
         if result.checked.program is not None:
-            for file in result.files:
-                print(f"{result.path} -> {file} ({result.checked.program.name})")
+            files, note = ", ".join(map(str, result.files)), result.checked.program.name
+            if result.no_kernels is not None:
+                note += f", without native kernels: {result.no_kernels}"
+            print(f"{result.path} -> {files} ({note})")
         elif not result.checked.errors:
             print(f"{result.path}: {result.checked.kind}, used by other specs; nothing to write")
     return FOUND_ERRORS if failed else OK

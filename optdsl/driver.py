@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from optdsl.check import Checked, check_path
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, Span, SpecError, nearest
-from optdsl.resources import cache_dir, data_dir, write_bytes
+from optdsl.resources import cache_dir, data_dir, write_together
 
 if TYPE_CHECKING:
     from optdsl.runtime import Optimizer
@@ -43,11 +43,15 @@ def simplify(program: Program) -> Program:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What became of one spec: its program, the messages, the files written (empty when it has errors)."""
+    """What became of one spec: its program, the messages, the files written (empty when it has errors).
+
+    `no_kernels` says why there are no native kernels, where they were asked for and cannot be had.
+    """
 
     path: Path
     checked: Checked
     files: tuple[Path, ...] = ()
+    no_kernels: str | None = None
 
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
@@ -96,17 +100,28 @@ def emit(
     """The files that backends make of a program, already simplified, that comes from the spec at `path`.
 
     By their names: `NAME.py`, and `NAME.c` where the backend "cpu" is among them and has kernels for the program.
-    The class is always that of the backend "torch", which every other path falls back on. Raises ValueError for
-    an unknown backend.
+    The class is always that of the backend "torch", which every other path falls back on. A `standalone` file has
+    no kernels. Raises ValueError for an unknown backend.
     """
-    from optdsl.backends import torch as torch_backend
+    return _emit(program, path, known_backends(backends), standalone)[0]
 
+
+def known_backends(backends: Iterable[str]) -> tuple[str, ...]:
+    """The backends of these names. Raises ValueError for one that does not exist."""
     backends = tuple(backends)
     for backend in backends:
         if backend not in BACKENDS:
-            raise ValueError(
-                f"there is no backend `{backend}`; {nearest(backend, BACKENDS) or ', '.join(BACKENDS)}"
-            )
+            help = nearest(backend, BACKENDS) or f"available: {', '.join(BACKENDS)}"
+            raise ValueError(f"there is no backend `{backend}`; {help}")
+    return backends
+
+
+def _emit(
+    program: Program, path: Path, backends: tuple[str, ...], standalone: bool
+) -> tuple[dict[str, str], str | None]:
+    """The files, and why there are no kernels among them though they were asked for."""
+    from optdsl.backends import torch as torch_backend
+
     digest, module = source_hash(path), module_name(path)
     files: dict[str, str] = {}
     native = None
@@ -122,7 +137,7 @@ def emit(
         from optdsl.backends.torch.standalone import standalone as inline
 
         text = inline(text)
-    return {f"{module}.py": text, **files}
+    return {f"{module}.py": text, **files}, native.reason if native else None
 
 
 def compile(
@@ -135,27 +150,26 @@ def compile(
 ) -> list[Compiled]:
     """Compiles specs, or all specs of a folder, to `out/NAME.py` and `out/NAME.c` (default: beside the spec).
 
-    `standalone` puts the runtime into the file, so that it needs torch alone. `progress` is called with
-    each spec before it is compiled. A spec with errors writes nothing and does not stop the others; look at
-    `Compiled.checked.errors`. A file is replaced as a whole or not at all. Raises OSError, and ValueError
-    when two specs would become the same file.
+    The first holds the class, the second its native kernels; it is written if the backend "cpu" is asked for and
+    has kernels for the spec. `standalone` puts the runtime into the first, so that it needs torch alone, and writes
+    no kernels. `progress` is called with each spec before it is compiled. A spec with errors writes nothing and
+    does not stop the others; look at `Compiled.checked.errors`. The files of a spec are replaced together or not
+    at all. Raises OSError, and ValueError for an unknown backend or when two specs would become the same file.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    backends = tuple(backends)
+    backends = known_backends(backends)
     results = []
     for path, target in _targets(spec_paths(paths), out).items():
         if progress:
             progress(path)
         checked = check_path(path)
-        files: list[Path] = []
-        if checked.program is not None:
-            made = emit(simplify(checked.program), path, backends, standalone)
-            # the class is written last: what it refers to is there then
-            for name, text in reversed(made.items()):
-                write(target.with_name(name), text)
-                files.insert(0, target.with_name(name))
-        results.append(Compiled(path, checked, tuple(files)))
+        if checked.program is None:
+            results.append(Compiled(path, checked))
+            continue
+        made, no_kernels = _emit(simplify(checked.program), path, backends, standalone)
+        write_all(target.parent, made)
+        results.append(Compiled(path, checked, tuple(map(target.with_name, made)), no_kernels))
     return results
 
 
@@ -182,14 +196,24 @@ def module_name(path: Path) -> str:
 
 def write(path: Path, text: str) -> None:
     """Writes a text file as a whole or not at all; an unchanged file is left alone. Raises OSError."""
-    data = text.encode()
+    write_all(path.parent, {path.name: text})
+
+
+def write_all(folder: Path, texts: Mapping[str, str]) -> None:
+    """Writes text files into a folder, all or none; unchanged files are left alone. Raises OSError."""
     try:
-        if not path.is_file() or path.read_bytes() != data:
-            write_bytes(path, data)
-    except OSError as error:  # which may name the temporary file
-        if not path.parent.is_dir() and path.parent.exists():
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(path.parent)) from None
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+        # the class, which comes first, is put in place last: what it refers to is there then
+        data = {folder / name: text.encode() for name, text in reversed(list(texts.items()))}
+        write_together({path: new for path, new in data.items() if not _holds(path, new)})
+    except OSError as error:
+        if not folder.is_dir() and folder.exists():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder)) from None
+        raise error from None
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    """Whether a file is there and holds this. Raises OSError."""
+    return path.is_file() and path.read_bytes() == data
 
 
 # ---- classes ----------------------------------------------------------------------------------------------
@@ -204,8 +228,7 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
     such spec, SpecError with every message when it has mistakes, ValueError for an unknown backend.
     """
     path = locate(path_or_name)
-    if backend not in (None, *BACKENDS):
-        raise ValueError(f"there is no backend `{backend}`; available: {', '.join(BACKENDS)}")
+    backends = BACKENDS if backend is None else known_backends(["torch", backend])
     ready = _shipped_class(path)
     if ready is not None and backend != "torch":
         return ready
@@ -213,7 +236,7 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
     program = _program(checked, path)
     for diagnostic in checked.diagnostics:
         warnings.warn(f"\n{diagnostic.render()}", SpecWarning, stacklevel=2)
-    files = emit(simplify(program), path, BACKENDS if backend is None else ("torch", backend))
+    files = emit(simplify(program), path, backends)
     digest = hashlib.sha256("\0".join(files.values()).encode()).hexdigest()[:16]
     name = f"optdsl_spec_{module_name(path)[:60]}_{digest}"
     with _LOADING:
@@ -221,21 +244,18 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
         if module is None:
             folder = cache_dir() / name
             try:
-                _write_all(folder, files)
+                write_all(folder, files)
             except OSError:  # a read-only cache: files of this process will do
+                import atexit
+                import shutil
                 import tempfile
 
                 folder = Path(tempfile.mkdtemp(prefix="optdsl-"))
-                _write_all(folder, files)
+                atexit.register(shutil.rmtree, folder, ignore_errors=True)
+                write_all(folder, files)
             module = _import(name, folder / f"{module_name(path)}.py")
     found: type[Optimizer] = getattr(module, program.name)
     return found
-
-
-def _write_all(folder: Path, files: dict[str, str]) -> None:
-    """Writes files into a folder. Raises OSError."""
-    for name, text in files.items():
-        write(folder / name, text)
 
 
 def _program(checked: Checked, path: Path) -> Program:
@@ -305,9 +325,8 @@ def show(path: Path, stage: str) -> str:
         case "torch":
             return emit(program, path, ("torch",))[f"{module_name(path)}.py"]
         case "cpu":
-            files = emit(program, path)
-            source = files.get(f"{module_name(path)}.c")
-            return source if source is not None else plans(program)
+            files, reason = _emit(program, path, BACKENDS, False)
+            return f"/* no native kernels: {reason} */\n" if reason else files[f"{module_name(path)}.c"]
     raise ValueError(f"there is no stage `{stage}`; {nearest(stage, STAGES) or ', '.join(STAGES)}")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -36,21 +37,53 @@ def cache_dir() -> Path:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name and renames it, so that no reader ever sees half of it.
+    """Writes a file as a whole or not at all; as `write_together`."""
+    write_together({path: data})
 
-    A file that is there keeps its permissions; where `path` is a link, what it points to is replaced.
+
+def write_together(files: Mapping[Path, bytes]) -> None:
+    """Writes files that belong together under temporary names, and renames them when all are complete.
+
+    So no reader ever sees half of one, and what goes wrong leaves all as they were. A file that is there keeps its
+    permissions; where a path is a link, what it points to is replaced. Raises OSError with the path in question.
     """
-    path = Path(os.path.realpath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the start of the name will do: the whole, with more behind it, may be longer than a name can be
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{threading.get_ident()}")
+    # path as it was given, file under its temporary name, file to be replaced, what that held
+    parts: list[tuple[Path, Path, Path, bytes | None]] = []
+    at, complete = Path(), False
     try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        for at, data in files.items():
+            target = Path(os.path.realpath(at))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # the start of the name will do: the whole, with more behind it, may be longer than a name can be
+            unique = f"{os.getpid()}-{threading.get_ident()}-{len(parts)}"
+            temporary = target.with_name(f".{target.name[:40]}.{unique}")
+            before = target.read_bytes() if len(files) > 1 and target.is_file() else None
+            parts.append((at, temporary, target, before))
+            with open(temporary, "xb") as file:
+                file.write(data)
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
+        complete = True
+        for path, temporary, target, _ in parts:
+            at = path
+            os.replace(temporary, target)
+    except BaseException as problem:
+        left = [temporary for _, temporary, _, _ in parts if temporary.exists()]
+        for temporary in left:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        for _, temporary, target, before in parts:
+            if complete and left and temporary not in left:
+                _put_back(target, before)
+        if isinstance(problem, OSError):  # it may name the temporary file
+            raise OSError(problem.errno, problem.strerror or str(problem), str(at)) from None
         raise
+
+
+def _put_back(path: Path, data: bytes | None) -> None:
+    """Leaves a file as it was, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        if data is None:
+            path.unlink()
+        else:
+            write_bytes(path, data)

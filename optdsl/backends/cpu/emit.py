@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from optdsl import __version__
 from optdsl.backends.cpu.kernel import KernelText
-from optdsl.backends.layout import WIDTH
+from optdsl.backends.layout import WIDTH, assignment
 from optdsl.backends.native import Native
 from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
@@ -185,7 +186,7 @@ class _Emitter:
             "units": [{"number": u.number, "lines": self.unit_lines(u)} for u in self.units],
         }
         source = render(Path(__file__).parent, "kernels.c.jinja", view)
-        return Native(None, source, tuple(self.declarations()), tuple(self.function()))
+        return Native(None, source, tuple(self.declarations(source)), tuple(self.function()))
 
     def unit_lines(self, unit: _Unit) -> list[str]:
         lines: list[str] = []
@@ -198,10 +199,11 @@ class _Emitter:
 
     # ---- Python -----------------------------------------------------------------------------------------
 
-    def declarations(self) -> list[str]:
-        """The attribute `_native` of the class."""
+    def declarations(self, source: str) -> list[str]:
+        """The attribute `_native` of the class; `source` is the text of the C file."""
         lines = ["_native = Native("]
         lines.append(f'    "{self.module}.c",')
+        lines.append(f'    sha256="{hashlib.sha256(source.encode()).hexdigest()}",')
         lines.append("    kernels=(")
         for unit, text in self.texts:
             lines += ["        " + line for line in self.kernel(unit, text)]
@@ -306,7 +308,8 @@ class _Emitter:
         for state in self.program.states:
             if state.type.is_host and state.name in need - known:
                 lines.append(f'{self.names[state.name]} = state["{state.key}"]')
-        lines += [f"{self.names[a.name]} = {self.printer.text(a.expr)}" for a in reversed(steps)]
+        for step in reversed(steps):
+            lines += assignment(self.names[step.name], self.printer.text(step.expr))
         return lines, known | need
 
     def unpack(self, need: set[str]) -> list[str]:

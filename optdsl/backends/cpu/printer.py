@@ -105,9 +105,11 @@ class _Printer:
         op, args = expr.op, expr.args
         if op in _INFIX:
             symbol, strength = _INFIX[op]
-            # comparisons do not associate, and mixed logic reads better in brackets
-            left = strength + (strength <= _COMPARE)
-            return f"{self.wrap(args[0], left)} {symbol} {self.wrap(args[1], strength + 1)}", strength
+            # comparisons do not associate, and logic reads better with what it joins in brackets
+            left, right = strength, strength + 1
+            if strength <= _COMPARE:
+                left = right = _COMPARE + 1
+            return f"{self.wrap(args[0], left)} {symbol} {self.wrap(args[1], right)}", strength
         if op == "neg":
             return f"-{self.wrap(args[0], _ATOM)}", _UNARY
         if op == "not":

@@ -1,23 +1,26 @@
 """From a C file to a loaded library: the system compiler, and a cache of what it made.
 
-The key of a library in the cache is everything that it depends on: the source, the headers, the flags, the
-compiler and its version, the processor. A library is built under a temporary name and renamed, so that no process
-ever loads half of one, and processes that build the same one at the same time do not disturb each other.
+A library in the cache is named by a hash of everything that it depends on (the source, the headers, the flags, the
+compiler, the processor) and by a hash of its own bytes, so that a damaged one is never loaded. It is built in a
+folder of its own and moved to its place, so that processes which build the same one do not disturb each other.
 """
 
 import contextlib
 import ctypes
 import functools
+import glob
 import hashlib
 import os
 import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +28,8 @@ _HERE = Path(__file__).parent
 _HEADERS = ("kernel.h", "gather.h")
 #: Seconds after which a compiler is taken to hang.
 TIMEOUT = 120
+#: How the folder of a build is called, and after how many seconds nobody builds in it any more.
+_WORK, _ABANDONED = ".build-", 86400
 
 #: Loops are marked for the vectoriser; what higher levels add costs as much time as all the rest and gains nothing.
 _FLAGS = (
@@ -61,15 +66,19 @@ _LOADED: dict[str, Library] = {}
 _LOCK = threading.Lock()
 
 
-def library(source: Path, unit: int, real: str, types: Sequence[str]) -> Library:
+def library(source: Path | None, sha256: str, unit: int, real: str, types: Sequence[str]) -> Library:
     """The library with the kernels of `unit` of a C file, for arithmetic in `real` and arrays stored as `types`.
 
-    Raises BuildError.
+    `source` is the file, of which `sha256` is the hash. Raises BuildError.
     """
+    if source is None:
+        raise BuildError("the class does not come from a file, beside which its kernels would be")
     try:
         text = source.read_bytes()
     except OSError as error:
         raise BuildError(f"cannot read {source}: {error.strerror}; compile its spec again") from error
+    if hashlib.sha256(text).hexdigest() != sha256:
+        raise BuildError(f"{source} is not the file that belongs to the class; compile its spec again")
     settings = [f"-DUNIT={unit}", f"-DREAL={real}", *(f"-DT{i}={t}" for i, t in enumerate(types))]
     quick = hashlib.sha256(b"\0".join([text, *(s.encode() for s in settings)])).hexdigest()
     with _LOCK:
@@ -80,63 +89,118 @@ def library(source: Path, unit: int, real: str, types: Sequence[str]) -> Library
 
 
 def _load(text: bytes, name: str, settings: list[str]) -> Library:
-    """The library from the cache, or a new one."""
+    """The library from the cache, or a new one. Raises BuildError."""
     compiler = _compiler()
-    variants = list(_variants(text.decode()))
-    folder = cache_folder()
+    variants = list(_variants(text.decode(errors="replace")))
     key = hashlib.sha256()
     for part in (text, *((_HERE / header).read_bytes() for header in _HEADERS)):
         key.update(hashlib.sha256(part).digest())
-    key.update(repr((settings, variants, compiler, _version(compiler), _processor())).encode())
-    path = folder / f"{name[:40]}-{key.hexdigest()[:24]}.so"
-    if path.is_file():
-        with contextlib.suppress(OSError):  # damaged: it is made anew
-            return Library(path)
-    return _build(text, compiler, settings, variants, path)
+    key.update(repr((_FLAGS, settings, variants, compiler, _version(compiler), _processor())).encode())
+    stem = f"{name[:40]}-{key.hexdigest()[:24]}"
+    try:
+        folder = cache_folder()
+        found = _kept(folder, stem)
+        if found is not None:
+            return found
+        try:
+            return _build(text, compiler, settings, variants, folder, stem)
+        except OSError:  # it cannot be written to, or nothing in it may be executed
+            return _build(text, compiler, settings, variants, _private_folder(), stem)
+    except OSError as error:
+        raise BuildError(
+            f"kernels cannot be built: {error}; the variable OPTDSL_CACHE names a folder"
+        ) from error
+
+
+def _kept(folder: Path, stem: str) -> Library | None:
+    """The library from the cache; what is damaged is removed."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f"{glob.escape(stem)}-*.so"):
+            with contextlib.suppress(OSError, AttributeError):  # of another machine that shares the folder
+                if path.stem.endswith(_digest(path)):
+                    return Library(path)
+                path.unlink()
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _build(
-    text: bytes, compiler: list[str], settings: list[str], variants: list[list[str]], path: Path
+    text: bytes, compiler: list[str], settings: list[str], variants: list[list[str]], folder: Path, stem: str
 ) -> Library:
-    """Compiles into `path`, or, where that cannot be written, into a folder of this process."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".build-", dir=path.parent))
-    except OSError:
-        path = _private_folder() / path.name
-        work = Path(tempfile.mkdtemp(prefix=".build-", dir=path.parent))
+    """Compiles into `folder`. Raises OSError if that cannot be done there, and BuildError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _clean(folder)
+    work = Path(tempfile.mkdtemp(prefix=_WORK, dir=folder))
+    made = work / "kernel.so"
+    refused: OSError | None = None
     try:
         (work / "kernel.c").write_bytes(text)
-        error = ""
         for flags in variants:
-            command = [*compiler, *_FLAGS, *settings, f"-I{_HERE}", *flags]
-            command = [*command, str(work / "kernel.c"), "-o", str(work / "kernel.so"), "-lm"]
-            if "-DVECTOR_MATH" in flags:
-                command.append("-lmvec")
-            found = _compile(command)
-            if found is None:
+            command = [*compiler, *_FLAGS, *settings, f"-I{_HERE}", *flags, str(work / "kernel.c")]
+            command += ["-o", str(made), "-lm", *(["-lmvec"] if "-DVECTOR_MATH" in flags else [])]
+            complaint = _compile(command, work)
+            if complaint is None:
                 try:
-                    Library(work / "kernel.so")
-                except (OSError, AttributeError) as problem:
-                    found = str(problem)
+                    found = Library(made)
+                except OSError as error:
+                    refused = error
+                except AttributeError as error:
+                    complaint = str(error)
                 else:
-                    os.replace(work / "kernel.so", path)
-                    return Library(path)
-            error = error or found
-        raise BuildError(f"the compiler `{shlex.join(compiler)}` failed: {_first_lines(error)}")
+                    with contextlib.suppress(OSError):  # it is loaded, so it need not be kept
+                        os.replace(made, folder / f"{stem}-{_digest(made)}.so")
+                    return found
+        if refused is not None:
+            raise refused
+        raise BuildError(
+            f"the compiler `{shlex.join(compiler)}` failed; the variable CC names another. It said:\n{complaint}"
+        )
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _compile(command: list[str]) -> str | None:
-    """None, or what the compiler says is wrong."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        return f"no result after {TIMEOUT} s"
-    except OSError as error:
-        return str(error)
-    return None if done.returncode == 0 else (done.stderr or f"exit status {done.returncode}")
+def _clean(folder: Path) -> None:
+    """Removes what builds left behind that were killed."""
+    for path in folder.glob(f"{_WORK}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _compile(command: list[str], work: Path) -> str | None:
+    """None, or what the compiler says is wrong. Raises BuildError if it hangs, and OSError."""
+    with open(work / "log", "w+b") as log:
+        try:
+            # a session of its own: what it starts is ended with it
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": str(work)},
+            )
+        except OSError as error:
+            return str(error)
+        try:
+            status = process.wait(TIMEOUT)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                name = shlex.join(command[:1])
+                raise BuildError(
+                    f"the compiler `{name}` gave no result in {TIMEOUT} s; the variable CC names another"
+                ) from error
+            raise
+        if status == 0:
+            return None
+        log.seek(0)
+        return _first_lines(log.read(65536).decode(errors="replace")) or f"exit status {status}"
 
 
 def _first_lines(text: str) -> str:
@@ -163,7 +227,10 @@ def _compiler() -> list[str]:
     """The command of the C compiler: `$CC`, or `cc`, `gcc` or `clang`. Raises BuildError."""
     chosen = os.environ.get("CC", "").strip()
     if chosen:
-        command = shlex.split(chosen)
+        try:
+            command = shlex.split(chosen)
+        except ValueError as error:
+            raise BuildError(f"the variable CC is `{chosen}`, which is no command: {error}") from error
         if shutil.which(command[0]) is None:
             raise BuildError(f"there is no compiler `{command[0]}`, which the variable CC names")
         return command
@@ -173,13 +240,16 @@ def _compiler() -> list[str]:
     raise BuildError("there is no C compiler; install gcc or clang, or name one by the variable CC")
 
 
-def _version(compiler: list[str]) -> str:
-    """What identifies a compiler: where it is, its size and when it was changed."""
-    place = os.path.realpath(shutil.which(compiler[0]) or compiler[0])
-    with contextlib.suppress(OSError):
-        facts = os.stat(place)
-        return f"{place} {facts.st_size} {facts.st_mtime_ns}"
-    return place
+def _version(compiler: list[str]) -> list[str]:
+    """What identifies a compiler, and what it calls as in `ccache gcc`: place, size and time of change."""
+    found = []
+    for place in filter(None, map(shutil.which, compiler)):
+        place = os.path.realpath(place)
+        with contextlib.suppress(OSError):
+            facts = os.stat(place)
+            place = f"{place} {facts.st_size} {facts.st_mtime_ns}"
+        found.append(place)
+    return found
 
 
 @functools.cache
@@ -198,19 +268,29 @@ def _processor() -> str:
 
 
 def cache_folder() -> Path:
-    """Where libraries are kept: in `$OPTDSL_CACHE`, else in `optdsl` in the user's cache directory."""
+    """Where libraries are kept: in `$OPTDSL_CACHE`, else in `optdsl` in the user's cache directory.
+
+    In a folder of this process for a user without a home. Raises OSError.
+    """
     chosen = os.environ.get("OPTDSL_CACHE")
     if chosen:
-        return Path(chosen) / "native"
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "optdsl" / "native"
+        return Path(chosen).absolute() / "native"
+    base, home = os.environ.get("XDG_CACHE_HOME"), os.path.expanduser("~")
+    if not base and not os.path.isabs(home):
+        return _private_folder()
+    return Path(base or os.path.join(home, ".cache")).absolute() / "optdsl" / "native"
 
 
 @functools.cache
 def _private_folder() -> Path:
-    """A folder for libraries that lasts as long as the process."""
+    """A folder for libraries that lasts as long as the process. Raises OSError."""
     import atexit
 
-    folder = tempfile.mkdtemp(prefix="optdsl-native-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder, owner = tempfile.mkdtemp(prefix="optdsl-native-"), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # not a fork
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
     return Path(folder)

@@ -11,6 +11,10 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+/* Values of a spec are called by their names and a number: `M_PI` becomes M_PI_0, M_PI_1, M_PI_2. */
+#undef M_PI_2
+#undef M_PI_4
+#undef M_SQRT1_2
 
 typedef int64_t i64;
 typedef uint32_t u32;
@@ -298,16 +302,16 @@ static void stage_(const Kernel *k, const i64 *table, i64 count, i64 width, int 
             if (x[N] == 0) /* rows without columns */
                 for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, from, c);
         }
-        if (threads <= 1 || total < 32768) range_(k, table, count, width, from, 0, total);
-        else {
 #ifdef _OPENMP
+        if (threads > 1 && total >= 32768) {
 #pragma omp parallel num_threads(threads)
             {
                 const i64 me = omp_get_thread_num(), all = omp_get_num_threads();
                 range_(k, table, count, width, from, total / all * me, me == all - 1 ? total : total / all * (me + 1));
             }
+        } else
 #endif
-        }
+            range_(k, table, count, width, from, 0, total);
         for (i64 t = 0; t < count; t++) finish_sweep_(k, table + t * width, from);
     } else if (to > from) {
 #ifdef _OPENMP

@@ -20,12 +20,14 @@ from optdsl.runtime.native.build import BuildError, Library, library
 from optdsl.runtime.native.spec import Kernel, Native
 from optdsl.runtime.states import (
     Facts,
+    State,
     as_real,
     compute_dtype,
     create_state,
     facts_of,
     opened,
     state_dtype,
+    state_shape,
 )
 
 _CPU = torch.device("cpu")
@@ -70,7 +72,41 @@ def eligible(p: Tensor, grad: Tensor) -> bool:
     plain = Tensor.__torch_dispatch__
     if any(getattr(type(x), "__torch_dispatch__", plain) is not plain for x in (p, grad)):
         return False
-    return grad.is_cpu and grad.layout is torch.strided and (grad.dtype in _TYPES or grad.dtype in _COMPLEX)
+    return (
+        grad.is_cpu
+        and grad.layout is torch.strided
+        and grad.dtype in (_COMPLEX if p.is_complex() else _TYPES)
+    )
+
+
+def _countable(step: Any) -> bool:
+    """Whether a step count is a whole number in a tensor."""
+    return (
+        isinstance(step, Tensor)
+        and step.numel() == 1
+        and not step.is_complex()
+        and float(step.item()).is_integer()
+    )
+
+
+def _fitting(spec: State, held: Any, p: Tensor) -> bool:
+    """Whether what is kept as a state of `p` is one: of its size, and for one per element of its shape."""
+    if not isinstance(held, Tensor) or held.layout is not torch.strided:
+        return False
+    shape = state_shape(spec.level, p.shape)
+    if spec.level == "element":
+        return held.shape == shape and held.is_complex() == p.is_complex()
+    return held.numel() == math.prod(shape) and not held.is_complex()
+
+
+#: What tells that a tensor is still such as its stand-in was made for.
+Form = tuple[Any, ...]
+
+
+def _form(x: Any) -> Form | None:
+    if not isinstance(x, Tensor) or x.layout is not torch.strided:
+        return None
+    return type(x), x.dtype, x.shape, x.stride(), x.device, x.is_neg(), x.is_conj(), x.data_ptr() % 16
 
 
 def _dense(x: Tensor) -> bool:
@@ -115,8 +151,19 @@ class Row:
         #: What the table refers to: the parameter, None for the gradient, states, the step count, host states.
         self.tensors: list[Tensor | None] = []
         self.types: list[str] = []
-        #: (stand-in, key or "p" or "g") of each tensor that is copied in and out.
-        self.staged: list[tuple[Tensor, str]] = []
+        #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
+        self.staged: list[tuple[Tensor, str, Form | None]] = []
+
+    def layout(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Sizes and strides of the tensors that have a number for every element."""
+        if self.tensors[0] is self.p:
+            return self.p.shape, self.p.stride()
+        sizes = (*self.p.shape, 2) if self.p.is_complex() else tuple(self.p.shape)
+        return sizes, [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
+
+    def original(self, key: str) -> Any:
+        """The tensor that has a stand-in."""
+        return self.p if key == "p" else self.p.grad if key == "g" else self.state.get(key)
 
 
 class Cohort:
@@ -150,7 +197,7 @@ class Cohort:
     def advance(self) -> None:
         """Notes that the step is over."""
         self.t += 1
-        self.hosts = self.new
+        self.hosts = tuple(map(_float, self.new))
 
 
 def _float(x: Any) -> float:
@@ -168,8 +215,8 @@ class Batch:
         self.number, self.rows = number, rows
         self.kernel = kernel = native.kernels[number]
         real = "double" if rows[0].real is torch.float64 else "float"
-        module = getattr(__import__("sys").modules.get(type(group.rule).__module__), "__file__", None)
-        self.library: Library = library(native.path(module), kernel.unit, real, rows[0].types)
+        source = native.path(group.rule)
+        self.library: Library = library(source, native.sha256, kernel.unit, real, rows[0].types)
         self.width = _ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
         self.table: Cells = (ctypes.c_int64 * (len(rows) * self.width))()
         self.cohorts = self._cohorts(group)
@@ -196,14 +243,14 @@ class Batch:
         kernel, memory, before = self.kernel, [], 0
 
         def space(count: int, dtype: torch.dtype = torch.float64) -> int:
-            memory.append(torch.zeros(count, dtype=dtype))
+            memory.append(torch.zeros(count, dtype=dtype, device=_CPU))
             return memory[-1].data_ptr() if count else 0
 
         folded = max(kernel.width, 1)
         values = kernel.values + len(kernel.groups)
-        self.shared = torch.zeros(len(kernel.joints) + len(kernel.groups), dtype=torch.float64)
-        self.values = torch.zeros(len(self.rows), max(values, 1), dtype=torch.float64)
-        self.folded = torch.zeros(len(self.rows), folded, dtype=torch.float64)
+        self.shared = torch.zeros(len(kernel.joints) + len(kernel.groups), dtype=torch.float64, device=_CPU)
+        self.values = torch.zeros(len(self.rows), max(values, 1), dtype=torch.float64, device=_CPU)
+        self.folded = torch.zeros(len(self.rows), folded, dtype=torch.float64, device=_CPU)
         seed = group.group.get("seed", 0)
         for position, row in enumerate(self.rows):
             facts, n = row.facts, row.numel
@@ -295,6 +342,7 @@ class Table:
         self.group_number = group.number
         self.skipped = skipped
         self.rows = rows
+        self.params = [row.p for row in rows]
         batches: dict[Any, list[Row]] = {}
         self.mode_of: list[int] = []
         for row in rows:
@@ -315,19 +363,18 @@ class Table:
         at = {id(row.p): row for row in self.rows}
         flat: list[int] = []
         counts: list[int] = []
-        self._strides: list[Cells] = []
+        self._layouts: list[Cells] = []
         for number, p in enumerate(params):
-            row = at.get(id(p))
+            row = None if number in self.skipped else at.get(id(p))
             if row is None:
                 counts.append(-1 if number in self.skipped else 0)
                 continue
             b, i = place[id(row)]
             batch = self.batches[b]
             address = ctypes.addressof(batch.table)
-            strides = 0
-            if not row.p.is_contiguous() and row.tensors[0] is row.p:
-                self._strides.append((ctypes.c_int64 * row.p.dim())(*row.p.stride()))
-                strides = ctypes.addressof(self._strides[-1])
+            sizes, strides = row.layout()
+            self._layouts.append((ctypes.c_int64 * (1 + 2 * len(sizes)))(len(sizes), *sizes, *strides))
+            layout = ctypes.addressof(self._layouts[-1])
             cells = list(batch.cells(i))
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(_placed(batch.kernel)) if kind == "element"
@@ -337,7 +384,7 @@ class Table:
                 type_ = row.types[1] if tensor is None else _type_of(tensor)
                 code = next(code for name, code in _TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
-                flat += [owner, address + 8 * cell, shape.numel(), code, strides if k in elements else 0]
+                flat += [owner, address + 8 * cell, shape.numel(), code, layout if k in elements else 0]
             counts.append(len(cells))
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
         self._known = (ctypes.c_int64 * max(len(params), 1))(*map(id, params))
@@ -351,15 +398,16 @@ class Table:
         """Fills the addresses; False if a parameter, gradient or state is not what the table is made for."""
         if not self.batches or self.signature != signature(group):
             return False
+        for row in self.staged:
+            if any(_form(row.original(key)) != form for _, key, form in row.staged):
+                return False
         return not self.batches[0].library.gather(group.group["params"], "grad", None, self._call)
 
     def stage_in(self) -> None:
         """Copies what a kernel cannot take into what stands in for it."""
         for row in self.staged:
-            for stand_in, key in row.staged:
-                source = row.p if key == "p" else row.p.grad if key == "g" else row.state[key]
-                assert isinstance(source, Tensor)
-                source = source.detach()
+            for stand_in, key, _ in row.staged:
+                source = row.original(key).detach()
                 if source.is_complex():
                     source = torch.view_as_real(source.resolve_conj().resolve_neg())
                 stand_in.copy_(source)
@@ -367,9 +415,10 @@ class Table:
     def stage_out(self) -> None:
         """Copies results back."""
         for row in self.staged:
-            for stand_in, key in row.staged:
+            for stand_in, key, _ in row.staged:
                 if key != "g":
-                    as_real(row.p.detach() if key == "p" else row.state[key]).copy_(stand_in)
+                    target = row.original(key).detach()
+                    target.copy_(torch.view_as_complex(stand_in) if target.is_complex() else stand_in)
 
 
 def _placed(kernel: Kernel) -> list[tuple[str, str]]:
@@ -395,7 +444,9 @@ class Launcher:
     def __init__(self, rule: Any, native: Native) -> None:
         self.rule = rule
         self.native = native
-        self.export = _export()
+        self.export = 0
+        #: Why there are no kernels.
+        self.failure = ""
         self.tables: dict[int, Table] = {}
         self._known: Any = None
         self._known_refs: list[Any] = []
@@ -403,20 +454,21 @@ class Launcher:
 
     def step(
         self, groups: Sequence[GroupStep], firsts: Sequence[int], states: MutableMapping[Tensor, ParamState]
-    ) -> list[set[int] | None]:
+    ) -> list[set[int] | None] | None:
         """Takes the step of all parameters that native kernels take.
 
-        Returns for each group the positions in it of the parameters that are left, None for all.
-        Raises BuildError before anything is changed.
+        Returns for each group the positions in it of the parameters that are left, None for all; or None, with
+        `failure` set and no parameter changed, where there are no kernels.
         """
-        tables = self.current(groups, firsts, states)
+        try:
+            tables = self.current(groups, firsts, states)
+        except BuildError as error:
+            self.failure = str(error)
+            return None
         if self.rule._joint and any(table is None or table.skipped for table in tables):
             return [None] * len(groups)
         active = [(group, table) for group, table in zip(groups, tables, strict=True) if table and table.rows]
         threads = torch.get_num_threads()
-        for _, table in active:
-            if table.staged:
-                table.stage_in()
         batches = [(group, batch) for group, table in active for batch in table.batches]
         if self.rule._joint:
             self._run_jointly(batches, threads)
@@ -428,7 +480,7 @@ class Launcher:
                 table.stage_out()
             for batch in table.batches:
                 batch.finish(group)
-            torch.autograd.graph.increment_version([row.p for row in table.rows])
+            torch.autograd.graph.increment_version(table.params)
         return [None if table is None else table.skipped for table in tables]
 
     # ---- tables -----------------------------------------------------------------------------------------
@@ -437,6 +489,8 @@ class Launcher:
         self, groups: Sequence[GroupStep], firsts: Sequence[int], states: MutableMapping[Tensor, ParamState]
     ) -> list[Table | None]:
         """The tables of this step, filled; None for a group that does not want kernels."""
+        if not self.export:
+            self.export = _export()
         same = self._known is not None and self._same(states)
         tables: list[Table | None] = []
         made = False
@@ -457,6 +511,8 @@ class Launcher:
         return tables
 
     def _prepare(self, table: Table, group: GroupStep, options: Mapping[str, Any]) -> bool:
+        if table.staged:
+            table.stage_in()
         for batch, mode in zip(table.batches, table.mode_of, strict=True):
             if not batch.prepare(group, options, self.native, mode) or not batch.known():
                 return False
@@ -468,7 +524,9 @@ class Launcher:
         """Gives the kernel the group-level states."""
         row = batch.rows[0]
         for number, key in enumerate(batch.kernel.groups):
-            p, g = self._opened(row, group)
+            p = g = torch.empty((), dtype=row.real, device=_CPU)
+            if not isinstance(group.group.get(key), Tensor):  # it begins, maybe as what they say
+                p, g = self._opened(row, group)
             held = group.read(group.rule._specs[key], p, g, row.p.shape)
             batch.shared[len(batch.kernel.joints) + number] = held.item()
 
@@ -510,13 +568,17 @@ class Launcher:
         skipped: set[int] = set()
         live: dict[Facts, tuple[str, ...]] = {}
         fresh: list[tuple[Tensor, ParamState]] = []
+        seen: set[int] = set()
         for number, p in enumerate(group.group["params"]):
             if p.grad is None:
                 continue
-            fits = eligible(p, p.grad) and (group.rule._elementwise or not p.is_complex())
-            if not fits:
-                if group.group["fused"] and p.grad.layout is torch.strided:
-                    name, kind = type(group.rule).__name__, type(p).__name__
+            name, kind = type(group.rule).__name__, type(p).__name__
+            if p.grad.layout is not torch.strided:
+                raise RuntimeError(f"{name} does not support sparse gradients")
+            if p.is_complex() and not group.rule._elementwise:
+                raise RuntimeError(f"{name} does not support complex parameters")
+            if not eligible(p, p.grad):
+                if group.group["fused"]:
                     raise RuntimeError(
                         f"{name}: `fused=True` needs dense parameters and gradients of float32, float64, bfloat16 or "
                         f"float16 on the CPU; parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
@@ -526,10 +588,21 @@ class Launcher:
             state = states.get(p)
             if not state:
                 state = {"step": torch.zeros((), dtype=torch.float32, device=_CPU)}
-            row = Row(first + number, p, state)
-            keys = live.get(row.facts)
+            facts = facts_of(p.shape)
+            keys = live.get(facts)
             if keys is None:
-                keys = live[row.facts] = tuple(group.rule._live(options, row.facts))
+                keys = live[facts] = tuple(group.rule._live(options, facts))
+            specs = [group.rule._specs[key] for key in keys if group.rule._specs[key].level != "group"]
+            odd = any(
+                state.get(spec.key) is not None and not _fitting(spec, state[spec.key], p) for spec in specs
+            )
+            if odd or not _countable(state.get("step")) or id(p) in seen:
+                skipped.add(
+                    number
+                )  # the loop takes it, or says what is wrong; a parameter that is named twice too
+                continue
+            seen.add(id(p))
+            row = Row(first + number, p, state)
             if any(key not in state for key in keys) or not states.get(p):
                 fresh.append((p, state))
             self._complete(row, group, keys, options)
@@ -577,16 +650,16 @@ class Launcher:
 
         def arranged(tensor: Tensor, key: str, like: bool, dtype: torch.dtype | None) -> Tensor | None:
             wanted = tensor.dtype if dtype is None else dtype
-            fits = not tensor.is_complex() and tensor.dtype is wanted and not tensor.is_neg()
+            fits = not tensor.is_complex() and tensor.dtype is wanted and tensor.is_cpu and _in_memory(tensor)
             if fits and (_laid_out(tensor, strides) if like else tensor.is_contiguous()):
                 return tensor
             real = as_real(tensor.detach().resolve_conj().resolve_neg()) if tensor.is_complex() else tensor
             kind = real.dtype if dtype is None else dtype
             if like and strides is not None:
-                stand_in = torch.empty_strided(real.shape, strides, dtype=kind)
+                stand_in = torch.empty_strided(real.shape, strides, dtype=kind, device=_CPU)
             else:
-                stand_in = torch.empty(real.shape, dtype=kind)
-            row.staged.append((stand_in, key))
+                stand_in = torch.empty(real.shape, dtype=kind, device=_CPU)
+            row.staged.append((stand_in, key, _form(tensor)))
             return stand_in
 
         first = arranged(p, "p", True, None)
@@ -688,6 +761,11 @@ def _together(kind: str, entries: Sequence[tuple[int, float, int]]) -> float:
 def signature(group: GroupStep) -> tuple[Any, ...]:
     """Options that a table depends on, apart from those that `_kernel` reads."""
     return group.group.get("overwrite_grad"), group.group.get("seed")
+
+
+def _in_memory(x: Tensor) -> bool:
+    """Whether the numbers of `x` are in memory as they are, at addresses that suit their type."""
+    return not (x.is_neg() or x._is_zerotensor() or x.data_ptr() % x.element_size())
 
 
 def _laid_out(x: Tensor, strides: tuple[int, ...] | None) -> bool:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,23 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Native:
-    """The kernels of a class. `source` names the C file, which lies beside the module of the class.
+    """The kernels of a class.
 
-    `modes` has for every plan that `_kernel` may name its kernel where arrays hold what is stored in them, where
-    storing rounds, and where the gradient may be overwritten.
+    `source` names the C file, which lies beside the module of the class, and `sha256` is the hash of its bytes:
+    kernels of another compilation take other arguments. `modes` has for every plan that `_kernel` may name its
+    kernel where arrays hold what is stored in them, where storing rounds, and where the gradient may be overwritten.
     """
 
     source: str
+    sha256: str
     kernels: tuple[Kernel, ...]
     modes: Sequence[tuple[int, int, int]]
 
-    def path(self, module_file: str | None) -> Path:
-        """The C file of a class whose module is the file `module_file`."""
-        return Path(module_file or "").with_name(self.source)
+    def path(self, rule: Any) -> Path | None:
+        """The C file of a class, or None for one whose code does not come from a file.
+
+        It lies beside the module that was generated, which need not be that of the class: a person may have
+        derived theirs, and a module may not be in `sys.modules`.
+        """
+        module = rule._kernel.__globals__.get("__file__")
+        return Path(module).with_name(self.source) if module else None
