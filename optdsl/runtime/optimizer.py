@@ -5,7 +5,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any, ClassVar, overload
 
 import torch
@@ -41,15 +41,22 @@ class _Kernels:
 
     @classmethod
     def lack(cls, rule: type, reason: str) -> None:
-        """Notes that the kernels of a class cannot be had."""
-        if reason not in cls.missing.values():
-            warnings.warn(
-                f"optdsl runs without native kernels, several times slower: {reason}. "
-                "`fused=False` asks for none, and gives no warning.",
-                RuntimeWarning,
-                stacklevel=6,
-            )
+        """Notes that the kernels of a class cannot be had; the warning points at who called `step`."""
+        known = reason in cls.missing.values()
         cls.missing[rule] = reason
+        if known:
+            return
+        frame, level = inspect.currentframe(), 1
+        while frame is not None and frame.f_globals.get("__name__", "").startswith(
+            ("torch.", "optdsl.runtime.")
+        ):
+            frame, level = frame.f_back, level + 1
+        warnings.warn(
+            "optdsl runs without native kernels, several times slower; `fused=False` asks for none, and gives no "
+            f"warning. The reason: {reason}",
+            RuntimeWarning,
+            stacklevel=level,
+        )
 
 
 def _wants_kernels(group: GroupStep) -> bool:
@@ -100,7 +107,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drops what is remembered between steps for speed alone."""
         #: Options of each group as they were last checked, and the names of those that hold tensors.
-        self._checked: dict[int, tuple[list[Any], tuple[str, ...]]] = {}
+        self._checked: dict[int, tuple[tuple[Any, ...], tuple[str, ...]]] = {}
+        self._options_in: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+        self._options_in = itemgetter(*(hyper.name for hyper in self._hypers), *_FLAGS)
         self._cohorts = Cohorts()
         self._launcher: Any = None
 
@@ -128,8 +137,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _tensor_options(self, number: int, group: dict[str, Any]) -> tuple[str, ...]:
         """Checks the options that changed since the last step; names those that hold tensors."""
-        values = [group[hyper.name] for hyper in self._hypers]
-        values += [group[flag] for flag in _FLAGS]
+        values = self._options_in(group)
         known = self._checked.get(number)
         if known is not None and all(map(is_, values, known[0])):
             names = known[1]
@@ -140,10 +148,10 @@ class Optimizer(Rule, torch.optim.Optimizer):
             return names
         for position, hyper in enumerate(self._hypers):
             if known is None or values[position] is not known[0][position]:
-                values[position] = group[hyper.name] = check(hyper, values[position], changed=True)
+                group[hyper.name] = check(hyper, values[position], changed=True)
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         names = tuple(hyper.name for hyper in self._hypers if has_tensor(group[hyper.name]))
-        self._checked[number] = (values, names)
+        self._checked[number] = (self._options_in(group), names)
         return names
 
     @overload
@@ -204,16 +212,18 @@ class Optimizer(Rule, torch.optim.Optimizer):
             return everything
         for group in groups:
             group.native = _wants_kernels(group)
-        if type(self) not in _Kernels.missing:
+        launcher = self._launcher
+        if launcher is None and type(self) not in _Kernels.missing:
             native = importlib.import_module("optdsl.runtime.native.launch")
-            try:
-                if self._launcher is None:
-                    self._launcher = native.Launcher(self, self._native)
-                left: Sequence[Collection[int] | None] = self._launcher.step(groups, firsts, self.state)
+            launcher = self._launcher = native.Launcher(self, self._native)
+        if launcher is not None:
+            left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, self.state)
+            if left is not None:
+                if self._cohorts.known:  # of steps under `capturable`
+                    self._cohorts = Cohorts()
                 return left
-            except native.BuildError as error:
-                self._launcher = None
-                _Kernels.lack(type(self), str(error))
+            self._launcher = None
+            _Kernels.lack(type(self), launcher.failure)
         for group in groups:
             group.kernels_missing = group.native
         return everything

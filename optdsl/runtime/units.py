@@ -304,6 +304,11 @@ class Cohorts:
     def __init__(self) -> None:
         self._tags: dict[Tensor, object] = {}
 
+    @property
+    def known(self) -> bool:
+        """Whether anything is known of any parameter."""
+        return bool(self._tags)
+
     def tag(
         self, p: Tensor, state: ParamState, is_new: bool, now: object, host_keys: Sequence[str]
     ) -> object:

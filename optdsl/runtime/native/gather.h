@@ -27,10 +27,10 @@ typedef struct {
     void *tensor;
     i64 *cell;
     i64 numel, type;
-    const i64 *strides; /* in which its elements lie; 0 for without gaps, in the order of their indices */
+    const i64 *layout; /* its dimensions, sizes and strides; 0 for any, without gaps, in the order of indices */
 } Entry;
 
-/* 1 if the tensor is on the CPU, in this type and contiguous; its address goes to the cell. */
+/* 1 if the tensor is on the CPU, in this type and layout, and in its place in memory; its address goes to the cell. */
 static int address_(Export export, void *tensor, const Entry *e)
 {
     View v;
@@ -39,12 +39,15 @@ static int address_(Export export, void *tensor, const Entry *e)
         return 0;
     }
     i64 numel = 1;
+    if (e->layout && e->layout[0] != v.ndim) return 0;
     for (int d = v.ndim - 1; d >= 0; d--) {
-        const i64 stride = e->strides ? e->strides[d] : numel;
+        const i64 stride = e->layout ? e->layout[1 + v.ndim + d] : numel;
+        if (e->layout && v.shape[d] != e->layout[1 + d]) return 0;
         if (v.shape[d] != 1 && v.strides && v.strides[d] != stride && e->numel) return 0;
         numel *= v.shape[d];
     }
-    *e->cell = (i64)(intptr_t)((char *)v.data + v.offset);
+    const i64 address = *e->cell = (i64)(intptr_t)((char *)v.data + v.offset);
+    if (e->numel && (!v.data || address % (v.bits / 8))) return 0;
     return v.device == 1 && numel == e->numel && (v.code << 8 | v.bits) == e->type && v.lanes == 1;
 }
 
@@ -79,13 +82,19 @@ EXPORT int optdsl_gather(void *params, void *grad, void *none, const i64 *a)
  * objects the value holds, and these. */
 EXPORT int optdsl_same(void *states, void *const *known, i64 n)
 {
-    if (PyDict_Size(states) != n) return 1;
+    if (PyDict_Size(states) != n) {
+        PyErr_Clear();
+        return 1;
+    }
     intptr_t at = 0;
     void *key, *value, *inner_key, *inner;
     while (PyDict_Next(states, &at, &key, &value)) {
         if (key != *known++ || value != *known++) return 1;
         const intptr_t size = (intptr_t)*known++;
-        if (PyDict_Size(value) != size) return 1;
+        if (PyDict_Size(value) != size) {
+            PyErr_Clear(); /* it may be no dictionary */
+            return 1;
+        }
         intptr_t place = 0;
         while (PyDict_Next(value, &place, &inner_key, &inner))
             if (inner != *known++) return 1;

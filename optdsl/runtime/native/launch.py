@@ -79,14 +79,12 @@ def eligible(p: Tensor, grad: Tensor) -> bool:
     )
 
 
-def _countable(step: Any) -> bool:
-    """Whether a step count is a whole number in a tensor."""
-    return (
-        isinstance(step, Tensor)
-        and step.numel() == 1
-        and not step.is_complex()
-        and float(step.item()).is_integer()
-    )
+def _usable(state: ParamState, specs: Sequence[State], p: Tensor) -> bool:
+    """Whether the step count and the states of `p`, as far as there are any, are what they should be."""
+    step = state.get("step")
+    if not isinstance(step, Tensor) or step.numel() != 1 or step.is_complex() or not float(step).is_integer():
+        return False
+    return all(_fitting(spec, state[spec.key], p) for spec in specs if state.get(spec.key) is not None)
 
 
 def _fitting(spec: State, held: Any, p: Tensor) -> bool:
@@ -364,6 +362,7 @@ class Table:
         flat: list[int] = []
         counts: list[int] = []
         self._layouts: list[Cells] = []
+        self._counters: list[torch.UntypedStorage] = []
         for number, p in enumerate(params):
             row = None if number in self.skipped else at.get(id(p))
             if row is None:
@@ -379,13 +378,19 @@ class Table:
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(_placed(batch.kernel)) if kind == "element"
             }
-            for k, (cell, tensor) in enumerate(zip(cells, row.tensors, strict=True)):
+            arrays = 2 + len(_placed(batch.kernel))
+            for cell, counter in zip(cells[arrays:], row.tensors[arrays:], strict=True):
+                # step counts and host states are looked up once, in memory that is kept; `known` checks their values
+                assert counter is not None
+                batch.table[cell] = counter.data_ptr()
+                self._counters.append(counter.untyped_storage())
+            for k, (cell, tensor) in enumerate(zip(cells[:arrays], row.tensors[:arrays], strict=True)):
                 shape = row.p if tensor is None else tensor
                 type_ = row.types[1] if tensor is None else _type_of(tensor)
                 code = next(code for name, code in _TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
                 flat += [owner, address + 8 * cell, shape.numel(), code, layout if k in elements else 0]
-            counts.append(len(cells))
+            counts.append(arrays)
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
         self._known = (ctypes.c_int64 * max(len(params), 1))(*map(id, params))
         self._counts = (ctypes.c_int64 * max(len(params), 1))(*counts)
@@ -481,6 +486,10 @@ class Launcher:
             for batch in table.batches:
                 batch.finish(group)
             torch.autograd.graph.increment_version(table.params)
+            if 2 in table.mode_of:  # gradients were written to
+                torch.autograd.graph.increment_version(
+                    [row.p.grad for row in table.rows if row.p.grad is not None]
+                )
         return [None if table is None else table.skipped for table in tables]
 
     # ---- tables -----------------------------------------------------------------------------------------
@@ -534,7 +543,7 @@ class Launcher:
     def _opened(row: Row, group: GroupStep) -> tuple[Tensor, Tensor]:
         """The parameter and its gradient as initial values read them."""
         assert row.p.grad is not None
-        p, g = opened(row.p.detach(), row.real), opened(row.p.grad.detach(), row.real)
+        p, g = (opened(x.detach().resolve_conj(), row.real) for x in (row.p, row.p.grad))
         return p, -g if group.maximize else g
 
     def _same(self, states: MutableMapping[Tensor, ParamState]) -> bool:
@@ -593,13 +602,9 @@ class Launcher:
             if keys is None:
                 keys = live[facts] = tuple(group.rule._live(options, facts))
             specs = [group.rule._specs[key] for key in keys if group.rule._specs[key].level != "group"]
-            odd = any(
-                state.get(spec.key) is not None and not _fitting(spec, state[spec.key], p) for spec in specs
-            )
-            if odd or not _countable(state.get("step")) or id(p) in seen:
-                skipped.add(
-                    number
-                )  # the loop takes it, or says what is wrong; a parameter that is named twice too
+            # the loop takes what is odd, or says what is wrong with it; so for a parameter that is named twice
+            if id(p) in seen or not _usable(state, specs, p):
+                skipped.add(number)
                 continue
             seen.add(id(p))
             row = Row(first + number, p, state)
