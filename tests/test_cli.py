@@ -1,6 +1,7 @@
 """The command line: every command in a process of its own, as a person or a script meets it."""
 
 import ast
+import hashlib
 import json
 import os
 import pty
@@ -195,9 +196,24 @@ def test_files_that_are_no_specs(here, content, code, capsys):
 
 def test_compile_writes_beside_the_spec_and_says_so(folder):
     run = command("compile", "plain.opt", cwd=folder)
-    assert good(run) == "plain.opt -> plain.py (Plain)\n"
+    assert good(run) == "plain.opt -> plain.py, plain.c (Plain)\n"
     assert run.stderr == ""
     assert "class Plain(Optimizer):" in (folder / "plain.py").read_text()
+    assert "optdsl_run" not in (folder / "plain.py").read_text()
+    assert '#include "kernel.h"' in (folder / "plain.c").read_text()
+
+
+def test_compile_says_why_there_are_no_kernels(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "spectral.opt").write_text(PLAIN.replace("lr * g", "lr * newton_schulz(g, 3)"))
+    assert main(["compile", "spectral.opt"]) == 0
+    said = "spectral.opt -> spectral.py (Plain, without native kernels: it works on matrices)\n"
+    assert capsys.readouterr().out == said
+    assert main(["compile", "spectral.opt", "--backend", "torch"]) == 0
+    assert capsys.readouterr().out == "spectral.opt -> spectral.py (Plain)\n"
+    assert "spectral.c" not in files(folder)
+    assert main(["show", "spectral.opt", "--stage", "cpu"]) == 0
+    assert capsys.readouterr().out == "/* no native kernels: it works on matrices */\n"
 
 
 def test_one_bad_spec_does_not_stop_the_others(folder):
@@ -205,10 +221,10 @@ def test_one_bad_spec_does_not_stop_the_others(folder):
     assert run.returncode == 1
     assert sorted(run.stdout.splitlines()) == [
         "halve.opt: transform, used by other specs; nothing to write",
-        "plain.opt -> out/plain.py (Plain)",
+        "plain.opt -> out/plain.py, out/plain.c (Plain)",
     ]
     assert run.stderr.endswith("2 errors\n")
-    assert files(folder / "out") == {"plain.py"}
+    assert files(folder / "out") == {"plain.py", "plain.c"}
 
 
 def test_quiet_prints_messages_only(folder):
@@ -221,7 +237,7 @@ def test_compile_as_json(folder):
     run = command("compile", ".", "-o", "out", "--format", "json", cwd=folder)
     assert (run.returncode, run.stderr) == (1, "")
     assert [found["code"] for found in json.loads(run.stdout)] == ["E0301", "E0301"]
-    assert files(folder / "out") == {"plain.py"}
+    assert files(folder / "out") == {"plain.py", "plain.c"}
     run = command("compile", "plain.opt", "halve.opt", "--format", "json", cwd=folder)
     assert json.loads(good(run)) == []
 
@@ -229,13 +245,31 @@ def test_compile_as_json(folder):
 def test_compile_a_shipped_spec(here, capsys):
     assert main(["compile", "adamw"]) == 2
     assert "say with -o where to write" in capsys.readouterr().err
-    assert main(["compile", "AdamW", "plain.opt", "-o", ".", "--backend", "torch"]) == 0
-    assert (here / "adamw.py").read_text() == (ROOT / "generated" / "adamw.py").read_text()
+    assert main(["compile", "AdamW", "plain.opt", "-o", "."]) == 0
+    for name in ("adamw.py", "adamw.c"):
+        assert (here / name).read_text() == (ROOT / "generated" / name).read_text()
     assert (here / "plain.py").is_file()
 
 
+@pytest.mark.parametrize(
+    ("backends", "made"),
+    [("torch", {"lion.py"}), ("cpu", {"lion.py", "lion.c"}), ("cpu torch", {"lion.py", "lion.c"})],
+)
+def test_compile_for_chosen_backends(tmp_path, backends, made, capsys):
+    words = [word for backend in backends.split() for word in ("--backend", backend)]
+    assert main(["compile", "lion", "-o", str(tmp_path), *words]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert files(tmp_path) == made
+    same = (tmp_path / "lion.py").read_text() == (ROOT / "generated" / "lion.py").read_text()
+    assert same is ("lion.c" in made)
+
+
 def test_compile_standalone(here, capsys):
+    assert main(["compile", "plain.opt", "--standalone", "--backend", "cpu"]) == 2
+    assert "a standalone file has no native kernels" in capsys.readouterr().err
+    assert "plain.py" not in files(here)
     assert main(["compile", "plain.opt", "--standalone"]) == 0
+    assert "plain.c" not in files(here)
     text = (here / "plain.py").read_text()
     assert "import optdsl" not in text
     assert "from optdsl" not in text
@@ -246,9 +280,10 @@ def test_a_standalone_file_cannot_use_a_name_twice(here, capsys):
     (here / "unit.opt").write_text(PLAIN.replace("Plain", "Unit"))
     assert main(["compile", "unit.opt"]) == 0
     (here / "unit.py").unlink()
+    (here / "unit.c").unlink()
     assert main(["compile", "unit.opt", "--standalone"]) == 2
     assert "uses `Unit` for something else" in capsys.readouterr().err
-    assert not (here / "unit.py").exists()
+    assert not files(here) & {"unit.py", "unit.c"}
 
 
 def test_a_place_that_cannot_be_written(here, capsys):
@@ -264,10 +299,10 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     run = command("compile", ".", cwd=tmp_path, LC_ALL="C.UTF-8", PYTHONUTF8="1")
-    assert good(run) == "odd\\udcff.opt -> odd_.py (Plain)\n"
+    assert good(run) == "odd\\udcff.opt -> odd_.py, odd_.c (Plain)\n"
     (tmp_path / "größe.opt").write_text(PLAIN)
     run = command("compile", "größe.opt", cwd=tmp_path, PYTHONIOENCODING="ascii")
-    assert good(run) == "gr\\xf6\\xdfe.opt -> gr__e.py (Plain)\n"
+    assert good(run) == "gr\\xf6\\xdfe.opt -> gr__e.py, gr__e.c (Plain)\n"
 
 
 # ---- fmt -------------------------------------------------------------------------------------------------
@@ -345,7 +380,9 @@ def test_show(stage, capsys):
 
 def test_show_gives_the_torch_file_by_default(here, capsys):
     assert main(["show", "AdamW"]) == 0
-    assert capsys.readouterr().out == (ROOT / "generated" / "adamw.py").read_text()
+    shown = capsys.readouterr().out
+    assert main(["compile", "adamw", "-o", "out", "--backend", "torch", "-q"]) == 0
+    assert shown == (here / "out" / "adamw.py").read_text()
     assert main(["show", "plain.opt"]) == 0
     assert "class Plain" in capsys.readouterr().out
     for name, code in (("bad.opt", "E0301"), ("halve.opt", "E0109")):
@@ -516,11 +553,13 @@ def test_an_interrupted_compile_leaves_whole_files(tmp_path):
     assert (code, printed) == (130, "")
     assert said == "interrupted; finished files are complete, others are as they were\n"
     written = sorted(out.iterdir())
-    assert 0 < len(written) < 3000
-    assert {path.suffix for path in written} == {".py"}
-    for path in (written[0], written[-1]):
+    assert 0 < len(written) < 6000
+    classes = [path for path in written if path.suffix == ".py"]
+    assert {path.stem for path in written if path.suffix == ".c"} == {path.stem for path in classes}
+    assert len(written) == 2 * len(classes)
+    for path in (classes[0], classes[-1]):
         ast.parse(path.read_text())
-        assert path.read_text().endswith("return p\n")
+        assert hashlib.sha256(path.with_suffix(".c").read_bytes()).hexdigest() in path.read_text()
 
 
 def test_an_interrupted_read(tmp_path):

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import importlib.util
 import io
 import json
 import os
@@ -65,14 +66,20 @@ def stepped(optimizer, value=1.0, grad=0.5):
     return p.item()
 
 
+def contents(folder):
+    """The bytes of every file in a folder, but of what Python keeps there."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "__pycache__"}
+
+
 # ---- compile ----------------------------------------------------------------------------------------------
 
 
-def test_a_file_becomes_a_file_beside_it(plain):
+def test_a_file_becomes_two_files_beside_it(plain):
     (done,) = optdsl.compile(plain)
     assert done.path == plain
-    assert done.files == (plain.with_suffix(".py"),)
+    assert done.files == (plain.with_suffix(".py"), plain.with_suffix(".c"))
     assert done.diagnostics == ()
+    assert done.no_kernels is None
     assert done.checked.program.name == "Plain"
     assert stepped(class_of(module_of(done.files[0]))) == pytest.approx(0.995)
 
@@ -80,8 +87,55 @@ def test_a_file_becomes_a_file_beside_it(plain):
 @pytest.mark.parametrize("form", [str, Path, lambda path: [path], lambda path: (p for p in [str(path)])])
 def test_a_path_may_come_in_any_form(plain, tmp_path, form):
     (done,) = optdsl.compile(form(plain), out=str(tmp_path / "new" / "folders"))
-    assert done.files == (tmp_path / "new" / "folders" / "plain.py",)
-    assert done.files[0].is_file()
+    folder = tmp_path / "new" / "folders"
+    assert done.files == (folder / "plain.py", folder / "plain.c")
+    assert files(folder) == {"plain.py", "plain.c"}
+
+
+@pytest.mark.parametrize(
+    ("backends", "standalone", "made"),
+    [
+        (["torch"], False, {"plain.py"}),
+        ((), False, {"plain.py"}),
+        (["cpu"], False, {"plain.py", "plain.c"}),
+        (("cpu", "torch"), False, {"plain.py", "plain.c"}),
+        (driver.BACKENDS, True, {"plain.py"}),
+    ],
+)
+def test_backends(plain, tmp_path, backends, standalone, made):
+    out = tmp_path / "out"
+    (done,) = optdsl.compile(plain, out, backends, standalone=standalone)
+    assert files(out) == {path.name for path in done.files} == made
+    cls = class_of(module_of(done.files[0]))
+    assert stepped(cls) == pytest.approx(0.995)
+    assert "fused:" in cls.__doc__
+    if "plain.c" in made:
+        assert stepped(lambda params: cls(params, fused=True)) == pytest.approx(0.995)
+        return
+    assert cls._native is None
+    assert cls([torch.nn.Parameter(torch.ones(1))], fused=False).defaults["fused"] is False
+    with pytest.raises(
+        RuntimeError, match=r"^Plain has no fused kernel: it was compiled for .* 'torch' alone$"
+    ):
+        cls([torch.nn.Parameter(torch.ones(1))], fused=True)
+
+
+def test_a_spec_without_kernels_says_why(tmp_path, cache):
+    path = tmp_path / "plain.opt"
+    path.write_text(PLAIN.replace("lr * g", "lr * newton_schulz(g, 3)"))
+    (done,) = optdsl.compile(path)
+    assert done.files == (tmp_path / "plain.py",)
+    assert done.no_kernels == "it works on matrices"
+    for stage, text in (
+        ("plan", "no plan: it works on matrices\n"),
+        ("cpu", "/* no native kernels: it works on matrices */\n"),
+    ):
+        assert driver.show(path, stage) == text
+    for cls in (class_of(module_of(done.files[0])), optdsl.load(path), optdsl.load(path, backend="cpu")):
+        assert stepped(cls) < 1
+        with pytest.raises(RuntimeError, match=r"^Plain has no fused kernel: it works on matrices$"):
+            cls([torch.nn.Parameter(torch.ones(1))], fused=True)
+    assert optdsl.compile(path, backends=["torch"])[0].no_kernels is None
 
 
 def test_a_folder_stands_for_the_specs_right_in_it(plain, tmp_path):
@@ -92,8 +146,8 @@ def test_a_folder_stands_for_the_specs_right_in_it(plain, tmp_path):
     out = tmp_path / "out"
     halve, done = optdsl.compile(tmp_path, out=out)
     assert (halve.files, halve.checked.kind, halve.diagnostics) == ((), "transform", ())
-    assert done.files == (out / "plain.py",)
-    assert files(out) == {"plain.py"}
+    assert done.files == (out / "plain.py", out / "plain.c")
+    assert files(out) == {"plain.py", "plain.c"}
 
 
 def test_a_spec_with_mistakes_writes_nothing_and_stops_no_other(plain, tmp_path):
@@ -122,8 +176,12 @@ def test_progress_is_told_before_each(plain, tmp_path):
 def test_an_unknown_backend_is_refused(plain):
     with pytest.raises(ValueError, match="no backend `torhc`; did you mean `torch`"):
         optdsl.compile(plain, backends=["torhc"])
+    assert files(plain.parent) == {"plain.opt"}
+    for name in ("plain.opt", "adamw"):
+        with pytest.raises(ValueError, match="no backend `jax`; available: torch, cpu"):
+            optdsl.load(plain.with_name(name) if "." in name else name, backend="jax")
     with pytest.raises(ValueError, match="no backend `jax`"):
-        optdsl.load(plain, backend="jax")
+        optdsl.compile([], backends=["jax"])
 
 
 def test_two_specs_never_become_one_file(tmp_path):
@@ -163,7 +221,7 @@ def test_long_file_names(tmp_path, cache):
     path = tmp_path / f"{'x' * 240}.opt"
     path.write_text(PLAIN)
     (done,) = optdsl.compile(path)
-    assert done.files == (tmp_path / f"{'x' * 240}.py",)
+    assert [file.name for file in done.files] == [f"{'x' * 240}.py", f"{'x' * 240}.c"]
     assert stepped(optdsl.load(path)) == pytest.approx(0.995)
 
 
@@ -172,32 +230,55 @@ def test_long_file_names(tmp_path, cache):
 
 def test_an_unchanged_file_is_left_alone(plain):
     (done,) = optdsl.compile(plain)
-    os.utime(done.files[0], (1, 1))
+    for file in done.files:
+        os.utime(file, (1, 1))
     optdsl.compile(plain)
-    assert done.files[0].stat().st_mtime == 1
+    assert [file.stat().st_mtime for file in done.files] == [1, 1]
     plain.write_text(PLAIN.replace("1e-2", "2e-2"))
     optdsl.compile(plain)
-    assert done.files[0].stat().st_mtime > 1
+    assert all(file.stat().st_mtime > 1 for file in done.files)
 
 
-@pytest.mark.parametrize("function", ["os.replace", "os.chmod"])
-def test_a_failing_write_leaves_the_old_file(plain, tmp_path, monkeypatch, function):
-    target = tmp_path / "plain.py"
-    target.write_text("old")
+@pytest.mark.parametrize(
+    ("function", "number", "kept"),
+    [
+        *(
+            ("replace", n, kept)
+            for n in (1, 2)
+            for kept in ((), ("plain.py",), ("plain.c",), ("plain.py", "plain.c"))
+        ),
+        ("chmod", 1, ("plain.py",)),  # only a file that is there has permissions to keep
+        ("chmod", 1, ("plain.c",)),
+        ("chmod", 2, ("plain.py", "plain.c")),
+    ],
+)
+@pytest.mark.parametrize(
+    "problem", [OSError(28, "No space left on device", "a temporary name"), KeyboardInterrupt()]
+)
+def test_a_failing_write_leaves_both_old_files(plain, tmp_path, monkeypatch, function, number, problem, kept):
+    """Whichever of the two files it is that cannot be put in place."""
+    for name in kept:
+        (tmp_path / name).write_text(f"old {name}")
+    calls, real = [], getattr(os, function)
 
     def fail(*arguments):
-        raise OSError(28, "No space left on device", "a temporary name")
+        calls.append(arguments)
+        if len(calls) == number:
+            raise problem
+        real(*arguments)
 
-    monkeypatch.setattr(function, fail)
-    with pytest.raises(OSError, match=r"No space left on device: '.*plain\.py'"):
+    monkeypatch.setattr(os, function, fail)
+    with pytest.raises(type(problem), match=r"|No space left on device: '.*plain\.(py|c)'"):
         optdsl.compile(plain)
-    assert target.read_text() == "old"
-    assert files(tmp_path) == {"plain.opt", "plain.py"}
+    assert files(tmp_path) == {"plain.opt", *kept}
+    for name in kept:
+        assert (tmp_path / name).read_text() == f"old {name}"
 
 
 def test_a_write_that_breaks_off_leaves_the_old_file(plain, tmp_path):
-    target = tmp_path / "plain.py"
-    target.write_text("old")
+    targets = [tmp_path / "plain.py", tmp_path / "plain.c"]
+    for target in targets:
+        target.write_text("old")
     script = (
         "import resource, signal, sys\n"
         "from optdsl import driver\n"
@@ -208,9 +289,9 @@ def test_a_write_that_breaks_off_leaves_the_old_file(plain, tmp_path):
     )
     run = python("-c", script, plain, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
     assert run.returncode == 1
-    assert re.search(r"OSError: \[Errno \d+\] File too large: '.*plain\.py'\n$", run.stderr), run.stderr
-    assert target.read_text() == "old"
-    assert files(tmp_path) == {"plain.opt", "plain.py", "elsewhere"}
+    assert re.search(r"OSError: \[Errno \d+\] File too large: '.*plain\.(py|c)'\n$", run.stderr), run.stderr
+    assert [target.read_text() for target in targets] == ["old", "old"]
+    assert files(tmp_path) == {"plain.opt", "plain.py", "plain.c", "elsewhere"}
 
 
 def test_a_file_keeps_its_permissions_and_a_link_stays_one(plain, tmp_path):
@@ -269,9 +350,7 @@ def test_two_processes_compile_the_same_at_once(tmp_path):
         for _ in range(3)
     ]
     assert [run.wait() for run in runs] == [0, 0, 0]
-    assert files(out) == {f"{name}.py" for name in NAMES}
-    for name in NAMES:
-        assert (out / f"{name}.py").read_bytes() == (GENERATED / f"{name}.py").read_bytes()
+    assert contents(out) == contents(GENERATED)
 
 
 def test_a_folder_without_permission_is_a_clear_error(plain):
@@ -294,6 +373,68 @@ def test_a_file_in_place_of_the_folder_is_a_clear_error(plain, tmp_path):
     with pytest.raises(IsADirectoryError, match=r"plain\.py'"):
         optdsl.compile(plain)
     assert files(tmp_path) == {"file", "plain.opt", "plain.py"}
+    (tmp_path / "plain.py").rmdir()
+    (tmp_path / "plain.c").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"plain\.c'"):
+        optdsl.compile(plain)
+    assert files(tmp_path) == {"file", "plain.opt", "plain.c"}
+
+
+# ---- files that do not belong together -------------------------------------------------------------------
+
+
+def other_kernels(folder):
+    """Compiles another version of the spec, of which only the C file arrives in `folder`."""
+    (folder / "other").mkdir()
+    (folder / "other" / "plain.opt").write_text(PLAIN.replace("lr * g", "2 * lr * g"))
+    optdsl.compile(folder / "other" / "plain.opt")
+    (folder / "plain.c").write_bytes((folder / "other" / "plain.c").read_bytes())
+
+
+def test_a_c_file_that_does_not_belong_to_the_class_is_not_used(plain, tmp_path):
+    (done,) = optdsl.compile(plain)
+    other_kernels(tmp_path)
+    cls = class_of(module_of(done.files[0], "plain_with_other_kernels"))
+    message = r"plain\.c is not the file that belongs to the class; compile its spec again"
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        assert stepped(cls) == pytest.approx(0.995)
+    assert caught[0].filename == __file__
+    assert stepped(lambda params: cls(params, fused=False)) == pytest.approx(0.995)
+    optdsl.compile(plain)
+    cls = class_of(module_of(done.files[0], "plain_compiled_again"))
+    assert stepped(lambda params: cls(params, fused=True)) == pytest.approx(0.995)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: c.unlink(), lambda c: c.write_bytes(b""), lambda c: c.write_bytes(b"\xff")]
+)
+def test_a_c_file_that_is_gone_or_damaged_is_told(plain, change):
+    (done,) = optdsl.compile(plain)
+    change(done.files[1])
+    cls = class_of(module_of(done.files[0], "plain_without_kernels"))
+    with pytest.warns(RuntimeWarning, match=r"plain\.c.*; compile its spec again"):
+        assert stepped(cls) == pytest.approx(0.995)
+
+
+def test_the_c_file_is_found_wherever_the_class_is(plain, tmp_path):
+    """In a module that nobody registered, and for a class derived in another folder."""
+    (done,) = optdsl.compile(plain)
+    spec = importlib.util.spec_from_file_location("never_registered", done.files[0])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class Derived(module.Plain):
+        pass
+
+    for cls in (module.Plain, Derived):
+        assert stepped(lambda params, cls=cls: cls(params, fused=True)) == pytest.approx(0.995)
+
+
+def test_a_class_that_comes_from_no_file_has_no_kernels(plain):
+    space = {"__name__": "from_no_file"}
+    exec(driver.emit(driver.check_path(plain).require(), plain)["plain.py"], space)
+    with pytest.warns(RuntimeWarning, match="the class does not come from a file"):
+        assert stepped(space["Plain"]) == pytest.approx(0.995)
 
 
 # ---- the same bytes every time ---------------------------------------------------------------------------
@@ -302,9 +443,10 @@ def test_a_file_in_place_of_the_folder_is_a_clear_error(plain, tmp_path):
 def test_generated_files_are_what_the_compiler_makes_of_the_specs(tmp_path):
     done = optdsl.compile(ROOT / "specs", out=tmp_path)
     assert [result.diagnostics for result in done] == [()] * len(SHIPPED)
-    assert files(tmp_path) == {path.name for path in GENERATED.glob("*.py")}, "run `make generate`"
-    for path in tmp_path.iterdir():
-        assert path.read_text() == (GENERATED / path.name).read_text(), "run `make generate`"
+    made, kept = contents(tmp_path), contents(GENERATED)
+    assert made.keys() == kept.keys(), "run `make generate`"
+    for name, data in made.items():
+        assert data.decode() == kept[name].decode(), "run `make generate`"
 
 
 @pytest.mark.parametrize("form", ["relative", "absolute", "roundabout"])
@@ -318,8 +460,8 @@ def test_bytes_depend_on_neither_hash_seed_nor_folder_nor_path(tmp_path, form):
     good(command("compile", specs, "-o", out, "-q", cwd=cwd, PYTHONHASHSEED=seed))
     again = tmp_path / "again"
     good(command("compile", specs, "-o", again, "-q", "--standalone", cwd=cwd, PYTHONHASHSEED=seed))
-    for name in NAMES:
-        assert (out / f"{name}.py").read_bytes() == (GENERATED / f"{name}.py").read_bytes()
+    assert contents(out) == contents(GENERATED)
+    assert files(again) == {f"{name}.py" for name in NAMES}
     (other,) = optdsl.compile(locate("adamw"), out=tmp_path / "here", standalone=True)
     assert other.files[0].read_bytes() == (again / "adamw.py").read_bytes()
 
@@ -330,7 +472,7 @@ def test_where_a_spec_lies_does_not_matter(tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "plain.opt").write_text(PLAIN)
         (done,) = optdsl.compile(tmp_path / folder)
-        texts.append(done.files[0].read_text())
+        texts.append([file.read_text() for file in done.files])
     assert texts[0] == texts[1]
 
 
@@ -355,7 +497,7 @@ def test_a_path_relative_or_absolute_gives_the_same_class(plain, tmp_path, monke
     loaded = [optdsl.load(form) for form in ("plain.opt", "./plain.opt", str(plain), plain)]
     assert all(item is loaded[0] for item in loaded)
     assert stepped(loaded[0]) == pytest.approx(0.995)
-    assert len(list(cache.glob("optdsl_spec_plain_*.py"))) == 1
+    assert len(list(cache.glob("optdsl_spec_plain_*"))) == 1
 
 
 def test_a_changed_spec_gives_a_new_class(plain, cache):
@@ -416,7 +558,7 @@ def test_a_spec_with_mistakes_raises_all_of_them_and_writes_nothing(tmp_path, ca
         optdsl.load(tmp_path / "bad.opt")
     assert [d.code for d in caught.value.diagnostics] == ["E0301", "E0301"]
     assert "bad.opt:6:22" in str(caught.value)
-    assert not list(cache.glob("*.py"))
+    assert not list(cache.glob("optdsl_spec_*"))
 
 
 @pytest.mark.parametrize("text", [TRANSFORM, "def half(x): return 0.5 * x\n"])
@@ -447,16 +589,19 @@ def test_a_cache_that_cannot_be_made_is_done_without(plain, tmp_path, monkeypatc
 
 def test_a_cache_that_cannot_be_written_is_done_without(plain, monkeypatch, cache):
     cache.mkdir()
-    write_bytes = driver.write_bytes
+    write_together = driver.write_together
 
-    def refuse(path, data):
-        if path.parent == cache:
-            raise PermissionError(13, "Permission denied", str(path))
-        write_bytes(path, data)
+    def refuse(data):
+        for path in data:
+            if path.is_relative_to(cache):
+                raise PermissionError(13, "Permission denied", str(path))
+        write_together(data)
 
-    monkeypatch.setattr(driver, "write_bytes", refuse)
-    assert stepped(optdsl.load(plain)) == pytest.approx(0.995)
+    monkeypatch.setattr(driver, "write_together", refuse)
+    loaded = optdsl.load(plain)
+    assert stepped(lambda params: loaded(params, fused=False)) == pytest.approx(0.995)
     assert files(cache) == set()
+    assert stepped(lambda params: loaded(params, fused=True)) == pytest.approx(0.995)
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
@@ -472,12 +617,13 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_a_damaged_file_in_the_cache_is_replaced(plain, cache):
     optdsl.load(plain)
-    (kept,) = cache.glob("optdsl_spec_plain_*.py")
-    text = kept.read_text()
-    kept.write_text("raise AssertionError")
-    sys.modules.pop(kept.stem)
+    (folder,) = cache.glob("optdsl_spec_plain_*")
+    before = contents(folder)
+    (folder / "plain.py").write_text("raise AssertionError")
+    (folder / "plain.c").write_text("#error")
+    sys.modules.pop(folder.name)
     assert stepped(optdsl.load(plain)) == pytest.approx(0.995)
-    assert kept.read_text() == text
+    assert contents(folder) == before
 
 
 def test_threads_get_one_class(plain, cache):
@@ -607,8 +753,13 @@ def test_every_stage_of_every_spec_can_be_shown(name):
     again = check_text(shown["opt"])
     assert again.errors == ()
     assert driver.show(path, "program").count("\n") == shown["program"].count("\n")
-    assert shown["torch"] == (GENERATED / f"{name}.py").read_text()
+    assert (
+        shown["torch"]
+        == driver.emit(driver.simplify(driver.check_path(path).require()), path, ["torch"])[f"{name}.py"]
+    )
     ast.parse(shown["torch"])
+    assert shown["cpu"] == (GENERATED / f"{name}.c").read_text()
+    assert shown["plan"].startswith("plan when ")
 
 
 def test_the_syntax_of_a_spec_without_an_optimizer_can_be_shown(tmp_path):
