@@ -142,6 +142,8 @@ def _build(
             command = [*compiler, *_FLAGS, *settings, f"-I{_HERE}", *flags, str(work / "kernel.c")]
             command += ["-o", str(made), "-lm", *(["-lmvec"] if "-DVECTOR_MATH" in flags else [])]
             complaint = _compile(command, work)
+            if complaint is None and not (made.is_file() and made.stat().st_size):
+                complaint = "nothing, but it made no library"
             if complaint is None:
                 try:
                     found = Library(made)
@@ -154,7 +156,9 @@ def _build(
                         os.replace(made, folder / f"{stem}-{_digest(made)}.so")
                     return found
         if refused is not None:
-            raise refused
+            raise OSError(
+                f"what the compiler made is not loaded: {str(refused).replace(str(made), made.name)}"
+            )
         raise BuildError(
             f"the compiler `{shlex.join(compiler)}` failed; the variable CC names another. It said:\n{complaint}"
         )
