@@ -98,11 +98,28 @@ class _Specialiser:
         self.count += 1
         if self.count > MAX_LEAVES:
             raise TooManyBranches
-        return Leaf(trimmed(propagate(program)), setting, (ONE_COLUMN, True) in setting)
+        return Leaf(trimmed(settled(program)), setting, (ONE_COLUMN, True) in setting)
 
 
 #: Whether a tensor has at most one column.
 ONE_COLUMN = call("eq", var("cols", host(Kind.INT)), 1)
+
+
+def settled(program: Program) -> Program:
+    """`program` with copies propagated, and without choices of the host between a value and itself."""
+
+    def visit(node: Expr) -> Expr:
+        same = isinstance(node, Call) and node.op == "select" and node.args[1] is node.args[2]
+        return node.args[1] if same and node.type.is_host else node
+
+    while True:
+        program = propagate(program)
+        body = tuple(
+            replace(a, expr=transform(a.expr, visit)) if a.expr.type.is_host else a for a in program.body
+        )
+        if all(new.expr is old.expr for new, old in zip(body, program.body, strict=True)):
+            return program
+        program = program.with_body(body, program.results)
 
 
 def trimmed(program: Program) -> Program:

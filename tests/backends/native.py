@@ -13,8 +13,8 @@ from typing import Any
 
 from optdsl.backends import cpu
 from optdsl.backends import torch as torch_backend
-from optdsl.driver import simplify
 from optdsl.ir.program import Program
+from optdsl.passes.simplify import simplify
 from tests.backends.differential import Way
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="optdsl-tests-"))
