@@ -20,7 +20,10 @@ from optdsl.ir.text import to_opt
 from optdsl.runtime import foreach, host
 from tests.support import NAMES, ROOT, class_of, good, module_of, python
 
-FLAGS = {"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None}
+FLAGS = {
+    **{"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None},
+    "overwrite_grad": False,
+}
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
@@ -66,7 +69,7 @@ def test_the_signature(name, cls):
 
 @EVERY
 def test_everything_has_a_type(name, cls):
-    for function in (cls.__init__, cls._live, cls._update, cls._update_foreach):
+    for function in (cls.__init__, cls._live, cls._update, cls._update_foreach, cls._kernel):
         hints = typing.get_type_hints(function)
         assert set(hints) - {"return"} == set(inspect.signature(function).parameters) - {"self"}
         assert "return" in hints
@@ -105,14 +108,43 @@ def test_flags_that_do_not_go_together(name, cls):
         cls(p, fused=True, foreach=True)
     with pytest.raises(RuntimeError, match="`fused` does not support `differentiable`"):
         cls(p, fused=True, differentiable=True)
-    with pytest.raises(RuntimeError, match=f"{cls.__name__} has no fused kernel"):
-        cls(p, fused=True)
     cls(p, fused=False)
+    stepping(cls(p, fused=True))
     if cls._not_capturable:
         with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support `capturable`"):
             cls(p, capturable=True)
     else:
         stepping(cls(p, capturable=True))
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("flags", "way"),
+    [
+        ({}, "native"),
+        ({"fused": True}, "native"),
+        ({"fused": False}, "loop"),
+        ({"foreach": False}, "loop"),
+        ({"foreach": True}, "foreach"),
+        ({"capturable": True}, "loop"),
+    ],
+)
+def test_which_way_a_step_takes(name, cls, flags, way, monkeypatch):
+    """Native kernels by default, and where they are asked for."""
+    if "capturable" in flags and cls._not_capturable:
+        return
+    taken = set()
+
+    def noting(way, function):
+        return staticmethod(lambda *arguments: taken.add(way) or function(*arguments))
+
+    monkeypatch.setattr(cls, "_update", noting("loop", cls._update))
+    monkeypatch.setattr(cls, "_update_foreach", noting("foreach", cls._update_foreach))
+    p = parameter()
+    p.grad = torch.ones_like(p)
+    cls([p], **flags).step()
+    assert p.tolist() != [1.0, -2.0]
+    assert (taken or {"native"}) == {way}
 
 
 @EVERY

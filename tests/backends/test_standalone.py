@@ -1,13 +1,15 @@
 """`--standalone` files step as the normal classes do, in a process that has torch and no optdsl."""
 
 import ast
+import inspect
 import sys
 
 import pytest
 import torch
 
 import optdsl
-from tests.support import NAMES, ROOT, class_of, good, module_of, python
+from optdsl import driver
+from tests.support import NAMES, ROOT, class_of, files, good, module_of, python
 
 pytestmark = pytest.mark.xdist_group("standalone")
 
@@ -144,14 +146,35 @@ def test_a_standalone_file_imports_torch_and_the_standard_library_only(name, fol
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_standalone_file_shows_the_same_class(name, folder):
-    """The same public names, documentation, header and signature as the normal file."""
+    """The same public names, documentation, header and signature as the normal file without kernels."""
     path = folder / "files" / f"{name}.py"
-    alone, normal = path.read_text(), (ROOT / "generated" / f"{name}.py").read_text()
+    alone, normal = path.read_text(), driver.show(driver.locate(name), "torch")
     assert alone.split("\n")[:3] == normal.split("\n")[:3]
     title = optdsl.load(name).__name__
     start = f"class {title}(Optimizer):\n"
     assert alone.split(start)[1] == normal.split(start)[1]
-    assert module_of(path, f"standalone_{name}").__all__ == [title]
+    module = module_of(path, f"standalone_{name}")
+    assert module.__all__ == [title]
+    assert inspect.signature(class_of(module)) == inspect.signature(optdsl.load(name))
+
+
+def test_a_standalone_file_has_no_kernels(folder):
+    assert files(folder / "files") - {"__pycache__"} == {f"{name}.py" for name in NAMES}
+    cls, p = (
+        class_of(module_of(folder / "files" / "lion.py", "without_kernels")),
+        torch.nn.Parameter(torch.ones(2)),
+    )
+    with pytest.raises(
+        RuntimeError, match=r"^Lion has no fused kernel: it was compiled for the backend 'torch' alone$"
+    ):
+        cls([p], fused=True)
+    optimizer, p.grad = cls([p], overwrite_grad=True), torch.ones(2)
+    optimizer.step()
+    assert p[0] < 1
+    assert p.grad.tolist() == [1, 1]
+    saved = optdsl.load("lion")([p], fused=True).state_dict()
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["fused"] is None
 
 
 def test_two_standalone_files_live_side_by_side(folder):
