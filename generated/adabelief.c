@@ -5,7 +5,6 @@
  * storing. A function `kernelN_sweepK` is one pass over a chunk; what the cells of a row `x` mean is in kernel.h.
  */
 #include "kernel.h"
-#include "gather.h"
 
 #if UNIT == 0
 /* Arrays: 0 p, 1 g, 2 exp_avg, 3 exp_avg_var, 4 max_exp_avg_var */
@@ -103,7 +102,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 1
@@ -200,7 +199,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 2
@@ -254,7 +253,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 3
@@ -345,7 +344,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 4
@@ -434,7 +433,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 5
@@ -484,7 +483,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 6
@@ -583,7 +582,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 7
@@ -680,7 +679,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 8
@@ -734,7 +733,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 9
@@ -825,7 +824,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 10
@@ -914,7 +913,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 11
@@ -964,7 +963,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 12
@@ -1063,7 +1062,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 13
@@ -1159,7 +1158,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 14
@@ -1213,7 +1212,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 15
@@ -1304,7 +1303,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 16
@@ -1392,7 +1391,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 17
@@ -1442,5 +1441,5 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif

@@ -91,7 +91,7 @@ class AdaBelief(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "adabelief.c",
-        sha256="4ddb37e5f5d9781a3b9087993624d4fe1eaa4c904a4370b483b661b8fbb2824e",
+        sha256="1ccc2e78f8e85b49ded249394f8db55d6644c85b992416071dc810d325cccb0f",
         kernels=(
             Kernel(
                 unit=0,

@@ -57,7 +57,7 @@ class Adadelta(Optimizer):
     )
     _native = Native(
         "adadelta.c",
-        sha256="4423413d4173ae54146301214a77627be9b5c6731ff5ab6ea85fd04942fa2e12",
+        sha256="4e46b41c5577fd8ff565c9fc86e921bf008228ba82105bfde1a7bdcdca103a7d",
         kernels=(
             Kernel(
                 unit=0,

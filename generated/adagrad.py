@@ -55,7 +55,7 @@ class Adagrad(Optimizer):
     )
     _native = Native(
         "adagrad.c",
-        sha256="9e42b1fddaf8731f225988564592456d70721a0f270d8d2393baf0bc2f8fe62a",
+        sha256="44139dcf79ae0c5792f25b35d00144c6c9c19f77d1967be7adcb3ba3fc231923",
         kernels=(
             Kernel(unit=0, number=0, arrays=(("sum", "element"),), slots=3, sweeps=1),
         ),

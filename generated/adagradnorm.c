@@ -5,7 +5,6 @@
  * storing. A function `kernelN_sweepK` is one pass over a chunk; what the cells of a row `x` mean is in kernel.h.
  */
 #include "kernel.h"
-#include "gather.h"
 
 #if UNIT == 0
 /* Arrays: 0 p, 1 g, 2 b2 */
@@ -67,7 +66,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 1
@@ -130,7 +129,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 2
@@ -193,7 +192,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 3
@@ -256,7 +255,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 4
@@ -319,7 +318,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 5
@@ -382,7 +381,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 6
@@ -427,7 +426,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 7
@@ -481,7 +480,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 8
@@ -526,7 +525,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 9
@@ -571,7 +570,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 10
@@ -610,7 +609,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 11
@@ -658,7 +657,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 12
@@ -697,7 +696,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 13
@@ -736,5 +735,5 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif

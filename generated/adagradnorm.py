@@ -86,7 +86,7 @@ class AdaGradNorm(Optimizer):
     _foreach_inplace = False
     _native = Native(
         "adagradnorm.c",
-        sha256="d93408fe3f24b25d65178d7715d367a5b2ff8e0d0b679a2db0fc9130e805f3dc",
+        sha256="e4e32d2e9b7f1b5667df425550c245af0653bea453f938f5e0d91a70b07ec702",
         kernels=(
             Kernel(
                 unit=0,

@@ -71,7 +71,7 @@ class Adam(Optimizer):
     )
     _native = Native(
         "adam.c",
-        sha256="67c758545e4b1b11454a86e956e20ad361b9b63d401a827a9a35d6169abb34ea",
+        sha256="72d0e2f3249dd9d248d19e6205ac25cfd7adb305590e270eac74441f651371b5",
         kernels=(
             Kernel(
                 unit=0,

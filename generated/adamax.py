@@ -57,7 +57,7 @@ class Adamax(Optimizer):
     )
     _native = Native(
         "adamax.c",
-        sha256="b1e58af7cc99d24c74c18fc5f33e9b62eb3cd95c7e408ba3cabf70f4657b876e",
+        sha256="a6ffd655fd65e846af7f19a699d93af6614cfe5f6d4ebd08b92bdb93f96d0701",
         kernels=(
             Kernel(
                 unit=0,

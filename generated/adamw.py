@@ -66,7 +66,7 @@ class AdamW(Optimizer):
     )
     _native = Native(
         "adamw.c",
-        sha256="8c64bf96dba21e697701db4d5a6096584ccd80177cbb578ba165c44f195af84a",
+        sha256="50e5542c4f3cbc0193b530408d6a0e09579605fb8af38513bf8e2e3eaae58672",
         kernels=(
             Kernel(
                 unit=0,

@@ -65,7 +65,7 @@ class ASGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "asgd.c",
-        sha256="370fdd3e03f9cf2ade5aaeac42174145daacf6dfd97cd84f0e2eea8573eba32e",
+        sha256="ea751921ca85fe63577d80108d91657a84b1ecad8436f25cb0d072120d6d56a0",
         kernels=(
             Kernel(
                 unit=0,

@@ -70,7 +70,7 @@ class DiffGrad(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "diffgrad.c",
-        sha256="75651eee647a1a851740c1a5ea7de24673edfd5f81f1517ed598450bca4936a5",
+        sha256="29e3a29ee6f386f7d4eb10e007779d045165d6cc80ab2c2419428481b7744579",
         kernels=(
             Kernel(
                 unit=0,

@@ -86,7 +86,7 @@ class Lamb(Optimizer):
     _foreach_inplace = False
     _native = Native(
         "lamb.c",
-        sha256="9c8f25dc80df58bdb22beb8f35ebdc3267467d2ee7197eea820ae705c61ae2a3",
+        sha256="e61e3d09d7333bda841dc52101abe651bf8e3191bf6b3b7be4c36168ab12af81",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,7 +5,6 @@
  * storing. A function `kernelN_sweepK` is one pass over a chunk; what the cells of a row `x` mean is in kernel.h.
  */
 #include "kernel.h"
-#include "gather.h"
 
 #if UNIT == 0
 /* Arrays: 0 p, 1 g, 2 momentum_buffer */
@@ -79,7 +78,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 1
@@ -154,7 +153,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 2
@@ -229,7 +228,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 3
@@ -389,7 +388,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 4
@@ -549,7 +548,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 5
@@ -709,7 +708,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 6
@@ -866,7 +865,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 7
@@ -1023,7 +1022,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 8
@@ -1180,7 +1179,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 9
@@ -1257,7 +1256,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 10
@@ -1334,7 +1333,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 11
@@ -1411,7 +1410,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 12
@@ -1565,7 +1564,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 13
@@ -1719,7 +1718,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 14
@@ -1873,7 +1872,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 15
@@ -2024,7 +2023,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 16
@@ -2175,7 +2174,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 17
@@ -2326,7 +2325,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 18
@@ -2400,7 +2399,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 19
@@ -2474,7 +2473,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 20
@@ -2548,7 +2547,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 21
@@ -2620,7 +2619,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 22
@@ -2689,7 +2688,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 23
@@ -2722,5 +2721,5 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif

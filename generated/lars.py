@@ -93,7 +93,7 @@ class Lars(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "lars.c",
-        sha256="685fce1f23c843d97cd6168e980d29b5bf7b1c55b5ab668b7351095102b303fc",
+        sha256="31be19ec05ab50ac44d5fd94ae7c6ad4926909a863e6b21b730cdfa40760d529",
         kernels=(
             Kernel(
                 unit=0,

@@ -52,7 +52,7 @@ class Lion(Optimizer):
     )
     _native = Native(
         "lion.c",
-        sha256="a3480707aeba1d2b43b448e1d5da0854958e40370432aaffbc4ac33c13f0bdba",
+        sha256="6ec35319901320f7cd71f4a92a1de9183429c1d520b02ec8f6f092e15b9114e0",
         kernels=(
             Kernel(
                 unit=0,

@@ -70,7 +70,7 @@ class NAdam(Optimizer):
     )
     _native = Native(
         "nadam.c",
-        sha256="4a61a482f9579b835305204146994774965e163af933732950be39452b450d66",
+        sha256="cc860fa3fbbb7eeaee9ef0100bbd8c68f756e6f63c54edc207b8c195fd36907e",
         kernels=(
             Kernel(
                 unit=0,

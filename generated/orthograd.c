@@ -5,7 +5,6 @@
  * storing. A function `kernelN_sweepK` is one pass over a chunk; what the cells of a row `x` mean is in kernel.h.
  */
 #include "kernel.h"
-#include "gather.h"
 
 #if UNIT == 0
 /* Arrays: 0 p, 1 g, 2 momentum_buffer */
@@ -206,7 +205,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 1
@@ -408,7 +407,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 2
@@ -610,7 +609,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 3
@@ -809,7 +808,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 4
@@ -1008,7 +1007,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 5
@@ -1207,7 +1206,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 6
@@ -1305,7 +1304,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 7
@@ -1403,7 +1402,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 8
@@ -1501,7 +1500,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 9
@@ -1577,7 +1576,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 10
@@ -1650,7 +1649,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 11
@@ -1685,5 +1684,5 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif

@@ -69,7 +69,7 @@ class OrthoGradSGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "orthograd.c",
-        sha256="0c7fabffe2117959e9fba0a815efead7cfd9a60fb636c59ced4d264af8a6be54",
+        sha256="0e83d03702c3e15dbd2f8851ea7cef29ea3b46b0aceaf8680056fd3150f28175",
         kernels=(
             Kernel(
                 unit=0,

@@ -69,7 +69,7 @@ class RAdam(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "radam.c",
-        sha256="e0d0ab51a24b5d4d5d4d248dad48e803e05475719f665ec27ecb388d5040e911",
+        sha256="ecaf87741900ddf4764407a18fe7d90aff6133a003499794338f31494d454c99",
         kernels=(
             Kernel(
                 unit=0,

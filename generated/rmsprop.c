@@ -5,7 +5,6 @@
  * storing. A function `kernelN_sweepK` is one pass over a chunk; what the cells of a row `x` mean is in kernel.h.
  */
 #include "kernel.h"
-#include "gather.h"
 
 #if UNIT == 0
 /* Arrays: 0 p, 1 g, 2 square_avg, 3 momentum_buffer, 4 grad_avg */
@@ -56,7 +55,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 1
@@ -103,7 +102,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 2
@@ -151,7 +150,7 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif
 
 #if UNIT == 3
@@ -194,5 +193,5 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif

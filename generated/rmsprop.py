@@ -70,7 +70,7 @@ class RMSprop(Optimizer):
     )
     _native = Native(
         "rmsprop.c",
-        sha256="b0de9888db48dfdbff0b0d38c52df84ce9c43d0e69a325d9785f58c0cff0da11",
+        sha256="4879a740f30db7e65e72f59d50867d0d28e1edfd46730df17357188c2d47944b",
         kernels=(
             Kernel(
                 unit=0,

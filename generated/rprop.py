@@ -58,7 +58,7 @@ class Rprop(Optimizer):
     )
     _native = Native(
         "rprop.c",
-        sha256="85b6594e87d7f2ef9ab98334d88bc46a441cc98baf7785cd607626e2d003fec9",
+        sha256="050a309ed4cdc48ae9015262c32594ba0216471f1a1f78e5f1bd678568b59511",
         kernels=(
             Kernel(
                 unit=0,

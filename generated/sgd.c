@@ -5,7 +5,6 @@
  * storing. A function `kernelN_sweepK` is one pass over a chunk; what the cells of a row `x` mean is in kernel.h.
  */
 #include "kernel.h"
-#include "gather.h"
 
 #if UNIT == 0
 /* Arrays: 0 p, 1 g, 2 momentum_buffer */
@@ -80,7 +79,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 1
@@ -153,7 +152,7 @@ static const Kernel kernel1 = {
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0, &kernel1};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
 #endif
 
 #if UNIT == 2
@@ -188,5 +187,5 @@ static const Kernel kernel0 = {
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
-static const Kernel *const kernels_[] = {&kernel0};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0};
 #endif

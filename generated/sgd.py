@@ -67,7 +67,7 @@ class SGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "sgd.c",
-        sha256="a1087e4640c7c1f2671f69f5843b1bb7e0b93c391e62d9d3e642c757309cc0c4",
+        sha256="eb7584166ddf48a297138e57469bdeb975cb3933244f1f8679ae25d4605fa0d5",
         kernels=(
             Kernel(
                 unit=0,

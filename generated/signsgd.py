@@ -59,7 +59,7 @@ class SignSGD(Optimizer):
     )
     _native = Native(
         "signsgd.c",
-        sha256="aa93abbbe2a733322e0286d448b3a1de5c8ba77da93edc2c3e7f6a72c69d702e",
+        sha256="a10fb66f9844d3cab01051835cc17343a77cf96589acfe9b444aaf98ddb203b1",
         kernels=(
             Kernel(
                 unit=0,

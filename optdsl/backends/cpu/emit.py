@@ -14,6 +14,7 @@ from optdsl.backends.layout import WIDTH, assignment
 from optdsl.backends.native import Native
 from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
+from optdsl.backends.torch.emit import quoted
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.ir.expr import Expr, var, variables
@@ -179,10 +180,10 @@ class _Emitter:
         """Both files' parts."""
         view = {
             "version": __version__,
-            "source": re.sub(r"[^\w.+-]", "_", Path(self.source).name),
+            "source": _in_comment(Path(self.source).name),
             "digest": self.digest,
             "revision": REVISION,
-            "name": self.program.name,
+            "name": _in_comment(self.program.name),
             "units": [{"number": u.number, "lines": self.unit_lines(u)} for u in self.units],
         }
         source = render(Path(__file__).parent, "kernels.c.jinja", view)
@@ -190,12 +191,13 @@ class _Emitter:
 
     def unit_lines(self, unit: _Unit) -> list[str]:
         lines: list[str] = []
-        legend = ", ".join(f"{index} {array.key or array.name}" for index, array in enumerate(unit.arrays))
+        names = [_in_comment(array.key or array.name) for array in unit.arrays]
+        legend = ", ".join(f"{index} {name}" for index, name in enumerate(names))
         lines.append(f"/* Arrays: {legend} */")
         for text in unit.texts:
             lines += text.lines()
         pointers = ", ".join(f"&{text.name}" for text in unit.texts)
-        return [*lines, f"static const Kernel *const kernels_[] = {{{pointers}}};"]
+        return [*lines, f"EXPORT const Kernel *const optdsl_kernels[] = {{{pointers}}};"]
 
     # ---- Python -----------------------------------------------------------------------------------------
 
@@ -307,7 +309,7 @@ class _Emitter:
         lines = self.unpack(need - known)
         for state in self.program.states:
             if state.type.is_host and state.name in need - known:
-                lines.append(f'{self.names[state.name]} = state["{state.key}"]')
+                lines.append(f'{self.names[state.name]} = state[{quoted(state.key)}]')
         for step in reversed(steps):
             lines += assignment(self.names[step.name], self.printer.text(step.expr))
         return lines, known | need
@@ -320,7 +322,7 @@ class _Emitter:
             if any(h.name in need for h in parts):
                 target = ", ".join(self.names[h.name] if h.name in need else "_" for h in parts)
                 comma = "," if len(parts) == 1 and parts[0].is_part else ""
-                lines.append(f'{target}{comma} = group["{argument}"]')
+                lines.append(f'{target}{comma} = group[{quoted(argument)}]')
         return lines + [f"{name} = facts.{name}" for name in FACTS if name in need and name in STATIC_FACTS]
 
 
@@ -337,6 +339,11 @@ def _is(a: Plan, b: Plan) -> bool:
     return a is b
 
 
+def _in_comment(text: str) -> str:
+    """`text` without anything that could end a comment or a line."""
+    return re.sub(r"[^\w.+-]", "_", text)
+
+
 def _tuple(items: Iterable[object]) -> str:
     return _spelled(tuple(items))
 
@@ -344,7 +351,7 @@ def _tuple(items: Iterable[object]) -> str:
 def _spelled(item: object) -> str:
     if isinstance(item, tuple):
         return f"({', '.join(map(_spelled, item))}{',' * (len(item) == 1)})"
-    return f'"{item}"' if isinstance(item, str) else repr(item)
+    return quoted(item) if isinstance(item, str) else repr(item)
 
 
 def _items(texts: list[str]) -> str:

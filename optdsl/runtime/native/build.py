@@ -1,4 +1,6 @@
-"""From a C file to a loaded library: the system compiler, and a cache of what it made.
+"""From C files to loaded libraries: the system compiler, and a cache of what it made.
+
+The driver, which runs kernels, is built once; kernels are then small, and quick to build.
 
 A library in the cache is named by a hash of everything that it depends on (the source, the headers, the flags, the
 compiler, the processor) and by a hash of its own bytes, so that a damaged one is never loaded. It is built in a
@@ -23,9 +25,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 _HERE = Path(__file__).parent
-_HEADERS = ("kernel.h", "gather.h")
+_HEADERS = ("table.h", "kernel.h")
 #: Seconds after which a compiler is taken to hang.
 TIMEOUT = 120
 #: How the folder of a build is called, and after how many seconds nobody builds in it any more.
@@ -44,11 +47,11 @@ class BuildError(Exception):
     """There is no compiler, or it failed; the message says what to do."""
 
 
-class Library:
-    """A loaded library: `run` and `known` release the interpreter's lock, `gather` and `same` hold it."""
+class Driver:
+    """What runs kernels: `run` and `known` release the interpreter's lock, `gather` and `same` hold it."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError."""
+        """Raises OSError, and AttributeError for a library that is none."""
         free, held = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
         self.run = free.optdsl_run
         self.run.argtypes, self.run.restype = [ctypes.c_void_p], None
@@ -62,8 +65,39 @@ class Library:
         self.same.restype = ctypes.c_int
 
 
-_LOADED: dict[str, Library] = {}
+class Library:
+    """The kernels of one unit. `kernels` is the address of a table of their addresses."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, and ValueError for a library that is none."""
+        self._library = ctypes.CDLL(str(path))
+        self.kernels = (ctypes.c_void_p * 1).in_dll(self._library, "optdsl_kernels")
+
+    def kernel(self, number: int) -> int:
+        """The address of a kernel."""
+        address = ctypes.addressof(self.kernels) + number * ctypes.sizeof(ctypes.c_void_p)
+        return int(ctypes.c_void_p.from_address(address).value or 0)
+
+
+Opened = TypeVar("Opened", bound=Driver | Library)
+_LOADED: dict[str, Any] = {}
 _LOCK = threading.Lock()
+
+
+def driver() -> Driver:
+    """What runs kernels. Raises BuildError."""
+    with _LOCK:
+        if "driver" not in _LOADED:
+            text = (_HERE / "driver.c").read_bytes()
+            dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+            variants = [
+                [*machine, *threads, *dynamic]
+                for threads in (["-fopenmp"], [])
+                for machine in (_native(), [])
+            ]
+            _LOADED["driver"] = _load(text, "driver", [], variants, Driver)
+        found: Driver = _LOADED["driver"]
+        return found
 
 
 def library(source: Path | None, sha256: str, unit: int, real: str, types: Sequence[str]) -> Library:
@@ -84,14 +118,17 @@ def library(source: Path | None, sha256: str, unit: int, real: str, types: Seque
     with _LOCK:
         found = _LOADED.get(quick)
         if found is None:
-            found = _LOADED[quick] = _load(text, source.stem, settings)
-        return found
+            variants = list(_variants(text.decode(errors="replace")))
+            found = _LOADED[quick] = _load(text, source.stem, settings, variants, Library)
+        kernels: Library = found
+        return kernels
 
 
-def _load(text: bytes, name: str, settings: list[str]) -> Library:
+def _load(
+    text: bytes, name: str, settings: list[str], variants: list[list[str]], opened: type[Opened]
+) -> Opened:
     """The library from the cache, or a new one. Raises BuildError."""
     compiler = _compiler()
-    variants = list(_variants(text.decode(errors="replace")))
     key = hashlib.sha256()
     for part in (text, *((_HERE / header).read_bytes() for header in _HEADERS)):
         key.update(hashlib.sha256(part).digest())
@@ -99,26 +136,28 @@ def _load(text: bytes, name: str, settings: list[str]) -> Library:
     stem = f"{name[:40]}-{key.hexdigest()[:24]}"
     try:
         folder = cache_folder()
-        found = _kept(folder, stem)
+        found = _kept(folder, stem, opened)
         if found is not None:
             return found
         try:
-            return _build(text, compiler, settings, variants, folder, stem)
+            return _build(text, compiler, settings, variants, folder, stem, opened)
         except OSError:  # it cannot be written to, or nothing in it may be executed
-            return _build(text, compiler, settings, variants, _private_folder(), stem)
+            return _build(text, compiler, settings, variants, _private_folder(), stem, opened)
     except OSError as error:
         raise BuildError(
             f"kernels cannot be built: {error}; the variable OPTDSL_CACHE names a folder"
         ) from error
 
 
-def _kept(folder: Path, stem: str) -> Library | None:
+def _kept(folder: Path, stem: str, opened: type[Opened]) -> Opened | None:
     """The library from the cache; what is damaged is removed."""
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{glob.escape(stem)}-*.so"):
-            with contextlib.suppress(OSError, AttributeError):  # of another machine that shares the folder
+            with contextlib.suppress(
+                OSError, AttributeError, ValueError
+            ):  # of another machine that shares the folder
                 if path.stem.endswith(_digest(path)):
-                    return Library(path)
+                    return opened(path)
                 path.unlink()
     return None
 
@@ -128,8 +167,14 @@ def _digest(path: Path) -> str:
 
 
 def _build(
-    text: bytes, compiler: list[str], settings: list[str], variants: list[list[str]], folder: Path, stem: str
-) -> Library:
+    text: bytes,
+    compiler: list[str],
+    settings: list[str],
+    variants: list[list[str]],
+    folder: Path,
+    stem: str,
+    opened: type[Opened],
+) -> Opened:
     """Compiles into `folder`. Raises OSError if that cannot be done there, and BuildError."""
     folder.mkdir(parents=True, exist_ok=True)
     _clean(folder)
@@ -146,10 +191,10 @@ def _build(
                 complaint = "nothing, but it made no library"
             if complaint is None:
                 try:
-                    found = Library(made)
+                    found = opened(made)
                 except OSError as error:
                     refused = error
-                except AttributeError as error:
+                except (AttributeError, ValueError) as error:
                     complaint = str(error)
                 else:
                     with contextlib.suppress(OSError):  # it is loaded, so it need not be kept
@@ -212,19 +257,21 @@ def _first_lines(text: str) -> str:
     return "\n".join(lines[:5])
 
 
+def _native() -> list[str]:
+    """The flag for all instructions that this machine has."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
+    return ["-march=native"] if x86 else ["-mcpu=native"]
+
+
 def _variants(text: str) -> Iterator[list[str]]:
     """Flags to try, best first: what a compiler or a C library does not have is left out one by one."""
-    native = (
-        ["-march=native"] if platform.machine().lower() in ("x86_64", "amd64", "i686") else ["-mcpu=native"]
-    )
     # random numbers are defined by operations that are each rounded
     exact = ["-ffp-contract=off"] if "draw_(" in text else []
     vectors = [["-DVECTOR_MATH"], []] if _LIBRARY.search(text) and sys.platform == "linux" else [[]]
-    dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
-    for threads in (["-fopenmp"], ["-fopenmp-simd"], []):
-        for machine in (native, []):
+    for loops in (["-fopenmp-simd"], []):
+        for machine in (_native(), []):
             for vector in vectors:
-                yield [*machine, *threads, *exact, *vector, *dynamic]
+                yield [*machine, *loops, *exact, *vector]
 
 
 def _compiler() -> list[str]:

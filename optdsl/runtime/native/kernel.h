@@ -1,29 +1,24 @@
-/* What every generated kernel includes: number types, elementary operations, random words, and `optdsl_run`, which
- * takes a kernel over a table of tensors.
+/* What every generated kernel includes: number types, elementary operations, random words.
  *
  * Compiled with: REAL (float or double, what is computed in) and T0, T1, ... (how each array is stored: f32, f64,
- * bf16 or f16). No function here depends on the order in which threads run: a reduction is a partial result per
- * chunk, added in the order of chunks, and chunks do not depend on the number of threads.
+ * bf16 or f16).
  */
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+
+#include "table.h"
+
 /* Values of a spec are called by their names and a number: `M_PI` becomes M_PI_0, M_PI_1, M_PI_2. */
 #undef M_PI_2
 #undef M_PI_4
 #undef M_SQRT1_2
 
-typedef int64_t i64;
 typedef uint32_t u32;
 typedef REAL real;
 
 #define CAT_(a, b) a##b
 #define CAT(a, b) CAT_(a, b)
 #define C(x) ((real)(x))
-#define INLINE static inline __attribute__((always_inline, unused))
 #define SIMD _Pragma("omp simd")
 
 /* ---- stored numbers: loaded as `real`, rounded to nearest even when stored ---- */
@@ -181,196 +176,4 @@ INLINE real normal_(u32 w)
     q = q * y + 0x1.000000p+0f;
     const float z = x * (p / q);
     return (real)(w >= 0x80000000u ? z : -z);
-}
-
-/* ---- the table: one row of 64-bit cells per tensor ---- */
-
-enum {
-    N,            /* elements */
-    ROWS,         /* first dimension */
-    COLS,         /* product of the others */
-    CHUNK,        /* elements, or rows for a kernel that goes by rows, in a chunk */
-    CHUNKS,       /* number of chunks */
-    BEFORE,       /* elements of the tensors in front */
-    SLOTS,        /* double *: the sign of the gradient, the kernel's numbers, new and old host states, old step */
-    VALUES,       /* double *: what is computed per tensor */
-    FOLDED,       /* double *: finished reductions of the sweep, then group-level results */
-    PARTIALS,     /* double *: reductions per chunk */
-    SHARED,       /* double *: joint reductions and group-level states */
-    KEPT_ROWS,    /* real *: row values between sweeps */
-    KEPT_COLS,    /* real *: column values */
-    COL_PARTIALS, /* double *: column reductions per chunk */
-    INDEX,        /* position among the parameters of the optimizer */
-    SEED,
-    STEP,         /* float *: the step count */
-    ARRAYS        /* void *: the parameter, its gradient, its states; then double * to the host states */
-};
-#define AT(type, x, cell) ((type *)(intptr_t)(x)[cell])
-
-/* How the partial results of a reduction are put together. */
-enum { SUM, MAX, MIN, NONE };
-
-typedef struct {
-    int sweeps, arrays, slots, host_states;
-    int width;                         /* reductions per chunk, at most */
-    int by_rows;                       /* sweeps go over rows */
-    void (*const *sweep)(const i64 *x, i64 begin, i64 end, double *out);
-    void (*const *scalars)(const i64 *x); /* in front of each sweep, and behind the last; NULL for none */
-    void (*const *columns)(const i64 *x); /* finish column reductions of each sweep; NULL for none */
-    const signed char *const *folds;   /* for each sweep the kinds of its reductions, ended by -1 */
-} Kernel;
-
-INLINE double fold_(int kind, const double *partials, i64 count, i64 stride)
-{
-    double total = kind == SUM ? 0.0 : kind == MAX ? -INFINITY : INFINITY;
-    for (i64 c = 0; c < count; c++) {
-        const double v = partials[c * stride];
-        if (kind == SUM) total += v;
-        else if (v != v || (kind == MAX ? v > total : v < total)) total = v;
-        if (kind != SUM && total != total) break;
-    }
-    return total;
-}
-
-static void finish_sweep_(const Kernel *k, const i64 *x, int s)
-{
-    const signed char *const kinds = k->folds[s];
-    for (int r = 0; kinds[r] >= 0; r++)
-        if (kinds[r] != NONE)
-            AT(double, x, FOLDED)[r] = fold_(kinds[r], AT(double, x, PARTIALS) + r, x[CHUNKS], k->width);
-    if (k->columns[s]) k->columns[s](x);
-}
-static void chunk_(const Kernel *k, const i64 *x, int s, i64 c)
-{
-    const i64 all = k->by_rows ? x[ROWS] : x[N], begin = c * x[CHUNK];
-    const i64 end = begin + x[CHUNK] < all ? begin + x[CHUNK] : all;
-    k->sweep[s](x, begin, end, AT(double, x, PARTIALS) + c * k->width);
-}
-static void scalars_(const Kernel *k, const i64 *x, int s)
-{
-    if (k->scalars[s]) k->scalars[s](x);
-}
-/* The step is over: host-level states and the step count. */
-static void finish_(const Kernel *k, const i64 *x)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1 + k->slots;
-    for (int h = 0; h < k->host_states; h++) *AT(double, x, ARRAYS + k->arrays + h) = slots[h];
-    *AT(float, x, STEP) += 1.0f;
-}
-
-/* A tensor of at most this many elements is finished by one thread, from its cache. */
-#define SMALL 131072
-
-static void whole_(const Kernel *k, const i64 *x, int from, int to)
-{
-    for (int s = from; s < to; s++) {
-        scalars_(k, x, s);
-        for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, s, c);
-        finish_sweep_(k, x, s);
-    }
-}
-
-/* Chunks of one sweep over all tensors whose first element is among first .. last - 1 of all elements. */
-static void range_(const Kernel *k, const i64 *table, i64 count, i64 width, int s, i64 first, i64 last)
-{
-    i64 low = 0, high = count;
-    while (high - low > 1) {
-        const i64 middle = (low + high) / 2;
-        if (table[middle * width + BEFORE] <= first) low = middle;
-        else high = middle;
-    }
-    for (i64 t = low; t < count; t++) {
-        const i64 *const x = table + t * width;
-        if (x[BEFORE] >= last) break;
-        if (x[N] == 0) continue;
-        const i64 step = k->by_rows ? x[CHUNK] * x[COLS] : x[CHUNK];
-        i64 c = x[BEFORE] >= first ? 0 : (first - x[BEFORE] + step - 1) / step;
-        for (; c < x[CHUNKS] && x[BEFORE] + c * step < last; c++) chunk_(k, x, s, c);
-    }
-}
-
-/* Sweeps from .. until - 1 of all tensors, and what ends the step if `until` is beyond the last sweep. */
-static void stage_(const Kernel *k, const i64 *table, i64 count, i64 width, int from, int until, int threads)
-{
-    const int to = until > k->sweeps ? k->sweeps : until;
-    const i64 *const last = table + (count - 1) * width;
-    const i64 total = last[BEFORE] + last[N];
-    if (to - from == 1) {
-        for (i64 t = 0; t < count; t++) {
-            const i64 *const x = table + t * width;
-            scalars_(k, x, from);
-            if (x[N] == 0) /* rows without columns */
-                for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, from, c);
-        }
-#ifdef _OPENMP
-        if (threads > 1 && total >= 32768) {
-#pragma omp parallel num_threads(threads)
-            {
-                const i64 me = omp_get_thread_num(), all = omp_get_num_threads();
-                range_(k, table, count, width, from, total / all * me, me == all - 1 ? total : total / all * (me + 1));
-            }
-        } else
-#endif
-            range_(k, table, count, width, from, 0, total);
-        for (i64 t = 0; t < count; t++) finish_sweep_(k, table + t * width, from);
-    } else if (to > from) {
-#ifdef _OPENMP
-        const i64 small = count >= 4 * threads ? SMALL : SMALL / 4;
-#pragma omp parallel num_threads(threads) if (threads > 1 && total >= 32768)
-        {
-            const int alone = omp_get_num_threads() == 1;
-#pragma omp for schedule(dynamic, 4) nowait
-            for (i64 t = 0; t < count; t++)
-                if (alone || table[t * width + N] <= small) whole_(k, table + t * width, from, to);
-            for (i64 t = 0; t < count && !alone; t++) {
-                const i64 *const x = table + t * width;
-                if (x[N] <= small) continue;
-                for (int s = from; s < to; s++) {
-#pragma omp single
-                    scalars_(k, x, s);
-#pragma omp for schedule(static)
-                    for (i64 c = 0; c < x[CHUNKS]; c++) chunk_(k, x, s, c);
-#pragma omp single
-                    finish_sweep_(k, x, s);
-                }
-            }
-        }
-#else
-        for (i64 t = 0; t < count; t++) whole_(k, table + t * width, from, to);
-#endif
-    }
-    if (until > to)
-        for (i64 t = 0; t < count; t++) {
-            scalars_(k, table + t * width, to);
-            finish_(k, table + t * width);
-        }
-}
-
-/* Whether every step count and host-level state is what the host believes. */
-static int known_(const Kernel *k, const i64 *table, i64 count, i64 width)
-{
-    for (i64 t = 0; t < count; t++) {
-        const i64 *const x = table + t * width;
-        const double *const old = AT(double, x, SLOTS) + 1 + k->slots + k->host_states;
-        for (int h = 0; h < k->host_states; h++) {
-            const double now = *AT(double, x, ARRAYS + k->arrays + h);
-            if (memcmp(&now, &old[h], 8) != 0) return 0;
-        }
-        if ((double)*AT(float, x, STEP) != old[k->host_states]) return 0;
-    }
-    return 1;
-}
-
-static const Kernel *const kernels_[];
-#define EXPORT __attribute__((visibility("default")))
-
-/* arguments: kernel, table, tensors, cells in a row, first sweep, sweep to stop at, threads. */
-EXPORT void optdsl_run(const i64 *a)
-{
-    stage_(kernels_[a[0]], (const i64 *)(intptr_t)a[1], a[2], a[3], (int)a[4], (int)a[5], (int)a[6]);
-}
-/* The same arguments; 1 if all step counts and host-level states are as expected, else 0. */
-EXPORT int optdsl_known(const i64 *a)
-{
-    return known_(kernels_[a[0]], (const i64 *)(intptr_t)a[1], a[2], a[3]);
 }

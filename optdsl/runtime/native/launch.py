@@ -16,7 +16,7 @@ from torch import Tensor
 
 from optdsl.runtime.checks import with_plain_options
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.native.build import BuildError, Library, library
+from optdsl.runtime.native.build import BuildError, Library, driver, library
 from optdsl.runtime.native.spec import Kernel, Native
 from optdsl.runtime.states import (
     Facts,
@@ -214,6 +214,7 @@ class Batch:
         self.kernel = kernel = native.kernels[number]
         real = "double" if rows[0].real is torch.float64 else "float"
         source = native.path(group.rule)
+        self.driver = driver()
         self.library: Library = library(source, native.sha256, kernel.unit, real, rows[0].types)
         self.width = _ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
         self.table: Cells = (ctypes.c_int64 * (len(rows) * self.width))()
@@ -221,7 +222,7 @@ class Batch:
         self._memory = self._fill(group)
         address = ctypes.addressof(self.table)
         self.arguments = (ctypes.c_int64 * 7)(
-            kernel.number, address, len(rows), self.width, 0, kernel.sweeps, 1
+            self.library.kernel(kernel.number), address, len(rows), self.width, 0, kernel.sweeps, 1
         )
         self.call = ctypes.addressof(self.arguments)
 
@@ -308,13 +309,13 @@ class Batch:
 
     def known(self) -> bool:
         """Whether step counts and host states are those that `prepare` went by."""
-        return bool(self.library.known(self.call))
+        return bool(self.driver.known(self.call))
 
     def run(self, first: int, last: int, threads: int) -> None:
         """Sweeps first .. last - 1."""
         arguments = self.arguments
         arguments[4], arguments[5], arguments[6] = first, last, threads
-        self.library.run(self.call)
+        self.driver.run(self.call)
 
     def finish(self, group: GroupStep) -> None:
         """What is left to do behind the last sweep: group-level states, and the next step count."""
@@ -406,7 +407,7 @@ class Table:
         for row in self.staged:
             if any(_form(row.original(key)) != form for _, key, form in row.staged):
                 return False
-        return not self.batches[0].library.gather(group.group["params"], "grad", None, self._call)
+        return not self.batches[0].driver.gather(group.group["params"], "grad", None, self._call)
 
     def stage_in(self) -> None:
         """Copies what a kernel cannot take into what stands in for it."""
@@ -553,7 +554,7 @@ class Launcher:
         table = next((t for t in self.tables.values() if t.batches), None)
         if table is None:
             return False
-        call = table.batches[0].library.same
+        call = table.batches[0].driver.same
         return not call(states, ctypes.addressof(self._known), self._count)
 
     def _remember(self, states: MutableMapping[Tensor, ParamState]) -> None:
