@@ -234,7 +234,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real s_1 = slot_3 * s_0 + slot_4 * square_(g_0 - m_1) + slot_5;
         const real s_max_1 = max_(s_max_0, s_1);
         const real root_1 = sqrt_(s_max_1);
-        const real p_9 = p_1 - slot_6 * m_1 / (root_1 / slot_7 + slot_5);
+        const real p_9 = p_1 - slot_6 * m_1 / (root_1 * slot_7 + slot_5);
         a0[i] = STORE(T0, p_9);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, s_1);
@@ -465,7 +465,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real m_1 = slot_1 * m_0 + slot_2 * g_0;
         const real s_1 = slot_3 * s_0 + slot_4 * square_(g_0 - m_1) + slot_5;
         const real root_1 = sqrt_(s_1);
-        const real p_9 = p_1 - slot_6 * m_1 / (root_1 / slot_7 + slot_5);
+        const real p_9 = p_1 - slot_6 * m_1 / (root_1 * slot_7 + slot_5);
         a0[i] = STORE(T0, p_9);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, s_1);
@@ -714,7 +714,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real s_1 = slot_3 * s_0 + slot_4 * square_(g_0 - m_1) + slot_5;
         const real s_max_1 = max_(s_max_0, s_1);
         const real root_1 = sqrt_(s_max_1);
-        const real p_9 = p_2 - slot_6 * m_1 / (root_1 / slot_7 + slot_5);
+        const real p_9 = p_2 - slot_6 * m_1 / (root_1 * slot_7 + slot_5);
         a0[i] = STORE(T0, p_9);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, s_1);
@@ -945,7 +945,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real m_1 = slot_1 * m_0 + slot_2 * g_0;
         const real s_1 = slot_3 * s_0 + slot_4 * square_(g_0 - m_1) + slot_5;
         const real root_1 = sqrt_(s_1);
-        const real p_9 = p_2 - slot_6 * m_1 / (root_1 / slot_7 + slot_5);
+        const real p_9 = p_2 - slot_6 * m_1 / (root_1 * slot_7 + slot_5);
         a0[i] = STORE(T0, p_9);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, s_1);
@@ -1193,7 +1193,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real s_1 = slot_3 * s_0 + slot_4 * square_(g_1 - m_1) + slot_5;
         const real s_max_1 = max_(s_max_0, s_1);
         const real root_1 = sqrt_(s_max_1);
-        const real p_9 = p_0 - slot_6 * m_1 / (root_1 / slot_7 + slot_5);
+        const real p_9 = p_0 - slot_6 * m_1 / (root_1 * slot_7 + slot_5);
         a0[i] = STORE(T0, p_9);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, s_1);
@@ -1423,7 +1423,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real s_1 = slot_3 * s_0 + slot_4 * square_(g_1 - m_1) + slot_5;
         const real root_1 = sqrt_(s_1);
-        const real p_9 = p_0 - slot_6 * m_1 / (root_1 / slot_7 + slot_5);
+        const real p_9 = p_0 - slot_6 * m_1 / (root_1 * slot_7 + slot_5);
         a0[i] = STORE(T0, p_9);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, s_1);

@@ -91,7 +91,7 @@ class AdaBelief(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "adabelief.c",
-        sha256="1ccc2e78f8e85b49ded249394f8db55d6644c85b992416071dc810d325cccb0f",
+        sha256="40b4f58b7008752b2b8efb58a5314b14e1a162d67ddb4520cf7807af5b38cc0e",
         kernels=(
             Kernel(
                 unit=0,
@@ -619,7 +619,7 @@ class AdaBelief(Optimizer):
                             1 - beta2,
                             eps,
                             lr / (1 - beta1**t),
-                            host.sqrt(1 - beta2**t),
+                            host.div(1.0, host.sqrt(1 - beta2**t)),
                         ),
                         (),
                     )
@@ -716,7 +716,7 @@ class AdaBelief(Optimizer):
                         1 - beta2,
                         eps,
                         lr / (1 - beta1**t),
-                        host.sqrt(1 - beta2**t),
+                        host.div(1.0, host.sqrt(1 - beta2**t)),
                     ),
                     (),
                 )
@@ -816,7 +816,7 @@ class AdaBelief(Optimizer):
                         1 - beta2,
                         eps,
                         lr / (1 - beta1**t),
-                        host.sqrt(1 - beta2**t),
+                        host.div(1.0, host.sqrt(1 - beta2**t)),
                     ),
                     (),
                 )
@@ -914,7 +914,7 @@ class AdaBelief(Optimizer):
                     1 - beta2,
                     eps,
                     lr / (1 - beta1**t),
-                    host.sqrt(1 - beta2**t),
+                    host.div(1.0, host.sqrt(1 - beta2**t)),
                 ),
                 (),
             )
@@ -1013,7 +1013,7 @@ class AdaBelief(Optimizer):
                     1 - beta2,
                     eps,
                     lr / (1 - beta1**t),
-                    host.sqrt(1 - beta2**t),
+                    host.div(1.0, host.sqrt(1 - beta2**t)),
                 ),
                 (),
             )
@@ -1110,7 +1110,7 @@ class AdaBelief(Optimizer):
                 1 - beta2,
                 eps,
                 lr / (1 - beta1**t),
-                host.sqrt(1 - beta2**t),
+                host.div(1.0, host.sqrt(1 - beta2**t)),
             ),
             (),
         )

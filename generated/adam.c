@@ -38,7 +38,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_0);
         const real v_max_1 = max_(v_max_0, v_1);
         const real root_1 = sqrt_(v_max_1);
-        const real p_3 = p_1 - slot_5 * m_1 / (root_1 / slot_6 + slot_7);
+        const real p_3 = p_1 - slot_5 * m_1 / (root_1 * slot_6 + slot_7);
         a0[i] = STORE(T0, p_3);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, v_1);
@@ -89,7 +89,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real m_1 = slot_1 * m_0 + slot_2 * g_0;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_0);
         const real root_2 = sqrt_(v_1);
-        const real p_3 = p_1 - slot_5 * m_1 / (root_2 / slot_6 + slot_7);
+        const real p_3 = p_1 - slot_5 * m_1 / (root_2 * slot_6 + slot_7);
         a0[i] = STORE(T0, p_3);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, v_1);
@@ -142,7 +142,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
         const real v_max_1 = max_(v_max_0, v_1);
         const real root_1 = sqrt_(v_max_1);
-        const real p_3 = p_0 - slot_5 * m_1 / (root_1 / slot_6 + slot_7);
+        const real p_3 = p_0 - slot_5 * m_1 / (root_1 * slot_6 + slot_7);
         a0[i] = STORE(T0, p_3);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, v_1);
@@ -193,7 +193,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
         const real root_2 = sqrt_(v_1);
-        const real p_3 = p_0 - slot_5 * m_1 / (root_2 / slot_6 + slot_7);
+        const real p_3 = p_0 - slot_5 * m_1 / (root_2 * slot_6 + slot_7);
         a0[i] = STORE(T0, p_3);
         a2[i] = STORE(T2, m_1);
         a3[i] = STORE(T3, v_1);

@@ -71,7 +71,7 @@ class Adam(Optimizer):
     )
     _native = Native(
         "adam.c",
-        sha256="72d0e2f3249dd9d248d19e6205ac25cfd7adb305590e270eac74441f651371b5",
+        sha256="55c743205d0541598c696205ec338d40fe2897bfdc1ef3f4187756c595dd195f",
         kernels=(
             Kernel(
                 unit=0,
@@ -255,7 +255,7 @@ class Adam(Optimizer):
                         beta2,
                         1 - beta2,
                         lr / (1 - beta1**t),
-                        host.sqrt(1 - beta2**t),
+                        host.div(1.0, host.sqrt(1 - beta2**t)),
                         eps,
                     ),
                     (),
@@ -273,7 +273,7 @@ class Adam(Optimizer):
                     beta2,
                     1 - beta2,
                     lr / (1 - beta1**t),
-                    host.sqrt(1 - beta2**t),
+                    host.div(1.0, host.sqrt(1 - beta2**t)),
                     eps,
                 ),
                 (),
@@ -293,7 +293,7 @@ class Adam(Optimizer):
                     beta2,
                     1 - beta2,
                     lr / (1 - beta1**t),
-                    host.sqrt(1 - beta2**t),
+                    host.div(1.0, host.sqrt(1 - beta2**t)),
                     eps,
                 ),
                 (),
@@ -311,7 +311,7 @@ class Adam(Optimizer):
                 beta2,
                 1 - beta2,
                 lr / (1 - beta1**t),
-                host.sqrt(1 - beta2**t),
+                host.div(1.0, host.sqrt(1 - beta2**t)),
                 eps,
             ),
             (),

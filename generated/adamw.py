@@ -66,7 +66,7 @@ class AdamW(Optimizer):
     )
     _native = Native(
         "adamw.c",
-        sha256="50e5542c4f3cbc0193b530408d6a0e09579605fb8af38513bf8e2e3eaae58672",
+        sha256="705100d012a95302a8a1e51624c6c66268b73aea8aa9fb147d090f8af5514b6b",
         kernels=(
             Kernel(
                 unit=0,
@@ -222,7 +222,7 @@ class AdamW(Optimizer):
                     beta2,
                     1 - beta2,
                     lr / (1 - beta1**t),
-                    host.sqrt(1 - beta2**t),
+                    host.div(1.0, host.sqrt(1 - beta2**t)),
                     eps,
                 ),
                 (),
@@ -240,7 +240,7 @@ class AdamW(Optimizer):
                 beta2,
                 1 - beta2,
                 lr / (1 - beta1**t),
-                host.sqrt(1 - beta2**t),
+                host.div(1.0, host.sqrt(1 - beta2**t)),
                 eps,
             ),
             (),

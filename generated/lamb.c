@@ -27,7 +27,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -59,7 +59,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         part_3_part += square_(p_0);
         part_4_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -103,7 +103,7 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real m_1 = LOAD(T2, a2[i]);
         const real v_1 = LOAD(T3, a3[i]);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real u_4 = u_1 * part_5;
         const real p_1 = p_0 - slot_10 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -147,7 +147,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -179,7 +179,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         part_3_part += square_(p_0);
         part_4_part += square_(u_1);
     }
@@ -232,7 +232,7 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real u_4 = u_1 * part_5;
         const real p_1 = p_0 - slot_10 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -278,7 +278,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -310,7 +310,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         part_3_part += square_(p_0);
         part_4_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -392,7 +392,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -424,7 +424,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         part_3_part += square_(p_0);
         part_4_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -466,7 +466,7 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real m_1 = LOAD(T2, a2[i]);
         const real v_1 = LOAD(T3, a3[i]);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real u_4 = u_1 * trust_1;
         const real p_1 = p_0 - slot_10 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -510,7 +510,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -542,7 +542,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         part_3_part += square_(p_0);
         part_4_part += square_(u_1);
     }
@@ -593,7 +593,7 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real u_4 = u_1 * trust_1;
         const real p_1 = p_0 - slot_10 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -639,7 +639,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -671,7 +671,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         part_3_part += square_(p_0);
         part_4_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -751,7 +751,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -782,7 +782,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real p_1 = p_0 - slot_9 * u_1;
         a0[i] = STORE(T0, p_1);
         a2[i] = STORE(T2, m_1);
@@ -826,7 +826,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -857,7 +857,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real p_1 = p_0 - slot_9 * u_1;
         a0[i] = STORE(T0, p_1);
         a2[i] = STORE(T2, m_1);
@@ -901,7 +901,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -932,7 +932,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 / part_2;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real u_1 = m_1 / slot_5 / (sqrt_(v_1) / slot_6 + slot_7) + slot_8 * p_0;
+        const real u_1 = m_1 * slot_5 / (sqrt_(v_1) * slot_6 + slot_7) + slot_8 * p_0;
         const real p_1 = p_0 - slot_9 * u_1;
         a0[i] = STORE(T0, p_1);
         a2[i] = STORE(T2, m_1);
@@ -976,7 +976,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1092,7 +1092,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1219,7 +1219,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1331,7 +1331,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1445,7 +1445,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1570,7 +1570,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1680,7 +1680,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1753,7 +1753,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1826,7 +1826,7 @@ static void kernel0_scalars1(const i64 *restrict x)
     const real slot_0 = C(slots[0]);
     const real part_1 = C(AT(double, x, SHARED)[0]);
     AT(double, x, VALUES)[0] = part_1;
-    const real part_2 = max_(C(1.0), sqrt_(part_1) / slot_0);
+    const real part_2 = max_(C(1.0), sqrt_(part_1) * slot_0);
     AT(double, x, VALUES)[1] = part_2;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
@@ -1907,7 +1907,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         part_1_part += square_(p_0);
         part_2_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -1951,7 +1951,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real m_1 = LOAD(T2, a2[i]);
         const real v_1 = LOAD(T3, a3[i]);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         const real u_4 = u_1 * part_3;
         const real p_1 = p_0 - slot_9 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -2002,7 +2002,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         part_1_part += square_(p_0);
         part_2_part += square_(u_1);
     }
@@ -2053,7 +2053,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         const real u_4 = u_1 * part_3;
         const real p_1 = p_0 - slot_9 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -2106,7 +2106,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         part_1_part += square_(p_0);
         part_2_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -2195,7 +2195,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         part_1_part += square_(p_0);
         part_2_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -2237,7 +2237,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real m_1 = LOAD(T2, a2[i]);
         const real v_1 = LOAD(T3, a3[i]);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         const real u_4 = u_1 * trust_1;
         const real p_1 = p_0 - slot_9 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -2288,7 +2288,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         part_1_part += square_(p_0);
         part_2_part += square_(u_1);
     }
@@ -2337,7 +2337,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         const real u_4 = u_1 * trust_1;
         const real p_1 = p_0 - slot_9 * u_4;
         a0[i] = STORE(T0, p_1);
@@ -2390,7 +2390,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         part_1_part += square_(p_0);
         part_2_part += square_(u_1);
         a2[i] = STORE(T2, m_1);
@@ -2476,7 +2476,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real v_0 = LOAD(T3, a3[i]);
         const real m_1 = slot_0 * m_0 + slot_1 * g_0;
         const real v_1 = slot_2 * v_0 + slot_3 * square_(g_0);
-        const real u_1 = m_1 / slot_4 / (sqrt_(v_1) / slot_5 + slot_6) + slot_7 * p_0;
+        const real u_1 = m_1 * slot_4 / (sqrt_(v_1) * slot_5 + slot_6) + slot_7 * p_0;
         const real p_1 = p_0 - slot_8 * u_1;
         a0[i] = STORE(T0, p_1);
         a2[i] = STORE(T2, m_1);

@@ -86,7 +86,7 @@ class Lamb(Optimizer):
     _foreach_inplace = False
     _native = Native(
         "lamb.c",
-        sha256="e61e3d09d7333bda841dc52101abe651bf8e3191bf6b3b7be4c36168ab12af81",
+        sha256="f9b91f92c5b2dfe0b938917fa590a0fd4bdbba0a6396dd0bd7283b5b9a73bf1b",
         kernels=(
             Kernel(
                 unit=0,
@@ -591,13 +591,13 @@ class Lamb(Optimizer):
                         return (
                             0,
                             (
-                                max_grad_norm,
+                                1.0 / max_grad_norm,
                                 beta1,
                                 1 - beta1 if grad_averaging else 1,
                                 beta2,
                                 1 - beta2,
-                                1 - beta1**t,
-                                host.sqrt(1 - beta2**t),
+                                1.0 / (1 - beta1**t),
+                                host.div(1.0, host.sqrt(1 - beta2**t)),
                                 eps,
                                 weight_decay,
                                 max_trust_norm,
@@ -613,13 +613,13 @@ class Lamb(Optimizer):
                     return (
                         1,
                         (
-                            max_grad_norm,
+                            1.0 / max_grad_norm,
                             beta1,
                             1 - beta1 if grad_averaging else 1,
                             beta2,
                             1 - beta2,
-                            1 - beta1**t,
-                            host.sqrt(1 - beta2**t),
+                            1.0 / (1 - beta1**t),
+                            host.div(1.0, host.sqrt(1 - beta2**t)),
                             eps,
                             weight_decay,
                             max_trust_norm,
@@ -634,13 +634,13 @@ class Lamb(Optimizer):
                 return (
                     2,
                     (
-                        max_grad_norm,
+                        1.0 / max_grad_norm,
                         beta1,
                         1 - beta1 if grad_averaging else 1,
                         beta2,
                         1 - beta2,
-                        1 - beta1**t,
-                        host.sqrt(1 - beta2**t),
+                        1.0 / (1 - beta1**t),
+                        host.div(1.0, host.sqrt(1 - beta2**t)),
                         eps,
                         weight_decay,
                         lr,
@@ -660,7 +660,7 @@ class Lamb(Optimizer):
                     return (
                         3,
                         (
-                            max_grad_norm,
+                            1.0 / max_grad_norm,
                             beta1,
                             1 - beta1 if grad_averaging else 1,
                             beta2,
@@ -680,7 +680,7 @@ class Lamb(Optimizer):
                 return (
                     4,
                     (
-                        max_grad_norm,
+                        1.0 / max_grad_norm,
                         beta1,
                         1 - beta1 if grad_averaging else 1,
                         beta2,
@@ -699,7 +699,7 @@ class Lamb(Optimizer):
             return (
                 5,
                 (
-                    max_grad_norm,
+                    1.0 / max_grad_norm,
                     beta1,
                     1 - beta1 if grad_averaging else 1,
                     beta2,
@@ -729,8 +729,8 @@ class Lamb(Optimizer):
                             1 - beta1 if grad_averaging else 1,
                             beta2,
                             1 - beta2,
-                            1 - beta1**t,
-                            host.sqrt(1 - beta2**t),
+                            1.0 / (1 - beta1**t),
+                            host.div(1.0, host.sqrt(1 - beta2**t)),
                             eps,
                             weight_decay,
                             max_trust_norm,
@@ -750,8 +750,8 @@ class Lamb(Optimizer):
                         1 - beta1 if grad_averaging else 1,
                         beta2,
                         1 - beta2,
-                        1 - beta1**t,
-                        host.sqrt(1 - beta2**t),
+                        1.0 / (1 - beta1**t),
+                        host.div(1.0, host.sqrt(1 - beta2**t)),
                         eps,
                         weight_decay,
                         max_trust_norm,
@@ -770,8 +770,8 @@ class Lamb(Optimizer):
                     1 - beta1 if grad_averaging else 1,
                     beta2,
                     1 - beta2,
-                    1 - beta1**t,
-                    host.sqrt(1 - beta2**t),
+                    1.0 / (1 - beta1**t),
+                    host.div(1.0, host.sqrt(1 - beta2**t)),
                     eps,
                     weight_decay,
                     lr,

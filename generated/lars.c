@@ -270,15 +270,15 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
+    const real slot_5 = C(slots[5]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -291,7 +291,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real g_3 = g_1 + slot_4 * g_1;
-        const real p_2 = p_0 - slot_3 * g_3;
+        const real p_2 = p_0 - slot_5 * g_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, g_1);
     }
@@ -304,7 +304,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 3, .slots = 5,
+    .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
@@ -346,16 +346,16 @@ static void kernel1_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
     const real slot_5 = C(slots[5]);
+    const real slot_6 = C(slots[6]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -370,7 +370,7 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
         const real g_3 = g_1 + slot_4 * buf_3;
-        const real p_2 = p_0 - slot_3 * g_3;
+        const real p_2 = p_0 - slot_6 * g_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, buf_3);
     }
@@ -383,7 +383,7 @@ static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
 static const Kernel kernel1 = {
-    .sweeps = 2, .arrays = 3, .slots = 6,
+    .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
@@ -430,15 +430,15 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
+    const real slot_5 = C(slots[5]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -451,7 +451,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real g_3 = g_1 + slot_4 * g_1;
-        const real p_2 = p_0 - slot_3 * g_3;
+        const real p_2 = p_0 - slot_5 * g_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, g_1);
     }
@@ -464,7 +464,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 3, .slots = 5,
+    .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
@@ -506,16 +506,16 @@ static void kernel1_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
     const real slot_5 = C(slots[5]);
+    const real slot_6 = C(slots[6]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -530,7 +530,7 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
         const real g_3 = g_1 + slot_4 * buf_3;
-        const real p_2 = p_0 - slot_3 * g_3;
+        const real p_2 = p_0 - slot_6 * g_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, buf_3);
     }
@@ -543,7 +543,7 @@ static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
 static const Kernel kernel1 = {
-    .sweeps = 2, .arrays = 3, .slots = 6,
+    .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
@@ -590,15 +590,15 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
+    const real slot_5 = C(slots[5]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -611,7 +611,165 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real g_3 = g_1 + slot_4 * g_1;
-        const real p_2 = p_0 - slot_3 * g_3;
+        const real p_2 = p_0 - slot_5 * g_3;
+        a0[i] = STORE(T0, p_2);
+        a2[i] = STORE(T2, g_1);
+    }
+    (void)out;
+}
+static const signed char kernel0_folds0[] = {SUM, SUM, -1};
+static const signed char kernel0_folds1[] = {-1};
+static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
+static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
+static void (*const kernel0_columns[])(const i64 *) = {0, 0};
+static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
+static const Kernel kernel0 = {
+    .sweeps = 2, .arrays = 3, .slots = 6,
+    .host_states = 0, .width = 2, .by_rows = 0,
+    .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
+    .folds = kernel0_folds,
+};
+static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    const T0 *restrict const a0 = AT(const T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    const i64 n = end - begin;
+    real part_1_part = 0;
+    real part_2_part = 0;
+    #pragma omp simd reduction(+:part_1_part) reduction(+:part_2_part)
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        part_1_part += square_(p_0);
+        part_2_part += square_(g_0);
+    }
+    out[0] = part_1_part;
+    out[1] = part_2_part;
+}
+static void kernel1_scalars1(const i64 *restrict x)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_0 = C(slots[0]);
+    const real slot_1 = C(slots[1]);
+    const real slot_2 = C(slots[2]);
+    const real slot_3 = C(slots[3]);
+    const real part_1 = C(AT(double, x, FOLDED)[0]);
+    AT(double, x, VALUES)[0] = part_1;
+    const real p_norm_1 = sqrt_(part_1);
+    AT(double, x, VALUES)[1] = p_norm_1;
+    const real part_2 = C(AT(double, x, FOLDED)[1]);
+    AT(double, x, VALUES)[2] = part_2;
+    const real g_norm_1 = sqrt_(part_2);
+    AT(double, x, VALUES)[3] = g_norm_1;
+    const real trust_1 = slot_0 * p_norm_1 / (g_norm_1 + slot_1 * p_norm_1 + slot_2);
+    AT(double, x, VALUES)[4] = trust_1;
+    const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
+    AT(double, x, VALUES)[5] = trust_2;
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
+    AT(double, x, VALUES)[6] = part_3;
+}
+static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_1 = C(slots[1]);
+    const real slot_4 = C(slots[4]);
+    const real slot_5 = C(slots[5]);
+    const real slot_6 = C(slots[6]);
+    const real part_3 = C(AT(double, x, VALUES)[6]);
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    const i64 n = end - begin;
+    #pragma omp simd
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        const real buf_0 = LOAD(T2, a2[i]);
+        const real g_1 = part_3 * (g_0 + slot_1 * p_0);
+        const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
+        const real g_3 = g_1 + slot_4 * buf_3;
+        const real p_2 = p_0 - slot_6 * g_3;
+        a0[i] = STORE(T0, p_2);
+        a2[i] = STORE(T2, buf_3);
+    }
+    (void)out;
+}
+static const signed char kernel1_folds0[] = {SUM, SUM, -1};
+static const signed char kernel1_folds1[] = {-1};
+static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
+static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
+static void (*const kernel1_columns[])(const i64 *) = {0, 0};
+static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
+static const Kernel kernel1 = {
+    .sweeps = 2, .arrays = 3, .slots = 7,
+    .host_states = 0, .width = 2, .by_rows = 0,
+    .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
+    .folds = kernel1_folds,
+};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
+#endif
+
+#if UNIT == 6
+/* Arrays: 0 p, 1 g, 2 momentum_buffer */
+static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    const T0 *restrict const a0 = AT(const T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    const i64 n = end - begin;
+    real part_1_part = 0;
+    real part_2_part = 0;
+    #pragma omp simd reduction(+:part_1_part) reduction(+:part_2_part)
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        part_1_part += square_(p_0);
+        part_2_part += square_(g_0);
+    }
+    out[0] = part_1_part;
+    out[1] = part_2_part;
+}
+static void kernel0_scalars1(const i64 *restrict x)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_0 = C(slots[0]);
+    const real slot_1 = C(slots[1]);
+    const real slot_2 = C(slots[2]);
+    const real slot_3 = C(slots[3]);
+    const real part_1 = C(AT(double, x, FOLDED)[0]);
+    AT(double, x, VALUES)[0] = part_1;
+    const real p_norm_1 = sqrt_(part_1);
+    AT(double, x, VALUES)[1] = p_norm_1;
+    const real part_2 = C(AT(double, x, FOLDED)[1]);
+    AT(double, x, VALUES)[2] = part_2;
+    const real g_norm_1 = sqrt_(part_2);
+    AT(double, x, VALUES)[3] = g_norm_1;
+    const real trust_1 = slot_0 * p_norm_1 / (g_norm_1 + slot_1 * p_norm_1 + slot_2);
+    AT(double, x, VALUES)[4] = trust_1;
+    const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
+    AT(double, x, VALUES)[5] = trust_2;
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
+    AT(double, x, VALUES)[6] = part_3;
+}
+static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_1 = C(slots[1]);
+    const real slot_4 = C(slots[4]);
+    const real part_3 = C(AT(double, x, VALUES)[6]);
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    const i64 n = end - begin;
+    #pragma omp simd
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        const real g_1 = part_3 * (g_0 + slot_1 * p_0);
+        const real p_2 = p_0 - slot_4 * g_1;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, g_1);
     }
@@ -666,16 +824,16 @@ static void kernel1_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
     const real slot_5 = C(slots[5]);
+    const real slot_6 = C(slots[6]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -689,8 +847,7 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real buf_0 = LOAD(T2, a2[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
-        const real g_3 = g_1 + slot_4 * buf_3;
-        const real p_2 = p_0 - slot_3 * g_3;
+        const real p_2 = p_0 - slot_6 * buf_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, buf_3);
     }
@@ -703,164 +860,7 @@ static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
 static const Kernel kernel1 = {
-    .sweeps = 2, .arrays = 3, .slots = 6,
-    .host_states = 0, .width = 2, .by_rows = 0,
-    .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
-    .folds = kernel1_folds,
-};
-EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1};
-#endif
-
-#if UNIT == 6
-/* Arrays: 0 p, 1 g, 2 momentum_buffer */
-static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    const T0 *restrict const a0 = AT(const T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    const i64 n = end - begin;
-    real part_1_part = 0;
-    real part_2_part = 0;
-    #pragma omp simd reduction(+:part_1_part) reduction(+:part_2_part)
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        part_1_part += square_(p_0);
-        part_2_part += square_(g_0);
-    }
-    out[0] = part_1_part;
-    out[1] = part_2_part;
-}
-static void kernel0_scalars1(const i64 *restrict x)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_0 = C(slots[0]);
-    const real slot_1 = C(slots[1]);
-    const real slot_2 = C(slots[2]);
-    const real slot_3 = C(slots[3]);
-    const real part_1 = C(AT(double, x, FOLDED)[0]);
-    AT(double, x, VALUES)[0] = part_1;
-    const real p_norm_1 = sqrt_(part_1);
-    AT(double, x, VALUES)[1] = p_norm_1;
-    const real part_2 = C(AT(double, x, FOLDED)[1]);
-    AT(double, x, VALUES)[2] = part_2;
-    const real g_norm_1 = sqrt_(part_2);
-    AT(double, x, VALUES)[3] = g_norm_1;
-    const real trust_1 = slot_0 * p_norm_1 / (g_norm_1 + slot_1 * p_norm_1 + slot_2);
-    AT(double, x, VALUES)[4] = trust_1;
-    const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
-    AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
-    AT(double, x, VALUES)[6] = part_3;
-}
-static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
-    const real part_3 = C(AT(double, x, VALUES)[6]);
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
-    const i64 n = end - begin;
-    #pragma omp simd
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real p_2 = p_0 - slot_3 * g_1;
-        a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
-    }
-    (void)out;
-}
-static const signed char kernel0_folds0[] = {SUM, SUM, -1};
-static const signed char kernel0_folds1[] = {-1};
-static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
-static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
-static void (*const kernel0_columns[])(const i64 *) = {0, 0};
-static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
-static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 3, .slots = 4,
-    .host_states = 0, .width = 2, .by_rows = 0,
-    .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
-    .folds = kernel0_folds,
-};
-static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    const T0 *restrict const a0 = AT(const T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    const i64 n = end - begin;
-    real part_1_part = 0;
-    real part_2_part = 0;
-    #pragma omp simd reduction(+:part_1_part) reduction(+:part_2_part)
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        part_1_part += square_(p_0);
-        part_2_part += square_(g_0);
-    }
-    out[0] = part_1_part;
-    out[1] = part_2_part;
-}
-static void kernel1_scalars1(const i64 *restrict x)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_0 = C(slots[0]);
-    const real slot_1 = C(slots[1]);
-    const real slot_2 = C(slots[2]);
-    const real slot_3 = C(slots[3]);
-    const real part_1 = C(AT(double, x, FOLDED)[0]);
-    AT(double, x, VALUES)[0] = part_1;
-    const real p_norm_1 = sqrt_(part_1);
-    AT(double, x, VALUES)[1] = p_norm_1;
-    const real part_2 = C(AT(double, x, FOLDED)[1]);
-    AT(double, x, VALUES)[2] = part_2;
-    const real g_norm_1 = sqrt_(part_2);
-    AT(double, x, VALUES)[3] = g_norm_1;
-    const real trust_1 = slot_0 * p_norm_1 / (g_norm_1 + slot_1 * p_norm_1 + slot_2);
-    AT(double, x, VALUES)[4] = trust_1;
-    const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
-    AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
-    AT(double, x, VALUES)[6] = part_3;
-}
-static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
-    const real slot_4 = C(slots[4]);
-    const real slot_5 = C(slots[5]);
-    const real part_3 = C(AT(double, x, VALUES)[6]);
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
-    const i64 n = end - begin;
-    #pragma omp simd
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
-        const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
-        const real p_2 = p_0 - slot_3 * buf_3;
-        a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_3);
-    }
-    (void)out;
-}
-static const signed char kernel1_folds0[] = {SUM, SUM, -1};
-static const signed char kernel1_folds1[] = {-1};
-static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
-static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
-static void (*const kernel1_columns[])(const i64 *) = {0, 0};
-static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
-static const Kernel kernel1 = {
-    .sweeps = 2, .arrays = 3, .slots = 6,
+    .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
@@ -907,14 +907,14 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
+    const real slot_4 = C(slots[4]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -926,7 +926,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real p_2 = p_0 - slot_3 * g_1;
+        const real p_2 = p_0 - slot_4 * g_1;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, g_1);
     }
@@ -939,7 +939,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 3, .slots = 4,
+    .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
@@ -981,16 +981,16 @@ static void kernel1_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
     const real slot_5 = C(slots[5]);
+    const real slot_6 = C(slots[6]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -1004,7 +1004,7 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real buf_0 = LOAD(T2, a2[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
-        const real p_2 = p_0 - slot_3 * buf_3;
+        const real p_2 = p_0 - slot_6 * buf_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, buf_3);
     }
@@ -1017,7 +1017,7 @@ static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
 static const Kernel kernel1 = {
-    .sweeps = 2, .arrays = 3, .slots = 6,
+    .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
@@ -1064,14 +1064,14 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
+    const real slot_4 = C(slots[4]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -1083,7 +1083,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real p_2 = p_0 - slot_3 * g_1;
+        const real p_2 = p_0 - slot_4 * g_1;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, g_1);
     }
@@ -1096,7 +1096,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 3, .slots = 4,
+    .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
@@ -1138,16 +1138,16 @@ static void kernel1_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
     const real slot_4 = C(slots[4]);
     const real slot_5 = C(slots[5]);
+    const real slot_6 = C(slots[6]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -1161,7 +1161,7 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real buf_0 = LOAD(T2, a2[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
         const real buf_3 = slot_4 * buf_0 + slot_5 * g_1;
-        const real p_2 = p_0 - slot_3 * buf_3;
+        const real p_2 = p_0 - slot_6 * buf_3;
         a0[i] = STORE(T0, p_2);
         a2[i] = STORE(T2, buf_3);
     }
@@ -1174,7 +1174,7 @@ static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds1};
 static const Kernel kernel1 = {
-    .sweeps = 2, .arrays = 3, .slots = 6,
+    .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
@@ -1221,14 +1221,14 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
+    const real slot_4 = C(slots[4]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -1239,7 +1239,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real p_2 = p_0 - slot_3 * g_1;
+        const real p_2 = p_0 - slot_4 * g_1;
         a0[i] = STORE(T0, p_2);
     }
     (void)out;
@@ -1251,7 +1251,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 2, .slots = 4,
+    .sweeps = 2, .arrays = 2, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
@@ -1298,14 +1298,14 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
+    const real slot_4 = C(slots[4]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -1316,7 +1316,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real p_2 = p_0 - slot_3 * g_1;
+        const real p_2 = p_0 - slot_4 * g_1;
         a0[i] = STORE(T0, p_2);
     }
     (void)out;
@@ -1328,7 +1328,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 2, .slots = 4,
+    .sweeps = 2, .arrays = 2, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
@@ -1375,14 +1375,14 @@ static void kernel0_scalars1(const i64 *restrict x)
     AT(double, x, VALUES)[4] = trust_1;
     const real trust_2 = (p_norm_1 > C(0.0)) & (g_norm_1 > C(0.0)) ? trust_1 : C(1.0);
     AT(double, x, VALUES)[5] = trust_2;
-    const real part_3 = min_(trust_2 / slot_3, C(1.0));
+    const real part_3 = min_(trust_2 * slot_3, C(1.0));
     AT(double, x, VALUES)[6] = part_3;
 }
 static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_1 = C(slots[1]);
-    const real slot_3 = C(slots[3]);
+    const real slot_4 = C(slots[4]);
     const real part_3 = C(AT(double, x, VALUES)[6]);
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
@@ -1393,7 +1393,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
         const real g_1 = part_3 * (g_0 + slot_1 * p_0);
-        const real p_2 = p_0 - slot_3 * g_1;
+        const real p_2 = p_0 - slot_4 * g_1;
         a0[i] = STORE(T0, p_2);
     }
     (void)out;
@@ -1405,7 +1405,7 @@ static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
 static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds1};
 static const Kernel kernel0 = {
-    .sweeps = 2, .arrays = 2, .slots = 4,
+    .sweeps = 2, .arrays = 2, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,

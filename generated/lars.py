@@ -93,7 +93,7 @@ class Lars(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "lars.c",
-        sha256="31be19ec05ab50ac44d5fd94ae7c6ad4926909a863e6b21b730cdfa40760d529",
+        sha256="a96ee4cee15c97162e8099b4a43620b94a9b081fa1ff2060f4cc0b32362fd3d3",
         kernels=(
             Kernel(
                 unit=0,
@@ -126,7 +126,7 @@ class Lars(Optimizer):
                 unit=3,
                 number=0,
                 arrays=(("momentum_buffer", "element"),),
-                slots=5,
+                slots=6,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -135,7 +135,7 @@ class Lars(Optimizer):
                 unit=3,
                 number=1,
                 arrays=(("momentum_buffer", "element"),),
-                slots=6,
+                slots=7,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -144,7 +144,7 @@ class Lars(Optimizer):
                 unit=4,
                 number=0,
                 arrays=(("momentum_buffer", "element"),),
-                slots=5,
+                slots=6,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -153,6 +153,15 @@ class Lars(Optimizer):
                 unit=4,
                 number=1,
                 arrays=(("momentum_buffer", "element"),),
+                slots=7,
+                sweeps=2,
+                values=7,
+                width=2,
+            ),
+            Kernel(
+                unit=5,
+                number=0,
+                arrays=(("momentum_buffer", "element"),),
                 slots=6,
                 sweeps=2,
                 values=7,
@@ -160,6 +169,15 @@ class Lars(Optimizer):
             ),
             Kernel(
                 unit=5,
+                number=1,
+                arrays=(("momentum_buffer", "element"),),
+                slots=7,
+                sweeps=2,
+                values=7,
+                width=2,
+            ),
+            Kernel(
+                unit=6,
                 number=0,
                 arrays=(("momentum_buffer", "element"),),
                 slots=5,
@@ -168,28 +186,10 @@ class Lars(Optimizer):
                 width=2,
             ),
             Kernel(
-                unit=5,
-                number=1,
-                arrays=(("momentum_buffer", "element"),),
-                slots=6,
-                sweeps=2,
-                values=7,
-                width=2,
-            ),
-            Kernel(
-                unit=6,
-                number=0,
-                arrays=(("momentum_buffer", "element"),),
-                slots=4,
-                sweeps=2,
-                values=7,
-                width=2,
-            ),
-            Kernel(
                 unit=6,
                 number=1,
                 arrays=(("momentum_buffer", "element"),),
-                slots=6,
+                slots=7,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -198,7 +198,7 @@ class Lars(Optimizer):
                 unit=7,
                 number=0,
                 arrays=(("momentum_buffer", "element"),),
-                slots=4,
+                slots=5,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -207,7 +207,7 @@ class Lars(Optimizer):
                 unit=7,
                 number=1,
                 arrays=(("momentum_buffer", "element"),),
-                slots=6,
+                slots=7,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -216,7 +216,7 @@ class Lars(Optimizer):
                 unit=8,
                 number=0,
                 arrays=(("momentum_buffer", "element"),),
-                slots=4,
+                slots=5,
                 sweeps=2,
                 values=7,
                 width=2,
@@ -225,14 +225,14 @@ class Lars(Optimizer):
                 unit=8,
                 number=1,
                 arrays=(("momentum_buffer", "element"),),
-                slots=6,
+                slots=7,
                 sweeps=2,
                 values=7,
                 width=2,
             ),
-            Kernel(unit=9, number=0, arrays=(), slots=4, sweeps=2, values=7, width=2),
-            Kernel(unit=10, number=0, arrays=(), slots=4, sweeps=2, values=7, width=2),
-            Kernel(unit=11, number=0, arrays=(), slots=4, sweeps=2, values=7, width=2),
+            Kernel(unit=9, number=0, arrays=(), slots=5, sweeps=2, values=7, width=2),
+            Kernel(unit=10, number=0, arrays=(), slots=5, sweeps=2, values=7, width=2),
+            Kernel(unit=11, number=0, arrays=(), slots=5, sweeps=2, values=7, width=2),
             Kernel(
                 unit=12,
                 number=0,
@@ -604,26 +604,50 @@ class Lars(Optimizer):
                             lr = group["lr"]
                             trust_coeff = group["trust_coeff"]
                             eps = group["eps"]
-                            return 1, (trust_coeff, weight_decay, eps, lr, momentum), ()
+                            return 1, (trust_coeff, weight_decay, eps, host.div(1.0, lr), momentum, lr), ()
                         lr = group["lr"]
                         dampening = group["dampening"]
                         trust_coeff = group["trust_coeff"]
                         eps = group["eps"]
-                        return 2, (trust_coeff, weight_decay, eps, lr, momentum, 1 - dampening), ()
+                        return (
+                            2,
+                            (
+                                trust_coeff,
+                                weight_decay,
+                                eps,
+                                host.div(1.0, lr),
+                                momentum,
+                                1 - dampening,
+                                lr,
+                            ),
+                            (),
+                        )
                     if t == 1:
                         lr = group["lr"]
                         trust_coeff = group["trust_coeff"]
                         eps = group["eps"]
-                        return 3, (trust_coeff, weight_decay, eps, lr), ()
+                        return 3, (trust_coeff, weight_decay, eps, host.div(1.0, lr), lr), ()
                     lr = group["lr"]
                     dampening = group["dampening"]
                     trust_coeff = group["trust_coeff"]
                     eps = group["eps"]
-                    return 4, (trust_coeff, weight_decay, eps, lr, momentum, 1 - dampening), ()
+                    return (
+                        4,
+                        (
+                            trust_coeff,
+                            weight_decay,
+                            eps,
+                            host.div(1.0, lr),
+                            momentum,
+                            1 - dampening,
+                            lr,
+                        ),
+                        (),
+                    )
                 lr = group["lr"]
                 trust_coeff = group["trust_coeff"]
                 eps = group["eps"]
-                return 5, (trust_coeff, weight_decay, eps, lr), ()
+                return 5, (trust_coeff, weight_decay, eps, host.div(1.0, lr), lr), ()
             momentum = group["momentum"]
             if momentum != 0:
                 nesterov = group["nesterov"]

@@ -70,7 +70,7 @@ class NAdam(Optimizer):
     )
     _native = Native(
         "nadam.c",
-        sha256="cc860fa3fbbb7eeaee9ef0100bbd8c68f756e6f63c54edc207b8c195fd36907e",
+        sha256="a318e633029b36fe72db4189ade7b0d444def9623bdb7d3fc6963a27e041c26c",
         kernels=(
             Kernel(
                 unit=0,
@@ -242,7 +242,7 @@ class NAdam(Optimizer):
                     1 - beta1,
                     beta2,
                     1 - beta2,
-                    1 - beta2**t,
+                    1.0 / (1 - beta2**t),
                     eps,
                     host.div(lr * (1 - mu_1), 1 - mu_product_1),
                     host.div(lr * mu_next_1, 1 - mu_product_1 * mu_next_1),
@@ -266,7 +266,7 @@ class NAdam(Optimizer):
                 1 - beta1,
                 beta2,
                 1 - beta2,
-                1 - beta2**t,
+                1.0 / (1 - beta2**t),
                 eps,
                 host.div(lr * (1 - mu_1), 1 - mu_product_1),
                 host.div(lr * mu_next_1, 1 - mu_product_1 * mu_next_1),

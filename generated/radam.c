@@ -34,7 +34,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_1 = p_0 * slot_0;
         const real m_1 = slot_1 * m_0 + slot_2 * g_0;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_0);
-        const real m_hat_1 = m_1 / slot_5;
+        const real m_hat_1 = m_1 * slot_5;
         const real p_3 = p_1 - slot_6 * m_hat_1 / (sqrt_(v_1) + slot_7);
         a0[i] = STORE(T0, p_3);
         a2[i] = STORE(T2, m_1);
@@ -78,7 +78,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real p_1 = p_0 * slot_0;
         const real m_1 = slot_1 * m_0 + slot_2 * g_0;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_0);
-        const real m_hat_1 = m_1 / slot_5;
+        const real m_hat_1 = m_1 * slot_5;
         const real p_4 = p_1 - slot_6 * m_hat_1;
         a0[i] = STORE(T0, p_4);
         a2[i] = STORE(T2, m_1);
@@ -128,7 +128,7 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 + slot_0 * p_0;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real m_hat_1 = m_1 / slot_5;
+        const real m_hat_1 = m_1 * slot_5;
         const real p_3 = p_0 - slot_6 * m_hat_1 / (sqrt_(v_1) + slot_7);
         a0[i] = STORE(T0, p_3);
         a2[i] = STORE(T2, m_1);
@@ -172,7 +172,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real g_1 = g_0 + slot_0 * p_0;
         const real m_1 = slot_1 * m_0 + slot_2 * g_1;
         const real v_1 = slot_3 * v_0 + slot_4 * square_(g_1);
-        const real m_hat_1 = m_1 / slot_5;
+        const real m_hat_1 = m_1 * slot_5;
         const real p_4 = p_0 - slot_6 * m_hat_1;
         a0[i] = STORE(T0, p_4);
         a2[i] = STORE(T2, m_1);

@@ -69,7 +69,7 @@ class RAdam(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         "radam.c",
-        sha256="ecaf87741900ddf4764407a18fe7d90aff6133a003499794338f31494d454c99",
+        sha256="98d3202cdcc8e1989fdb43d459803fc5038dbb9b073ba8294beeb47f772dfb3b",
         kernels=(
             Kernel(
                 unit=0,
@@ -256,7 +256,7 @@ class RAdam(Optimizer):
                         1 - beta1,
                         beta2,
                         1 - beta2,
-                        1 - beta1**t,
+                        1.0 / (1 - beta1**t),
                         lr * r_1 * host.sqrt(1 - beta2**t),
                         eps,
                     ),
@@ -273,7 +273,7 @@ class RAdam(Optimizer):
                     1 - beta1,
                     beta2,
                     1 - beta2,
-                    1 - beta1**t,
+                    1.0 / (1 - beta1**t),
                     lr,
                 ),
                 (),
@@ -300,7 +300,7 @@ class RAdam(Optimizer):
                     1 - beta1,
                     beta2,
                     1 - beta2,
-                    1 - beta1**t,
+                    1.0 / (1 - beta1**t),
                     lr * r_1 * host.sqrt(1 - beta2**t),
                     eps,
                 ),
@@ -309,4 +309,16 @@ class RAdam(Optimizer):
         lr = group["lr"]
         beta1, _ = group["betas"]
         weight_decay = group["weight_decay"]
-        return 3, (weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, 1 - beta1**t, lr), ()
+        return (
+            3,
+            (
+                weight_decay,
+                beta1,
+                1 - beta1,
+                beta2,
+                1 - beta2,
+                1.0 / (1 - beta1**t),
+                lr,
+            ),
+            (),
+        )

@@ -10,14 +10,16 @@ those the one with the fewest operations.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.types import COLS, ELEMENT, ROWS, Kind, Level, Type, host
-from optdsl.ir.expr import Call, Const, Expr, Var, call, is_joint, var, variables
+from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, var, variables
 from optdsl.ir.plan import Array, Loop, Place, Plan, Reduction, Sweep, Value
 from optdsl.ir.program import Program
+from optdsl.passes.evaluate import evaluate
 from optdsl.passes.specialise import Leaf, inline_host
 
 
@@ -38,6 +40,15 @@ def schedule(leaf: Leaf, mode: str = EXACT) -> Plan:
     scratch memory. Raises Unsupported.
     """
     return _Scheduler(_Flat(leaf), mode).plan()
+
+
+def _reciprocal(expr: Expr) -> Expr:
+    """One over a number of the host."""
+    whole = call("div", 1.0, expr)
+    if isinstance(expr, Const):
+        folded = evaluate("div", (1.0, expr.value), False)
+        return whole if folded is None else const(folded)
+    return whole
 
 
 def _inputs(program: Program) -> list[str]:
@@ -156,6 +167,10 @@ class _Flat:
             raise Unsupported("it works on matrices")
         if expr.op == "broadcast":
             return self.at(expr.args[0], place)
+        if expr.op == "div" and expr.args[1].type.is_host:
+            # a division takes as long as ten products; the reciprocal is formed in double precision, once
+            factors = (self.at(expr.args[0], place), self.at(_reciprocal(expr.args[1]), place))
+            return Call("mul", factors, None, None, expr.type)
         args = tuple(self.at(arg, place) for arg in expr.args)
         if CORE[expr.op].rule is Rule.RANDOM:
             return call(expr.op, *args, site=expr.attr)  # type: ignore[arg-type]
@@ -200,6 +215,10 @@ class _Choice:
     scratch: tuple[str, int] | None = None
 
 
+#: More ways than this to delay reductions are not all tried.
+_MAX_DELAYS = 64
+
+
 class _Infeasible(Exception):
     pass
 
@@ -208,6 +227,8 @@ class _Scheduler:
     def __init__(self, flat: _Flat, mode: str) -> None:
         self.flat = flat
         self.mode = mode
+        self.known: dict[int, set[str]] = {}
+        self.alive: list[Expr] = []
         self.values = self._live()
         self.elements = {
             name: expr for name, expr in flat.results.items() if flat.arrays[name].place is Place.ELEMENT
@@ -216,15 +237,22 @@ class _Scheduler:
         self.set_times({})
         self.count = self._count()
 
+    def reads(self, expr: Expr) -> set[str]:
+        """Names of the values that an expression reads."""
+        if id(expr) not in self.known:
+            self.alive.append(expr)
+            self.known[id(expr)] = variables(expr)
+        return self.known[id(expr)]
+
     def _live(self) -> dict[str, Value]:
         """Values that some result needs, in order, and joint reductions: all tensors that reach one take part."""
-        need = set().union(*(variables(e) for e in self.flat.results.values()))
+        need = set().union(*(self.reads(e) for e in self.flat.results.values()))
         need |= {v.name for v in self.flat.values.values() if v.reduction is not None and v.reduction.joint}
         live: list[Value] = []
         for value in reversed(self.flat.values.values()):
             if value.name in need:
                 live.append(value)
-                need |= variables(value.expr)
+                need |= self.reads(value.expr)
         return {value.name: value for value in reversed(live)}
 
     # ---- times ------------------------------------------------------------------------------------------
@@ -257,7 +285,7 @@ class _Scheduler:
 
     def at(self, expr: Expr) -> int:
         """The time of an expression over values."""
-        return max((self.time.get(name, 0) for name in variables(expr)), default=0)
+        return max((self.time.get(name, 0) for name in self.reads(expr)), default=0)
 
     def _count(self) -> int:
         """How many sweeps there are."""
@@ -267,7 +295,7 @@ class _Scheduler:
         ends += [self.at(e) for n, e in self.flat.results.items() if self.flat.arrays[n].place is Place.ROWS]
         return max(ends, default=-1) + 1
 
-    def _slack(self) -> dict[str, int]:
+    def _slack(self) -> dict[str, range]:
         """Reductions that may be formed in a later sweep without making more sweeps, and in which."""
         latest = dict.fromkeys(self.values, self.count)
         for value in self.values.values():
@@ -275,47 +303,58 @@ class _Scheduler:
                 latest[value.name] = self.count - 1
         for name, expr in self.flat.results.items():
             if self.flat.arrays[name].place in (Place.ELEMENT, Place.ROWS):  # stored in a sweep
-                latest.update({n: min(latest[n], self.count - 1) for n in variables(expr) if n in latest})
+                latest.update({n: min(latest[n], self.count - 1) for n in self.reads(expr) if n in latest})
+        joint = self.count  # the latest sweep of the joint reduction behind
+        slack: dict[str, range] = {}
         for value in reversed(self.values.values()):
             end = latest[value.name] - self._sweeps(value)
-            for name in variables(value.expr):
+            if value.reduction is not None and value.reduction.joint:
+                joint = end = min(end, joint)
+            for name in self.reads(value.expr):
                 if name in latest:
                     latest[name] = min(latest[name], end)
-        return {
-            v.name: latest[v.name] - 1
-            for v in self.values.values()
-            if self._sweeps(v) and v.reduction is not None and not v.reduction.joint
-            and latest[v.name] - 1 > self.formed[v.name]
-        }  # fmt: skip
+            forms = self._sweeps(value) or value.place is Place.ROWS
+            if value.reduction is not None and forms and end > self.formed[value.name]:
+                slack[value.name] = range(self.formed[value.name], end + 1)
+        return dict(reversed(slack.items()))
 
     # ---- choices ----------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
         """The best plan."""
+        slack = self._slack()
+        best = self.best({})
+        if math.prod(map(len, slack.values())) <= _MAX_DELAYS:
+            for chosen in itertools.product(*slack.values()):
+                best = min(best, self.best(dict(zip(slack, chosen, strict=True))), key=_first)
+            return best[1]
+        delayed: dict[str, int] = {}
+        better = True
+        while better:  # one after the other
+            better = False
+            for name, sweeps in slack.items():
+                for sweep in sweeps:
+                    found = self.best({**delayed, name: sweep})
+                    if found[0] < best[0]:
+                        best, delayed[name], better = found, sweep, True
+        return best[1]
+
+    def best(self, delayed: Mapping[str, int]) -> tuple[tuple[int, ...], Plan]:
+        """The best plan with these reductions delayed, and what it is judged by."""
+        self.set_times(delayed)
         best: tuple[tuple[int, ...], Plan] | None = None
-        for delayed in self.delays():
-            self.set_times(delayed)
-            for choice in self.choices():
-                try:
-                    plan = self.build(choice)
-                except _Infeasible:
-                    continue
-                key = (plan.streams, _weight(plan), sum(choice.stores.values()))
+        for choice in self.choices():
+            try:
+                plan = self.build(choice)
+            except _Infeasible:
+                continue
+            streams = plan.streams
+            if best is None or streams <= best[0][0]:
+                key = (streams, _weight(plan), sum(choice.stores.values()))
                 if best is None or key < best[0]:
                     best = (key, plan)
         assert best is not None, "storing everything in the last sweep is always possible"
-        return best[1]
-
-    def delays(self) -> Iterable[dict[str, int]]:
-        """Which reductions to form later than possible."""
-        slack = self._slack()
-        if len(slack) > 3:
-            return [{}, slack]
-        return [
-            dict(chosen)
-            for size in range(len(slack) + 1)
-            for chosen in itertools.combinations(slack.items(), size)
-        ]
+        return best
 
     def choices(self) -> Iterable[_Choice]:
         """When to store what, for the present times."""
@@ -340,7 +379,7 @@ class _Scheduler:
         for value in self.values.values():
             if value.place is Place.ELEMENT:
                 now = self.time[value.name]
-                found |= {n for n in variables(value.expr) if n in self.values and self.time[n] < now}
+                found |= {n for n in self.reads(value.expr) if n in self.values and self.time[n] < now}
         return [
             n for n, v in self.values.items()
             if n in found and v.place is Place.ELEMENT and v.kind is Kind.FLOAT and v.draw is None
@@ -366,7 +405,7 @@ class _Scheduler:
         )  # fmt: skip
         used = {"p", "g", *self.flat.results}
         for expr in (*self.flat.results.values(), *(v.expr for v in self.values.values())):
-            used |= variables(expr)
+            used |= self.reads(expr)
         arrays = tuple(a for a in self.flat.arrays.values() if a.name in used)
         lines = (Place.ROWS, Place.COLS)
         rows = any(v.place in lines for v in self.values.values()) or any(a.place in lines for a in arrays)
@@ -452,7 +491,7 @@ class _Scheduler:
 
     def _row_names(self, expr: Expr) -> set[str]:
         """Row values and row states that an expression reads."""
-        return {n for n in variables(expr) if self._place(n) is Place.ROWS}
+        return {n for n in self.reads(expr) if self._place(n) is Place.ROWS}
 
     def _place(self, name: str) -> Place:
         if name in self.values:
@@ -491,9 +530,8 @@ class _Scheduler:
             return inner + 1
         return inner if value.place in (Place.ROWS, Place.ELEMENT) else 0
 
-    @staticmethod
-    def _phase_of(expr: Expr, phases: Mapping[str, int]) -> int:
-        return max((phases.get(name, 0) for name in variables(expr)), default=0)
+    def _phase_of(self, expr: Expr, phases: Mapping[str, int]) -> int:
+        return max((phases.get(name, 0) for name in self.reads(expr)), default=0)
 
     def loop(
         self,
@@ -505,9 +543,9 @@ class _Scheduler:
         """A loop that forms these reductions and stores these arrays, and the row values that it reads."""
         need: set[str] = set()
         for value in reduces:
-            need |= variables(value.expr)
+            need |= self.reads(value.expr)
         for _, expr in stores:
-            need |= variables(expr)
+            need |= self.reads(expr)
         loads: dict[str, str] = {}
         body: list[Value] = []
         for value in reversed(self.values.values()):
@@ -517,7 +555,7 @@ class _Scheduler:
                 loads[value.name] = stored[value.name]
                 continue
             body.append(value)
-            need |= variables(value.expr)
+            need |= self.reads(value.expr)
         for name, array in self.flat.arrays.items():
             if name not in need or array.place is not Place.ELEMENT:
                 continue
@@ -533,6 +571,10 @@ class _Scheduler:
             Loop(tuple((n, loads[n]) for n in order), tuple(reversed(body)), tuple(reduces), tuple(stores)),
             rows,
         )
+
+
+def _first(pair: tuple[tuple[int, ...], Plan]) -> tuple[int, ...]:
+    return pair[0]
 
 
 def _element(value: Value) -> Type:
