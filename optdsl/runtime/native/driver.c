@@ -239,7 +239,11 @@ EXPORT int optdsl_gather(void *params, void *grad, void *none, const i64 *a)
             return 1;
         }
         int right = counts[i] < 0 || (g == none) == (counts[i] == 0);
-        for (i64 c = 0; right && c < counts[i]; c++, e++) right = address_(export, e->tensor ? e->tensor : g, e);
+        for (i64 c = 0; right && c < counts[i]; c++, e++) {
+            const i64 before = *e->cell;
+            right = address_(export, e->tensor ? e->tensor : g, e);
+            if (c > 1 && before && *e->cell != before && e->numel) right = 0; /* states do not move */
+        }
         Py_DecRef(g);
         if (!right) return 1;
     }

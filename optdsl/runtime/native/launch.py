@@ -82,7 +82,10 @@ def eligible(p: Tensor, grad: Tensor) -> bool:
 def _usable(state: ParamState, specs: Sequence[State], p: Tensor) -> bool:
     """Whether the step count and the states of `p`, as far as there are any, are what they should be."""
     step = state.get("step")
-    if not isinstance(step, Tensor) or step.numel() != 1 or step.is_complex() or not float(step).is_integer():
+    if not isinstance(step, Tensor) or step.numel() != 1 or step.is_complex():
+        return False
+    count = float(step)
+    if not count.is_integer() or (step.dtype is not torch.float32 and abs(count) >= 1 << 24):
         return False
     return all(_fitting(spec, state[spec.key], p) for spec in specs if state.get(spec.key) is not None)
 
@@ -379,9 +382,10 @@ class Table:
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(_placed(batch.kernel)) if kind == "element"
             }
-            arrays = 2 + len(_placed(batch.kernel))
+            arrays = 2 + len(_placed(batch.kernel)) if _placed(batch.kernel) else len(cells)
             for cell, counter in zip(cells[arrays:], row.tensors[arrays:], strict=True):
-                # step counts and host states are looked up once, in memory that is kept; `known` checks their values
+                # Step counts and host states are looked up once, in memory that is kept; `known` checks their values.
+                # Who moves them moves the other states too, and then the table is made anew.
                 assert counter is not None
                 batch.table[cell] = counter.data_ptr()
                 self._counters.append(counter.untyped_storage())
