@@ -35,6 +35,13 @@ def cache(tmp_path):
     return tmp_path / "cache" / "native"
 
 
+def kept(cache):
+    """The libraries in the cache: what runs kernels, and kernels. Nothing else is there."""
+    found = sorted(cache.iterdir()) if cache.is_dir() else []
+    assert all(path.suffix == ".so" for path in found), found
+    return found
+
+
 def script(path, *lines):
     """An executable shell script."""
     path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
@@ -95,13 +102,13 @@ def without_kernels(match, cls=SGD, **flags):
 
 def test_a_library_is_built_once(cache):
     with_kernels()
-    first = files(cache)
-    assert len(first) == 1
-    stamp = next(cache.iterdir()).stat().st_mtime_ns
+    first = [(path, path.stat().st_mtime_ns) for path in kept(cache)]
+    assert [path.name.split("-")[0] for path, _ in first] == ["driver", "sgd"]
     build._LOADED.clear()
     with_kernels()
-    assert files(cache) == first
-    assert next(cache.iterdir()).stat().st_mtime_ns == stamp
+    assert [(path, path.stat().st_mtime_ns) for path in kept(cache)] == first
+    with_kernels(ADAMW)
+    assert len(kept(cache)) == 3
 
 
 _BUILD = """
@@ -157,7 +164,7 @@ def test_two_processes_build_the_same_at_once(tmp_path, cache):
     for process in processes:
         assert "Library" in good(finished(process))
     assert len((tmp_path / "runs").read_text()) == 2
-    assert len(files(cache)) == 1
+    assert len(kept(cache)) == 1
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path, cache):
@@ -171,7 +178,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, cache):
     run = finished(process)
     assert run.returncode != 0
     assert "KeyboardInterrupt" in run.stderr
-    assert not files(cache)
+    assert not kept(cache)
     wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
     with_kernels()
 
@@ -188,7 +195,7 @@ def test_a_killed_build_disturbs_nobody(tmp_path, cache):
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert len(files(cache)) == 1
     with_kernels()
-    assert len(files(cache)) == 2
+    assert len(files(cache)) == 3
 
 
 def wait_for(condition, seconds=60):
@@ -212,17 +219,18 @@ def test_interrupted_while_loading(monkeypatch, cache):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "Library", interrupted)
+        patch.setattr(build, "Driver", interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained()
-    assert not files(cache)
+    assert not kept(cache)
     with_kernels()
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["driver", "kernels"])
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "one bit", "folder"])
-def test_what_is_damaged_is_replaced(cache, damage):
+def test_what_is_damaged_is_replaced(cache, damage, which):
     with_kernels()
-    (path,) = cache.iterdir()
+    path = kept(cache)[which]
     sound = path.read_bytes()
     path.unlink()  # it is loaded in this process, and writing into it would break that
     if damage == "folder":
@@ -237,13 +245,13 @@ def test_what_is_damaged_is_replaced(cache, damage):
     with_kernels()
     if damage != "folder":
         assert path.read_bytes() == sound
-        assert files(cache) == {path.name}
+        assert len(kept(cache)) == 2
 
 
 def test_a_sound_file_that_cannot_be_loaded_is_left(cache, monkeypatch):
     """Machines that share a home directory may have different C libraries."""
     with_kernels()
-    (path,) = cache.iterdir()
+    path = kept(cache)[1]
     whole = build.Library
 
     def foreign(place):
@@ -267,7 +275,7 @@ def test_leftovers_of_killed_builds(cache):
     with_kernels()
     assert not old.exists()
     assert new.exists()
-    assert len(files(cache)) == 2
+    assert len(files(cache)) == 3
 
 
 @pytest.fixture
@@ -275,14 +283,14 @@ def stems(monkeypatch):
     """A function that tells the name which the library of a kernel would have in the cache."""
     found = []
 
-    def kept(folder, stem):
+    def known(folder, stem, opened):
         found.append(stem)
         return object()
 
-    monkeypatch.setattr(build, "_kept", kept)
+    monkeypatch.setattr(build, "_kept", known)
 
-    def stem(text=b"", settings=("-DUNIT=0",)):
-        build._load(text, "name", list(settings))
+    def stem(text=b"", settings=("-DUNIT=0",), variants=((),)):
+        build._load(text, "name", list(settings), list(map(list, variants)), build.Library)
         return found[-1]
 
     return stem
@@ -298,6 +306,7 @@ def test_the_name_depends_on_everything(stems, monkeypatch, tmp_path):
 
     differs(text=b"/* another source */")
     differs(settings=("-DUNIT=1",))
+    differs(variants=(("-g",),))
     one = script(tmp_path / "one", REAL)
     monkeypatch.setenv("CC", one)
     differs()
@@ -354,12 +363,18 @@ def test_a_cache_that_refuses(monkeypatch, cache, problem):
         for name in ("glob", "is_file", "stat", "exists", "iterdir", "mkdir"):
             monkeypatch.setattr(Path, name, refusing(getattr(Path, name), 0))
     elif problem == "load":
-        monkeypatch.setattr(build, "Library", refusing(build.Library, 0))
+        for name in ("Library", "Driver"):
+            monkeypatch.setattr(build, name, refusing(getattr(build, name), 0))
     else:
         monkeypatch.setattr(build.os, "replace", refusing(os.replace, 1))
     with_kernels()
     monkeypatch.undo()
-    assert not cache.exists() or not files(cache)
+    assert not kept(cache)
+
+
+def test_an_installation_without_its_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "_HERE", tmp_path)
+    without_kernels("driver.c: No such file or directory; install optdsl again")
 
 
 def test_no_place_at_all(monkeypatch, tmp_path):
@@ -421,7 +436,7 @@ def test_a_compiler_that_fails(monkeypatch, tmp_path, cache):
     monkeypatch.setenv("CC", script(tmp_path / "bad", "echo out of licences >&2", "exit 1"))
     message = without_kernels("the variable CC names another. It said:\nout of licences", fused=True)
     assert str(tmp_path / "bad") in message
-    assert not files(cache)
+    assert not kept(cache)
 
 
 @pytest.mark.parametrize(
@@ -431,14 +446,14 @@ def test_a_compiler_that_says_and_makes_nothing(monkeypatch, tmp_path, cache, li
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CC", script(tmp_path / "mute", *lines))
     without_kernels("exit status 3" if lines == ["exit 3"] else "made no library")
-    assert not files(cache)
+    assert not kept(cache)
 
 
 def test_a_compiler_for_another_machine(monkeypatch, tmp_path, cache):
     lines = 'while [ "$1" != -o ]; do shift; done', 'echo "not for you" > "$2"'
     monkeypatch.setenv("CC", script(tmp_path / "cross", *lines))
     without_kernels("kernels cannot be built: what the compiler made is not loaded: ")
-    assert not files(cache)
+    assert not kept(cache)
 
 
 def test_a_compiler_that_cannot_be_run(monkeypatch, tmp_path):
@@ -455,7 +470,7 @@ def test_a_compiler_that_hangs(monkeypatch, tmp_path, cache):
     start = time.monotonic()
     without_kernels("stuck` gave no result in 0.5 s")
     assert time.monotonic() - start < 20
-    assert not files(cache)
+    assert not kept(cache)
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
@@ -490,7 +505,7 @@ def test_flags_that_a_compiler_does_not_know(monkeypatch, tmp_path, cache, patte
                 with_kernels(cls)
     finally:
         torch.set_num_threads(threads)
-    assert len(files(cache)) == 2
+    assert len(kept(cache)) == 3
 
 
 # --- the warning ---

@@ -88,7 +88,7 @@ def driver() -> Driver:
     """What runs kernels. Raises BuildError."""
     with _LOCK:
         if "driver" not in _LOADED:
-            text = (_HERE / "driver.c").read_bytes()
+            text = _own("driver.c")
             dynamic = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
             variants = [
                 [*machine, *threads, *dynamic]
@@ -124,13 +124,21 @@ def library(source: Path | None, sha256: str, unit: int, real: str, types: Seque
         return kernels
 
 
+def _own(name: str) -> bytes:
+    """A file of this package. Raises BuildError."""
+    try:
+        return (_HERE / name).read_bytes()
+    except OSError as error:
+        raise BuildError(f"cannot read {_HERE / name}: {error.strerror}; install optdsl again") from error
+
+
 def _load(
     text: bytes, name: str, settings: list[str], variants: list[list[str]], opened: type[Opened]
 ) -> Opened:
     """The library from the cache, or a new one. Raises BuildError."""
     compiler = _compiler()
     key = hashlib.sha256()
-    for part in (text, *((_HERE / header).read_bytes() for header in _HEADERS)):
+    for part in (text, *map(_own, _HEADERS)):
         key.update(hashlib.sha256(part).digest())
     key.update(repr((_FLAGS, settings, variants, compiler, _version(compiler), _processor())).encode())
     stem = f"{name[:40]}-{key.hexdigest()[:24]}"
