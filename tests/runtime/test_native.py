@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import optdsl
 from optdsl.runtime import optimizer as optimizer_module
-from optdsl.runtime.native import launch
+from optdsl.runtime.native import build, launch
 
 ADAMW, SGD, LAMB, NADAM, RADAM, LARS, ORTHOGRAD, ADAGRADNORM, DIFFGRAD, ASGD = (
     optdsl.load(name)
@@ -569,6 +569,45 @@ def test_kinds_of_groups_side_by_side():
         pair.both(lambda side: side.params.append(side.optimizer.param_groups[1]["params"][0]))
         for number in range(3):
             pair.step(number, left=(4,) if cls is ADAMW else range(5))
+
+
+def test_nothing_for_kernels_to_do(monkeypatch):
+    """Then nothing is built, nobody is warned that it cannot be, and nothing is looked at twice."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(build, "_LOADED", {})
+    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    made = []
+    whole = launch.Launcher._make
+    monkeypatch.setattr(launch.Launcher, "_make", lambda *args: made.append(1) or whole(*args))
+    params = [torch.nn.Parameter(torch.ones(3, device=device)) for device in ("meta", "cpu")]
+    optimizer = SGD(params, momentum=0.9)
+    for _ in range(3):
+        params[0].grad = torch.ones_like(params[0])
+        optimizer.step()
+    assert optimizer.state[params[0]]["step"].item() == 3
+    assert len(made) == 1
+    optimizer.param_groups[0]["fused"] = True
+    with pytest.raises(RuntimeError, match="`fused=True` needs"):
+        optimizer.step()
+
+
+def test_a_group_without_gradients_costs_the_others_nothing(monkeypatch):
+    made = []
+    whole = launch.Launcher._make
+    monkeypatch.setattr(launch.Launcher, "_make", lambda *args: made.append(1) or whole(*args))
+    pair = Pair(ADAMW, params_of(SHAPES[:3]))
+
+    def freeze(side):
+        side.params.append(torch.nn.Parameter(values((3,))))
+        side.optimizer.add_param_group({"params": side.params[3:]})
+
+    pair.both(freeze)
+    for number in range(4):
+        pair.step(number, without=(3,))
+    assert len(made) == 2
+    for number in range(4, 6):
+        pair.step(number)
+    assert len(made) == 3
 
 
 # --- states that others change ---

@@ -7,6 +7,7 @@ every tensor is still what the table says, and the kernel runs by one call more.
 
 import ctypes
 import math
+import operator
 import struct
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
@@ -245,8 +246,10 @@ class Batch:
         kernel, memory, before = self.kernel, [], 0
 
         def space(count: int, dtype: torch.dtype = torch.float64) -> int:
+            if not count:
+                return 0
             memory.append(torch.zeros(count, dtype=dtype, device=_CPU))
-            return memory[-1].data_ptr() if count else 0
+            return int(memory[-1].data_ptr())
 
         folded = max(kernel.width, 1)
         values = kernel.values + len(kernel.groups)
@@ -413,6 +416,18 @@ class Table:
                 return False
         return not self.batches[0].driver.gather(group.group["params"], "grad", None, self._call)
 
+    def idle(self, group: GroupStep) -> bool:
+        """Whether there is still nothing for kernels to do, where there was nothing."""
+        params = group.group["params"]
+        if self.signature != signature(group) or len(params) != len(self._keep):
+            return False
+        given = {number for number, p in enumerate(params) if p.grad is not None}
+        return (
+            given == self.skipped
+            and all(map(operator.is_, params, self._keep))
+            and not any(eligible(params[number], params[number].grad) for number in given)
+        )
+
     def stage_in(self) -> None:
         """Copies what a kernel cannot take into what stands in for it."""
         for row in self.staged:
@@ -503,8 +518,6 @@ class Launcher:
         self, groups: Sequence[GroupStep], firsts: Sequence[int], states: MutableMapping[Tensor, ParamState]
     ) -> list[Table | None]:
         """The tables of this step, filled; None for a group that does not want kernels."""
-        if not self.export:
-            self.export = _export()
         same = self._known is not None and self._same(states)
         tables: list[Table | None] = []
         made = False
@@ -513,14 +526,20 @@ class Launcher:
                 tables.append(None)
                 continue
             options = _options(group)
-            table = self.tables.get(group.number) if same else None
-            if table is None or not (table.gather(group) and self._prepare(table, group, options)):
+            table = self.tables.get(group.number)
+            if table is None:
+                fits = False
+            elif not table.batches:
+                fits = table.idle(group)
+            else:
+                fits = same and table.gather(group) and self._prepare(table, group, options)
+            if table is None or not fits:
                 table = self.tables[group.number] = self._make(group, first, states, options)
                 made = True
                 if table.batches and not (table.gather(group) and self._prepare(table, group, options)):
                     raise AssertionError("a table that was just made does not fit its tensors")
             tables.append(table)
-        if made:
+        if made and not (self._known is not None and self._same(states)):
             self._remember(states)
         return tables
 
@@ -617,6 +636,8 @@ class Launcher:
                 fresh.append((p, state))
             self._complete(row, group, keys, options)
             rows.append(row)
+        if rows and not self.export:
+            self.export = _export()
         if group.rule._joint and skipped:
             return Table(group, self.native, [], skipped, self.export)
         table = Table(group, self.native, rows, skipped, self.export)
@@ -770,7 +791,7 @@ def _together(kind: str, entries: Sequence[tuple[int, float, int]]) -> float:
 
 def signature(group: GroupStep) -> tuple[Any, ...]:
     """Options that a table depends on, apart from those that `_kernel` reads."""
-    return group.group.get("overwrite_grad"), group.group.get("seed")
+    return group.group.get("overwrite_grad"), group.group.get("seed"), group.group["fused"]
 
 
 def _in_memory(x: Tensor) -> bool:
@@ -782,8 +803,10 @@ def _laid_out(x: Tensor, strides: tuple[int, ...] | None) -> bool:
     """Whether the elements of `x` lie in these strides, or without gaps in the order of their indices."""
     if strides is None:
         return x.is_contiguous()
-    return all(a == b or size == 1 for a, b, size in zip(x.stride(), strides, x.shape, strict=True)) or (
-        x.numel() == 0
+    return (
+        x.stride() == strides
+        or all(a == b or size == 1 for a, b, size in zip(x.stride(), strides, x.shape, strict=True))
+        or (x.numel() == 0)
     )
 
 
