@@ -6,11 +6,12 @@ import argparse
 import io
 import keyword
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from optdsl import __version__, driver
 from optdsl.lang.diagnostics import Diagnostic, SpecError, to_json
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "  optdsl check my_method.opt        look for mistakes\n"
         "  optdsl compile my_method.opt      write my_method.py and my_method.c beside it\n"
         "  optdsl show adamw --stage torch   see what a shipped spec becomes\n"
+        "  optdsl explain adamw              its equations, and what a step costs\n"
         "  optdsl explain E0301              what a message means",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -225,8 +227,61 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     bench.add_argument("--no-plot", action="store_true", help="draw no pictures")
 
-    explain = command("explain", _explain, "explain the code of a message", "  optdsl explain E0301")
-    explain.add_argument("code", metavar="CODE", help="such as E0301; without it: `optdsl explain all`")
+    explain = command(
+        "explain",
+        _explain,
+        "tell what a spec does and what a step of it costs, or what a message means",
+        "  optdsl explain adamw\n"
+        "  optdsl explain adamw --set amsgrad=true --bandwidth 4.3TB/s\n"
+        "  optdsl explain lamb --set max_grad_norm=inf --dtype bf16\n"
+        "  optdsl explain adagradnorm --shape 4096,1024 --measure\n"
+        "  optdsl explain my.opt --markdown\n"
+        "  optdsl explain E0301\n"
+        "  optdsl explain all",
+        "For a spec: its equations, its states, and the plan by which the native kernels make a step. A plan is\n"
+        "a number of sweeps over a tensor; told is what each reads and writes, what must happen before the next\n"
+        "begins, and how many bytes and operations that is for every parameter. It depends on the options, and\n"
+        "for some methods on the shape of the tensor.\n\n"
+        "docs/explain.md says what the numbers mean, and describes the JSON.",
+    )
+    explain.add_argument(
+        "what",
+        metavar="SPEC|CODE",
+        help="a file, or the name of a shipped spec; or the code of a message, such as E0301, or `all` of these",
+    )
+    form = explain.add_mutually_exclusive_group()
+    form.add_argument("--latex", action="store_true", help="print the equations alone, in LaTeX")
+    form.add_argument("--markdown", action="store_true", help="print a page of Markdown")
+    form.add_argument("--json", action="store_true", help="print everything as JSON")
+    explain.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="an option of the method, such as amsgrad=true; may be repeated (default: those of the spec)",
+    )
+    explain.add_argument(
+        "--shape",
+        metavar="N,N,...",
+        help="of the tensor (default: a matrix of 1024,1024); () for no dimension",
+    )
+    explain.add_argument(
+        "--dtype",
+        choices=("f32", "bf16", "f16", "f64"),
+        help="of parameters and gradients (default: f32)",
+    )
+    explain.add_argument(
+        "--overwrite-grad", action="store_true", help="let a step use the gradient as scratch memory"
+    )
+    speed = explain.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--bandwidth", metavar="B/S", help="predict times from this, such as 4.3TB/s or 900GB/s"
+    )
+    speed.add_argument(
+        "--measure",
+        action="store_true",
+        help="predict times from the bandwidth of this machine, measured now",
+    )
     return parser
 
 
@@ -359,7 +414,11 @@ def _fmt(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     path = Path(options.path)
-    sys.stdout.write(driver.show(path if path.is_file() else driver.locate(options.path), options.stage))
+    text = driver.show(path if path.is_file() else driver.locate(options.path), options.stage)
+    if sys.stdout.isatty():  # texts of a spec must not steer a terminal
+        shown = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        text = "".join(shown)
+    sys.stdout.write(text)
     return OK
 
 
@@ -424,8 +483,9 @@ def _bench(options: argparse.Namespace) -> int:
 
     chosen = cases.find(options.case)
     from optdsl.analysis.bench import command, peers, run  # these import torch
+    from optdsl.analysis.setting import options_of
 
-    methods = peers.methods(options.names, peers.options_of(options.set))
+    methods = peers.methods(options.names, options_of(options.set))
     _report([d for method in methods for d in method.diagnostics], "text")
     settings = run.Settings(chosen, options.threads, options.dtype, options.repeat, options.time_limit)
     command.run(methods, settings, options.out, options.json, not options.no_plot)
@@ -435,17 +495,62 @@ def _bench(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from optdsl.lang.diagnostics import CODES, nearest
 
-    if options.code == "all":
+    what: str = options.what
+    given = {name: value for name, value in vars(options).items() if name not in ("run", "what") and value}
+    if what != "all" and re.fullmatch("[EeWw][0-9]+", what) is None:
+        return _explain_spec(options)
+    if given:
+        flag = next(iter(given)).replace("_", "-")
+        raise ValueError(f"`--{flag}` is for specs; `{what}` is {'no spec' if what == 'all' else 'a code'}")
+    if what == "all":
         for code, title in CODES.items():
             print(f"{code}  {title}")
         return OK
     from optdsl.lang.explain import page
 
-    code = options.code.upper()
+    code = what.upper()
     if code not in CODES:
         help = nearest(code, CODES) or "`optdsl explain all` lists them"
-        raise ValueError(f"there is no code `{options.code}`; {help}")
+        raise ValueError(f"there is no code `{what}`; {help}")
     sys.stdout.write(page(code))
+    return OK
+
+
+def _explain_spec(options: argparse.Namespace) -> int:
+    from optdsl.analysis import equations
+    from optdsl.analysis import explain as explanation
+    from optdsl.analysis import setting as settings
+
+    try:
+        path = driver.locate(options.what)
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}; of codes of messages, `optdsl explain all` lists them") from None
+    changes: dict[str, Any] = {"overwrite_grad": options.overwrite_grad}
+    if options.shape is not None:
+        changes["shape"] = settings.shape_of(options.shape)
+    if options.dtype is not None:
+        changes["dtype"] = options.dtype
+    setting = settings.Setting(settings.options_of(options.set), **changes)
+    speed = None
+    if options.bandwidth is not None:
+        speed = explanation.Bandwidth(settings.bandwidth_of(options.bandwidth), "given")
+    program, diagnostics = driver.program_of(path)
+    _report(diagnostics, "text")
+    setting.hypers(program)  # what is wrong with an option is told before anything is measured
+    if options.latex:
+        sys.stdout.write(equations.latex(program))
+        return OK
+    if options.measure:
+        from optdsl.analysis.bench import machine  # imports torch
+
+        speed = explanation.Bandwidth(machine.bandwidth()[machine.ONE_ARRAY], "measured")
+    found = explanation.explain(program, driver.simplify(program), setting, speed)
+    if options.json:
+        sys.stdout.write(explanation.to_json(found, str(path)))
+        return OK
+    from optdsl.analysis import text
+
+    sys.stdout.write(text.markdown(found) if options.markdown else text.terminal(found))
     return OK
 
 

@@ -41,6 +41,12 @@ def simplify(program: Program) -> Program:
     return improve(run(program))
 
 
+def program_of(path: Path) -> tuple[Program, tuple[Diagnostic, ...]]:
+    """The checked program of the spec at `path`, and the warnings on it. Raises SpecError."""
+    checked = check_path(path)
+    return _program(checked, path), checked.diagnostics
+
+
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """What became of one spec: its program, the messages, the files written (empty when it has errors).

@@ -126,11 +126,13 @@ class Sweep:
         return (*found, *self.row_reduces)
 
     def flops(self) -> Counter[str]:
-        """Operations per element, by kind (add, mul, div, sqrt, compare, function, random)."""
+        """Operations per element, by kind: see KINDS."""
         counts: Counter[str] = Counter()
         for loop in self.loops:
             for value in loop.body:
                 _count(value.expr, counts)
+            for _, expr in loop.stores:
+                _count(expr, counts)
             for value in loop.reduces:
                 _count(value.expr, counts)
                 counts[
@@ -139,11 +141,15 @@ class Sweep:
         return counts
 
 
+#: The kinds of operations: sums, products, quotients, roots, comparisons (with choices, signs and extremes),
+#: roundings to whole numbers, functions, random draws.
+KINDS = ("add", "mul", "div", "sqrt", "compare", "round", "function", "random")
 _FLOPS = {
     "add": "add", "sub": "add", "neg": "add", "mul": "mul", "div": "div", "sqrt": "sqrt",
     "abs": "compare", "sign": "compare", "select": "compare", "min": "compare", "max": "compare",
     "lt": "compare", "le": "compare", "gt": "compare", "ge": "compare", "eq": "compare", "ne": "compare",
     "and": "compare", "or": "compare", "not": "compare", "isfinite": "compare", "nan_to_num": "compare",
+    "floor": "round", "ceil": "round", "round": "round",
 }  # fmt: skip
 
 
@@ -153,10 +159,18 @@ def _count(expr: Expr, counts: Counter[str]) -> None:
             continue
         if CORE[node.op].rule is Rule.RANDOM:
             counts["random"] += 1
-        elif node.op == "pow" and isinstance(node.args[1], Const) and node.args[1].value == 2:
-            counts["mul"] += 1
+        elif products := multiplications(node):
+            counts["mul"] += products
         else:
             counts[_FLOPS.get(node.op, "function")] += 1
+
+
+def multiplications(node: Call) -> int:
+    """How many multiplications a power is, 0 for one that is a function and for all else."""
+    if node.op != "pow" or not isinstance(node.args[1], Const) or isinstance(node.args[1].value, bool | str):
+        return 0
+    products: dict[float, int] = {2: 1, 3: 2, 4: 2}
+    return products.get(node.args[1].value, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +259,7 @@ class Plan:
         reads: set[str] = set()
         writes: set[str] = set()
         for sweep_reads, sweep_writes in self.traffic:
-            reads |= sweep_reads
+            reads |= sweep_reads - writes  # what is read back need not be
             writes |= sweep_writes
         return frozenset(reads), frozenset(writes - {"g"})
 

@@ -1,12 +1,16 @@
-"""Core operators on Python numbers, with IEEE semantics: what constant folding computes."""
+"""Core operators on Python numbers, with IEEE semantics: what constant folding computes.
+
+`host_value` computes a number of the host from what its inputs are.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from optdsl.ir.expr import Literal
+from optdsl.core.types import Kind
+from optdsl.ir.expr import Call, Const, Expr, Literal, Var
 
 _INF, _NAN = math.inf, math.nan
 
@@ -142,3 +146,68 @@ def evaluate(op: str, args: tuple[Literal, ...], kind_is_int: bool) -> Literal |
         # the meaning of an int is a float64, so that it may be -0.0, which no literal int is
         return None if value == 0 and math.copysign(1.0, function(*map(float, args))) < 0 else value
     return float(value)
+
+
+class Unknown(Exception):
+    """A value is needed that has no value yet: a state without an initial value, say."""
+
+
+def host_value(root: Expr, known: Mapping[str, Literal], definitions: Mapping[str, Expr]) -> Literal:
+    """The value of a host expression: a float, a truth value or a choice.
+
+    `known` are the values of inputs, `definitions` the expressions of other names. As in the interpreter, ints are
+    floats without -0.0, and only that side of a choice is computed that is taken. Raises Unknown.
+    """
+    values: dict[int, Literal] = {}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        missing = [arg for arg in _operands(node, values, known, definitions) if id(arg) not in values]
+        if missing and id(node) not in values:
+            stack += reversed(missing)
+            continue
+        stack.pop()
+        if id(node) not in values:
+            values[id(node)] = _plain(_apply(node, values, known, definitions), node.type.kind)
+    return values[id(root)]
+
+
+def _operands(
+    node: Expr, values: Mapping[int, Literal], known: Mapping[str, Literal], definitions: Mapping[str, Expr]
+) -> tuple[Expr, ...]:
+    """What must be known before `node`, as far as can be told now."""
+    if isinstance(node, Var):
+        if node.name in known:
+            return ()
+        if node.name not in definitions:
+            raise Unknown(node.name)
+        return (definitions[node.name],)
+    if isinstance(node, Call) and node.op == "select":
+        condition, then, other = node.args
+        if id(condition) not in values:
+            return (condition,)
+        return (then if values[id(condition)] else other,)
+    return node.args
+
+
+def _apply(
+    node: Expr, values: Mapping[int, Literal], known: Mapping[str, Literal], definitions: Mapping[str, Expr]
+) -> Literal:
+    if isinstance(node, Const):
+        return node.value
+    if isinstance(node, Var):
+        return known[node.name] if node.name in known else values[id(definitions[node.name])]
+    if node.op == "select":
+        condition, then, other = node.args
+        return values[id(then if values[id(condition)] else other)]
+    value = NUMBERS[node.op](*(values[id(arg)] for arg in node.args))
+    return 0.0 if value is None else value  # either zero
+
+
+def _plain(value: Literal, kind: Kind) -> Literal:
+    if isinstance(value, bool | str):
+        return value
+    try:
+        return float(value) + (0.0 if kind is Kind.INT else -0.0)
+    except OverflowError:
+        return _INF if value > 0 else -_INF

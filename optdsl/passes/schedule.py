@@ -3,7 +3,8 @@
 Every value gets a *time*, the number of sweeps that must be over before it can be computed. Values of one time at
 element level are fused into one sweep. A value that a later sweep needs again is read back if it was stored there
 anyway (a new state), and computed anew from its inputs if not; a state may be stored as soon as it is known, or
-later, when its old value is still needed. Of all choices the one that moves the fewest bytes is taken, and of
+later, when its old value is still needed; a reduction may be formed in a later sweep than it could be, which may go
+over its operands anyway. Of all choices the one that moves the fewest bytes is taken, and of
 those the one with the fewest operations.
 """
 
@@ -227,8 +228,6 @@ class _Scheduler:
     def __init__(self, flat: _Flat, mode: str) -> None:
         self.flat = flat
         self.mode = mode
-        self.known: dict[int, set[str]] = {}
-        self.alive: list[Expr] = []
         self.values = self._live()
         self.elements = {
             name: expr for name, expr in flat.results.items() if flat.arrays[name].place is Place.ELEMENT
@@ -237,22 +236,15 @@ class _Scheduler:
         self.set_times({})
         self.count = self._count()
 
-    def reads(self, expr: Expr) -> set[str]:
-        """Names of the values that an expression reads."""
-        if id(expr) not in self.known:
-            self.alive.append(expr)
-            self.known[id(expr)] = variables(expr)
-        return self.known[id(expr)]
-
     def _live(self) -> dict[str, Value]:
         """Values that some result needs, in order, and joint reductions: all tensors that reach one take part."""
-        need = set().union(*(self.reads(e) for e in self.flat.results.values()))
+        need = set().union(*(variables(e) for e in self.flat.results.values()))
         need |= {v.name for v in self.flat.values.values() if v.reduction is not None and v.reduction.joint}
         live: list[Value] = []
         for value in reversed(self.flat.values.values()):
             if value.name in need:
                 live.append(value)
-                need |= self.reads(value.expr)
+                need |= variables(value.expr)
         return {value.name: value for value in reversed(live)}
 
     # ---- times ------------------------------------------------------------------------------------------
@@ -285,7 +277,7 @@ class _Scheduler:
 
     def at(self, expr: Expr) -> int:
         """The time of an expression over values."""
-        return max((self.time.get(name, 0) for name in self.reads(expr)), default=0)
+        return max((self.time.get(name, 0) for name in variables(expr)), default=0)
 
     def _count(self) -> int:
         """How many sweeps there are."""
@@ -303,14 +295,14 @@ class _Scheduler:
                 latest[value.name] = self.count - 1
         for name, expr in self.flat.results.items():
             if self.flat.arrays[name].place in (Place.ELEMENT, Place.ROWS):  # stored in a sweep
-                latest.update({n: min(latest[n], self.count - 1) for n in self.reads(expr) if n in latest})
+                latest.update({n: min(latest[n], self.count - 1) for n in variables(expr) if n in latest})
         joint = self.count  # the latest sweep of the joint reduction behind
         slack: dict[str, range] = {}
         for value in reversed(self.values.values()):
             end = latest[value.name] - self._sweeps(value)
             if value.reduction is not None and value.reduction.joint:
                 joint = end = min(end, joint)
-            for name in self.reads(value.expr):
+            for name in variables(value.expr):
                 if name in latest:
                     latest[name] = min(latest[name], end)
             forms = self._sweeps(value) or value.place is Place.ROWS
@@ -379,7 +371,7 @@ class _Scheduler:
         for value in self.values.values():
             if value.place is Place.ELEMENT:
                 now = self.time[value.name]
-                found |= {n for n in self.reads(value.expr) if n in self.values and self.time[n] < now}
+                found |= {n for n in variables(value.expr) if n in self.values and self.time[n] < now}
         return [
             n for n, v in self.values.items()
             if n in found and v.place is Place.ELEMENT and v.kind is Kind.FLOAT and v.draw is None
@@ -405,7 +397,7 @@ class _Scheduler:
         )  # fmt: skip
         used = {"p", "g", *self.flat.results}
         for expr in (*self.flat.results.values(), *(v.expr for v in self.values.values())):
-            used |= self.reads(expr)
+            used |= variables(expr)
         arrays = tuple(a for a in self.flat.arrays.values() if a.name in used)
         lines = (Place.ROWS, Place.COLS)
         rows = any(v.place in lines for v in self.values.values()) or any(a.place in lines for a in arrays)
@@ -491,7 +483,7 @@ class _Scheduler:
 
     def _row_names(self, expr: Expr) -> set[str]:
         """Row values and row states that an expression reads."""
-        return {n for n in self.reads(expr) if self._place(n) is Place.ROWS}
+        return {n for n in variables(expr) if self._place(n) is Place.ROWS}
 
     def _place(self, name: str) -> Place:
         if name in self.values:
@@ -530,8 +522,9 @@ class _Scheduler:
             return inner + 1
         return inner if value.place in (Place.ROWS, Place.ELEMENT) else 0
 
-    def _phase_of(self, expr: Expr, phases: Mapping[str, int]) -> int:
-        return max((phases.get(name, 0) for name in self.reads(expr)), default=0)
+    @staticmethod
+    def _phase_of(expr: Expr, phases: Mapping[str, int]) -> int:
+        return max((phases.get(name, 0) for name in variables(expr)), default=0)
 
     def loop(
         self,
@@ -543,9 +536,9 @@ class _Scheduler:
         """A loop that forms these reductions and stores these arrays, and the row values that it reads."""
         need: set[str] = set()
         for value in reduces:
-            need |= self.reads(value.expr)
+            need |= variables(value.expr)
         for _, expr in stores:
-            need |= self.reads(expr)
+            need |= variables(expr)
         loads: dict[str, str] = {}
         body: list[Value] = []
         for value in reversed(self.values.values()):
@@ -555,7 +548,7 @@ class _Scheduler:
                 loads[value.name] = stored[value.name]
                 continue
             body.append(value)
-            need |= self.reads(value.expr)
+            need |= variables(value.expr)
         for name, array in self.flat.arrays.items():
             if name not in need or array.place is not Place.ELEMENT:
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import time
 import warnings
@@ -15,12 +14,17 @@ import torch
 from torch import Tensor
 
 from optdsl import driver
+from optdsl.analysis.account import Account
 from optdsl.analysis.bench.cases import Case
+from optdsl.analysis.phases import Planner
+from optdsl.analysis.setting import Setting
 from optdsl.check import check_path
 from optdsl.ir.expr import Var
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, nearest
-from optdsl.passes.simplify import drop_dead, simplify
+from optdsl.passes.schedule import Unsupported
+from optdsl.passes.simplify import drop_dead
+from optdsl.passes.specialise import TooManyBranches
 from optdsl.runtime import Optimizer
 from optdsl.runtime.states import facts_of, state_dtype
 
@@ -57,21 +61,6 @@ class Method:
     diagnostics: tuple[Diagnostic, ...] = ()
 
 
-def options_of(texts: Iterable[str]) -> dict[str, Any]:
-    """Options written as NAME=VALUE, numbers, tuples and switches as in Python or in a spec."""
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise ValueError(f"`{text}` is not NAME=VALUE, as in momentum=0.9")
-        value = {"true": "True", "false": "False"}.get(value.strip(), value.strip())
-        try:
-            found[name.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[name.strip()] = value  # one of the choices of a hyperparameter
-    return found
-
-
 def methods(names: Iterable[str], options: Mapping[str, Any]) -> list[Method]:
     """The methods of these names or paths. `options` replace their defaults, where a method has them.
 
@@ -106,7 +95,7 @@ def _method(name: str, options: Mapping[str, Any]) -> Method:
         cls([torch.zeros(1)], **settings)
     except TypeError as error:
         raise ValueError(str(error)) from None
-    program = simplify(checked.require())
+    program = driver.simplify(checked.require())
     return Method(path.stem, path, cls, program, settings, frozenset(changed), checked.diagnostics)
 
 
@@ -169,13 +158,35 @@ def renew(params: Iterable[Tensor]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes that a step of a list of tensors must move at least, and bytes of the states of their size."""
+    """Bytes that a step of a list of tensors moves by its plan, and bytes of the states of their size."""
 
     moved: int
     states: int
 
 
 def traffic(method: Method, params: Iterable[Tensor]) -> Traffic:
+    """What the native kernels move in a usual step. Without a plan: each array that is read or written, once."""
+    try:
+        planner = Planner(method.program)
+    except (Unsupported, TooManyBranches):
+        return _least(method, params)
+    known: dict[tuple[tuple[int, ...], str], Account] = {}
+    moved = kept = 0
+    for p in params:
+        dtype = next(name for name, each in DTYPES.items() if each is p.dtype)
+        mark = (tuple(p.shape), dtype)
+        try:
+            if mark not in known:
+                setting = Setting(method.options, *mark)
+                known[mark] = planner.phases(setting).usual.account
+        except Unsupported:
+            return _least(method, params)
+        moved += known[mark].moved * p.numel()
+        kept += known[mark].state * p.numel()
+    return Traffic(moved, kept)
+
+
+def _least(method: Method, params: Iterable[Tensor]) -> Traffic:
     """Each array that the step reads once, and each that it leaves behind once; states not in use count nothing."""
     live = drop_dead(method.program)
     made = {assign.name for assign in live.body}
@@ -197,5 +208,5 @@ def traffic(method: Method, params: Iterable[Tensor]) -> Traffic:
 
 __all__ = [
     *("DTYPES", "NATIVE", "PEERS", "Method", "Missing", "Traffic"),
-    *("methods", "optimizer", "options_of", "parameters", "renew", "traffic", "turn_of"),
+    *("methods", "optimizer", "parameters", "renew", "traffic", "turn_of"),
 ]

@@ -43,7 +43,7 @@ class Figures:
 
 @dataclass(slots=True)
 class Measurement:
-    """One method on one case with so many threads. `bytes` is the least that a step must move.
+    """One method on one case with so many threads. `bytes` is what a step of the native kernels moves.
 
     `bandwidth` is what the machine moved in place, in bytes a second, in the rounds of this case if the case
     is large, else at the start.
