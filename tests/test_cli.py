@@ -520,6 +520,14 @@ def test_progress_is_shown_on_a_terminal_only(folder):
     assert command("compile", "plain.opt", "halve.opt", cwd=folder).stderr == ""
 
 
+@pytest.mark.parametrize("stage", driver.STAGES)
+def test_texts_of_a_spec_do_not_steer_a_terminal(folder, stage):
+    (folder / "plain.opt").write_text(PLAIN.replace("learning rate", "\x1b[31mred\u202e"))
+    code, seen = on_a_terminal("show", "plain.opt", "--stage", stage, cwd=folder)
+    assert code == 0
+    assert all(ch.isprintable() or ch in "\r\n" for ch in seen)
+
+
 # ---- interruption and pipes ------------------------------------------------------------------------------
 
 

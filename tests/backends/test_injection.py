@@ -1,9 +1,16 @@
-"""A spec may come from a stranger: whatever its texts and its file name hold, the generated file is inert."""
+"""A spec may come from a stranger: whatever its texts and its file name hold, the generated files are inert.
+
+The Python file holds texts in strings alone, the C file none at all: it is the same for all texts.
+"""
 
 import ast
 import builtins
 import inspect
 import itertools
+import re
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optdsl import driver
-from optdsl.backends.torch import emit
+from optdsl.backends import cpu
+from optdsl.backends.torch import emit, python_names
 from optdsl.backends.torch.standalone import standalone as inline
 from optdsl.check import check_text
 from optdsl.ir.text import quote
-from tests.support import module_of
+from optdsl.runtime.native import build
+from tests.support import COMPILER, module_of, needs_compiler
 
 #: Sets an attribute of `builtins` if it is ever run.
 SET = "__import__('builtins').__dict__.__setitem__('optdsl_was_here', 1)"
@@ -25,6 +34,10 @@ HOSTILE = [
     '"""',
     "'''",
     '""""""',
+    "*/",
+    '*/\n#error "optdsl_was_here"\n/*',
+    '"\n#include "/etc/passwd"\n#pragma GCC error "optdsl_was_here"\n',
+    "??/\n*?/ //\\",
     "\\",
     '\\"\\"\\"',
     "ends with a backslash \\",
@@ -100,12 +113,23 @@ def spec(**texts):
     )
 
 
-def emitted(text, standalone=False):
-    """The generated file for the source of a spec that has no mistakes."""
+def both(text, file="victim.opt"):
+    """The generated Python and C files for the source of a spec that has no mistakes."""
     checked = check_text(text)
     assert checked.errors == (), [d.render() for d in checked.errors]
-    made = emit(driver.simplify(checked.program), "victim.opt", "0" * 64)
-    return inline(made) if standalone else made
+    program = driver.simplify(checked.program)
+    native = cpu.emit(program, file, "0" * 64, "victim", python_names(program))
+    assert native.reason is None
+    return emit(program, file, "0" * 64, native), native.source
+
+
+def emitted(text, standalone=False):
+    """The generated Python file."""
+    if not standalone:
+        return both(text)[0]
+    checked = check_text(text)
+    assert checked.errors == (), [d.render() for d in checked.errors]
+    return inline(emit(driver.simplify(checked.program), "victim.opt", "0" * 64))
 
 
 class _Blank(ast.NodeTransformer):
@@ -128,7 +152,9 @@ def runtime_and_method(text):
 
 
 BENIGN = {alone: emitted(spec(), alone) for alone in (False, True)}
+BENIGN_C = both(spec())[1]
 CODE, ALLOWED = skeleton(BENIGN[False])
+CODE_WITHOUT_KERNELS = skeleton(emit(driver.simplify(check_text(spec()).program), "victim.opt", "0" * 64))[0]
 RUNTIME, METHOD = runtime_and_method(BENIGN[True])
 
 
@@ -142,7 +168,7 @@ def held(text, tmp_path=None, standalone=False):
     else:
         code, called = skeleton(text)
         assert called <= ALLOWED
-        assert code == CODE
+        assert code in (CODE, CODE_WITHOUT_KERNELS)
     if tmp_path is None:
         space = {"__name__": "victim"}
         exec(compile(text, "victim.py", "exec"), space)
@@ -167,7 +193,7 @@ def words(text):
 
 def test_the_allowed_calls_are_few():
     roots = {call.split("(")[0].split(".")[0] for call in ALLOWED}
-    assert roots <= {"Hyper", "State", "super", "foreach", "host", "fit", "m"}
+    assert roots <= {"Hyper", "State", "Native", "Kernel", "super", "foreach", "host", "fit", "m"}
     everything = skeleton(BENIGN[True])[1]
     assert not everything & {"eval", "exec", "compile", "open", "__import__", "print", "input"}
 
@@ -224,6 +250,11 @@ def test_choices_are_inert_and_exact(text):
 
 
 @pytest.mark.parametrize("text", NAMED)
+def test_no_text_gets_into_the_c_file(text):
+    assert both(spec(doc=text, cite=text, hyper=text, choices=(text, text + "!")))[1] == BENIGN_C
+
+
+@pytest.mark.parametrize("text", NAMED)
 def test_a_standalone_file_is_as_inert(text, tmp_path):
     source = spec(doc=text, cite=text, hyper=text, choices=(text, text + "!"))
     made = held(emitted(source, standalone=True), tmp_path, standalone=True)
@@ -246,6 +277,7 @@ def test_every_stage_can_be_shown_and_read_back(text, tmp_path):
     assert again.program.cite == before.cite
     assert words(again.program.doc) == words(before.doc)
     held(shown["torch"])
+    assert shown["cpu"].split("\n", 2)[2] == BENIGN_C.split("\n", 2)[2]
 
 
 _LETTERS = st.one_of(
@@ -261,7 +293,9 @@ def test_any_texts_are_inert(doc, cite, hyper, first, second):
     source = spec(doc=doc, cite=cite, hyper=hyper, choices=(first, second + "!" + first))
     checked = check_text(source)
     assert checked.errors == (), [d.render() for d in checked.errors]
-    made = held(emitted(source))
+    python, c = both(source)
+    assert c == BENIGN_C
+    made = held(python)
     assert words(doc) == words(inspect.getdoc(made))[: len(words(doc))]
 
 
@@ -380,6 +414,172 @@ def test_names_that_a_generated_file_needs_are_refused(place, name):
     assert check_text(text.replace("{}", name)).errors
 
 
+#: Words with a meaning in C, and those that kernels and their headers use.
+C_WORDS = [
+    *(
+        "auto",
+        "case",
+        "char",
+        "const",
+        "default",
+        "do",
+        "double",
+        "enum",
+        "extern",
+        "float",
+        "goto",
+        "inline",
+        "int",
+    ),
+    *(
+        "long",
+        "register",
+        "restrict",
+        "return",
+        "short",
+        "signed",
+        "sizeof",
+        "static",
+        "struct",
+        "switch",
+        "typedef",
+    ),
+    *(
+        "union",
+        "unsigned",
+        "void",
+        "volatile",
+        "asm",
+        "typeof",
+        "main",
+        "errno",
+        "stdin",
+        "NULL",
+        "INFINITY",
+        "NAN",
+    ),
+    *(
+        "M_PI",
+        "M_SQRT1",
+        "linux",
+        "omp",
+        "simd",
+        "define",
+        "include",
+        "kernels",
+        "sign_",
+        "fabs",
+        "tanhf",
+        "y0",
+    ),
+    *sorted(
+        {word for word in re.findall(r"\b[A-Za-z]\w*\b", BENIGN_C[BENIGN_C.index("#if") :]) if len(word) < 12}
+    ),
+]
+PARTS_OF_NAMES = [
+    "x_1",
+    "x_at",
+    "x_part",
+    "x_nan",
+    "x_all",
+    "x_sum",
+    "part_of",
+    "a0",
+    "w0",
+    "words0",
+    "slot",
+    "slot_1",
+]
+
+
+def usable(words, place):
+    """Those of `words` that the language takes in a place."""
+    return [word for word in words if check_text(PLACES[place].replace("{}", word)).program is not None]
+
+
+def settings_of(source):
+    """What a compiler needs to be told for every unit of a C file."""
+    for unit in re.findall(r"^#if UNIT == (\d+)$", source, re.MULTILINE):
+        yield [f"-DUNIT={unit}", "-DREAL=float", *(f"-DT{n}=f32" for n in range(source.count(",") + 2))]
+
+
+@needs_compiler
+def test_loaded_words_of_c_are_names_like_any_other(tmp_path):
+    """As names of states, their keys, variables and options: the kernels do what the loop does."""
+    words = usable(dict.fromkeys([*C_WORDS, *PARTS_OF_NAMES]), "variable")
+    names = [word for word in words if word not in ("x", "M_PI", "M_SQRT1")]
+    states = usable(names[::5], "state")
+    keys = usable(names[1::5], "key")
+    states = states[: len(keys)]
+    hypers = usable(names[2::5], "hyper")
+    lines = [
+        "optimizer register:",
+        "    hyper:",
+        *(f"        {name} = 0.5" for name in hypers),
+        "",
+        "    state:",
+    ]
+    lines += [f"        {name} = 0 as {key}" for name, key in zip(states, keys, strict=False)]
+    lines += ["", "    step:", "        x = g"]
+    for name in [name for name in words if name not in ("x", *states, *hypers)]:
+        lines += [f"        {name} = 0.5 * x + 0.125 * g"]
+        # M_PI_2 and the like are macros
+        lines += [f"        {name} = {name} + 0.25 * p"] * (4 if name.startswith("M_") else 1)
+        lines += [f"        x = {name}"]
+    for state, hyper in zip(states, hypers, strict=False):
+        lines += [f"        {state} = {state} + {hyper} * x", f"        x = 0.5 * x + {state}"]
+    lines += ["        p = p - 0.001 * x", ""]
+    path = tmp_path / "words.opt"
+    path.write_text("\n".join(lines))
+    (done,) = driver.compile(path)
+    assert done.checked.errors == (), [d.render() for d in done.checked.errors]
+    made, results = module_of(done.files[0], "loaded_words_of_c").register, []
+    for flags in ({"fused": True}, {"fused": False}):
+        p = torch.nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64))
+        optimizer = made([p], **flags)
+        for _ in range(2):
+            p.grad = torch.linspace(0.5, 1, 7, dtype=torch.float64)
+            optimizer.step()
+        results.append([p.detach(), *(optimizer.state[p][key] for key in keys[: len(states)])])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+    assert results[0][0].isfinite().all()
+    assert len(names) > 100
+    assert min(len(states), len(hypers)) > 15
+
+
+@needs_compiler
+def test_no_macro_is_called_as_a_value_could_be(tmp_path):
+    """A value is called by a name of the spec, an underscore and a number."""
+    (tmp_path / "victim.c").write_text(BENIGN_C)
+    options = [f"-I{Path(build.__file__).parent}", "-std=gnu11", "-fopenmp", *next(settings_of(BENIGN_C))]
+    run = subprocess.run(
+        [COMPILER, "-dM", "-E", *options, tmp_path / "victim.c"], capture_output=True, text=True, check=True
+    )
+    found = re.findall(r"^#define ([A-Za-z]\w*_\d+)\b", run.stdout, re.MULTILINE)
+    assert "#define INFINITY" in run.stdout
+    assert found == []
+
+
+def test_names_that_no_checker_has_seen_end_no_comment():
+    program = driver.simplify(check_text(spec()).program)
+    name, key = "x */\n#error broken out\n/*", '*/\n"#error broken out'
+    changed = replace(program, name=name, states=tuple(replace(s, key=key) for s in program.states))
+    native = cpu.emit(changed, "victim.opt", "0" * 64, "victim", python_names(changed))
+    assert native.source.count("\n") == BENIGN_C.count("\n")
+    assert native.source.count("*/") == BENIGN_C.count("*/")
+    assert "#error" not in native.source
+    ast.parse("\n".join(native.declarations))
+    held_keys = [k for kernel in ast.literal_eval(_arrays("\n".join(native.declarations))) for k, _ in kernel]
+    assert set(held_keys) == {key}
+
+
+def _arrays(declarations):
+    """The `arrays` of every kernel in a declaration, as the source of a list."""
+    calls = [n for n in ast.walk(ast.parse(declarations)) if isinstance(n, ast.keyword) and n.arg == "arrays"]
+    return f"[{', '.join(ast.unparse(call.value) for call in calls)}]"
+
+
 # ---- file names ------------------------------------------------------------------------------------------
 
 FILE_NAMES = [
@@ -421,8 +621,10 @@ def test_file_names_are_inert(name, standalone, tmp_path):
     except (OSError, UnicodeError):
         pytest.skip("this file system does not take the name")
     (done,) = driver.compile(path, standalone=standalone)
-    (target,) = done.files
-    assert target.parent == tmp_path
+    target = done.files[0]
+    assert [file.suffix for file in done.files] == [".py", ".c"][: 1 if standalone else 2]
+    assert {file.parent for file in done.files} == {tmp_path}
+    assert {file.stem for file in done.files} == {target.stem}
     assert target.stem.isidentifier()
     text = target.read_text()
     assert "49" not in text.split("\n")[0]
@@ -431,16 +633,35 @@ def test_file_names_are_inert(name, standalone, tmp_path):
     head = text.split("\n")[:3]
     assert [line[0] for line in head] == ["#", "#", '"']
     if not standalone:
+        c = done.files[1].read_text()
         benign = BENIGN[False].split("\n")
-        assert len(text.split("\n")) == len(benign)
-        assert text.split("\n")[2:] == benign[2:]
+        own = [line for line in text.split("\n") if "sha256=" not in line]
+        assert len(own) == len(benign) - 1
+        assert [line.replace(f'"{target.stem}.c"', '"victim.c"') for line in own[2:]] == [
+            line for line in benign[2:] if "sha256=" not in line
+        ]
+        first, second, rest = c.split("\n", 2)
+        assert rest == BENIGN_C.split("\n", 2)[2]
+        assert re.fullmatch(
+            r"/\* Generated by optdsl \S+ from the spec `[\w.+-]+`\. Edit the spec, not this file\.", first
+        )
+        assert re.fullmatch(r" \* spec sha256 [0-9a-f]{64}, generator revision \d+, backend cpu", second)
+        assert "/*" not in (first + second)[2:]
+        assert "*/" not in first + second
+        assert all(ch.isalnum() or (ch.isprintable() and ch.isascii()) for ch in first + second)
 
 
 def test_a_hostile_file_loads_and_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTDSL_CACHE", str(tmp_path / "cache"))
     path = tmp_path / f"a\n{SET}.opt"
     path.write_text(spec(doc=HOSTILE[13], cite=HOSTILE[13], hyper=HOSTILE[13], choices=(HOSTILE[13], "two")))
-    assert driver.load(path).__name__ == "Victim"
+    made = driver.load(path)
+    assert made.__name__ == "Victim"
+    if COMPILER:
+        p = torch.nn.Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        made([p], fused=True).step()
+        assert p[0] < 1
     assert not hasattr(builtins, "optdsl_was_here")
 
 
