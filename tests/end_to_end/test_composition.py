@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import optdsl
-from tests.end_to_end.test_golden import INDEX, REFERENCE, hypers, run, tolerance
+from tests.end_to_end.test_golden import INDEX, PATHS, REFERENCE, hypers, run, tolerance
 
 #: Recorded (method, setting) -> a spec that composes it, and the options it does not have.
 COMPOSED: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {
@@ -66,7 +66,7 @@ ENTRIES = [entry for entry in INDEX["entries"] if composed(entry)]
 
 
 @pytest.mark.skipif(not ENTRIES, reason="no recorded trajectories; set OPTDSL_REFERENCE to their folder")
-@pytest.mark.parametrize("path", ["loop", "foreach"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['optimizer']}-{e['setting']}-{e['dtype']}")
 def test_composition(entry: dict[str, Any], path: str, tmp_path: Path) -> None:
     row = composed(entry)

@@ -5,8 +5,10 @@ One short table maps options that belong to one reference implementation to thos
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 import optdsl
+from tests.support import needs_compiler
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 REFERENCE = Path(os.environ.get("OPTDSL_REFERENCE", BESIDE)) / "golden"
@@ -48,6 +51,23 @@ METHODS = {
 }  # radam has no recording; torch.optim is its peer
 ENTRIES = [entry for entry in INDEX["entries"] if entry["optimizer"] in METHODS]
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
+#: The ways that a step may take. The loop is asked for by name; `differentiable` keeps the graph and must not change
+#: the numbers.
+FLAGS: dict[str, dict[str, Any]] = {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "differentiable": {"differentiable": True},
+    "native": {"fused": True},
+    "native, two threads": {"fused": True},
+}
+PATHS = [
+    "loop",
+    "foreach",
+    pytest.param("native", marks=needs_compiler),
+    pytest.param("native, two threads", marks=needs_compiler),
+]
+#: Elements of one more parameter, all 0, without which the problem is too small for two threads.
+PADDING = 50_000
 
 
 def changes(entry: dict[str, Any], table: dict[tuple[str, str], Any]) -> Any:
@@ -89,26 +109,31 @@ def run(
     with np.load(REFERENCE / INDEX["problem"]) as problem:
         params = [torch.from_numpy(problem[f"init.{n}"]).to(dtype).requires_grad_() for n in names]
         grads = [torch.from_numpy(problem[f"{entry['gradients']}.{n}"]).to(dtype) for n in names]
-    # the loop path is asked for by name; differentiable keeps the graph and must not change the numbers
-    flags = {
-        "loop": {"foreach": False},
-        "foreach": {"foreach": True},
-        "differentiable": {"differentiable": True},
-    }
-    optimizer = cls(params, **(hypers(entry) if options is None else options), **flags[path])
+    padding = [torch.zeros(PADDING, dtype=dtype).requires_grad_()] if "threads" in path else []
+    for p in padding:
+        p.grad = torch.zeros(PADDING, dtype=dtype)
+    optimizer = cls([*params, *padding], **(hypers(entry) if options is None else options), **FLAGS[path])
     history = {name: [p.detach().numpy().copy()] for name, p in zip(names, params, strict=True)}
     for step in range(INDEX["steps"]):
         for p, g in zip(params, grads, strict=True):
             p.grad = g[step].clone()
-        if path == "differentiable":
-            with torch.no_grad():
-                optimizer.step()
-        else:
+        with torch.no_grad() if path == "differentiable" else threads(2 if "threads" in path else 1):
             optimizer.step()
         for name, p in zip(names, params, strict=True):
             assert torch.equal(p.grad, grads[names.index(name)][step]), "p.grad was changed"
             history[name].append(p.detach().numpy().copy())
     return {name: np.stack(rows) for name, rows in history.items()}
+
+
+@contextlib.contextmanager
+def threads(number: int) -> Iterator[None]:
+    """torch's number of threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tolerance(entry: dict[str, Any]) -> float:
@@ -118,7 +143,7 @@ def tolerance(entry: dict[str, Any]) -> float:
 
 
 @pytest.mark.skipif(not ENTRIES, reason="no recorded trajectories; set OPTDSL_REFERENCE to their folder")
-@pytest.mark.parametrize("path", ["loop", "foreach"])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['optimizer']}-{e['setting']}-{e['dtype']}")
 def test_trajectory(entry: dict[str, Any], path: str, tmp_path: Path) -> None:
     """Every tensor at every step, relative to max(1, |recorded|)."""
