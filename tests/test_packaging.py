@@ -109,7 +109,7 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path) -> None:
     assert {name for name in names if not re.match(r"optdsl-[^/]*\.dist-info/", name)} == wanted
     for kind in ("grammar", "specs", "generated"):
         assert any(name.startswith(f"optdsl/_data/{kind}/") for name in names), kind
-    assert {"optdsl/runtime/native/kernel.h", "optdsl/runtime/native/gather.h"} <= names
+    assert {f"optdsl/runtime/native/{name}" for name in ("table.h", "kernel.h", "driver.c")} <= names
     for file in (ROOT / "specs").glob("*.opt"):
         assert {f"optdsl/_data/generated/{file.stem}{suffix}" for suffix in (".py", ".c")} <= names
     assert "optdsl = optdsl.cli:main" in entry_points

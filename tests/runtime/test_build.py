@@ -1,5 +1,6 @@
 """How native kernels are built: the cache, compilers of every kind and none, and what happens without kernels."""
 
+import fnmatch
 import os
 import signal
 import subprocess
@@ -42,6 +43,24 @@ def kept(cache):
     return found
 
 
+def names(cache):
+    """What the libraries in the cache are called, up to the hashes."""
+    return [path.name.split("-")[0] for path in kept(cache)]
+
+
+def only(which, *lines):
+    """Lines of a script that are run when the driver is compiled, or when kernels are."""
+    return [
+        f'case "$*" in *-DUNIT=*) of=kernels;; *) of=driver;; esac; if [ $of = {which} ]; then',
+        *lines,
+        "fi",
+    ]
+
+
+#: Each of the two libraries that a first step needs, and what is in the cache while the other is built.
+EACH = pytest.mark.parametrize("which, before", [("driver", []), ("kernels", ["driver"])], ids=str)
+
+
 def script(path, *lines):
     """An executable shell script."""
     path.write_text("\n".join(("#!/bin/sh", *lines)) + "\n")
@@ -66,13 +85,14 @@ def with_kernels(cls=SGD, **flags):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = trained(cls, **flags)
-        assert build._LOADED
+        assert "driver" in build._LOADED
+        assert len(build._LOADED) > 1
         torch.testing.assert_close(
             found, trained(cls, fused=False, foreach=False, **flags), rtol=1e-6, atol=1e-7
         )
 
 
-def without_kernels(match, cls=SGD, **flags):
+def without_kernels(match, cls=SGD, loaded=(), **flags):
     """Trains where no kernels can be had: one warning, which points at the caller of `step`, and the foreach path."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -82,7 +102,7 @@ def without_kernels(match, cls=SGD, **flags):
         found = trained(cls, **flags)
         again = trained(cls, **flags)
         other = trained(ADAMW)
-    assert not build._LOADED
+    assert list(build._LOADED) == list(loaded)
     assert [w.category for w in told] == [RuntimeWarning]
     message = str(told[0].message)
     assert message.startswith(
@@ -103,12 +123,13 @@ def without_kernels(match, cls=SGD, **flags):
 def test_a_library_is_built_once(cache):
     with_kernels()
     first = [(path, path.stat().st_mtime_ns) for path in kept(cache)]
-    assert [path.name.split("-")[0] for path, _ in first] == ["driver", "sgd"]
+    assert names(cache) == ["driver", "sgd"]
     build._LOADED.clear()
     with_kernels()
     assert [(path, path.stat().st_mtime_ns) for path in kept(cache)] == first
     with_kernels(ADAMW)
-    assert len(kept(cache)) == 3
+    assert names(cache) == ["adamw", "driver", "sgd"]
+    assert set(first) < {(path, path.stat().st_mtime_ns) for path in kept(cache)}
 
 
 _BUILD = """
@@ -121,12 +142,12 @@ source = Path(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()
 digest = hashlib.sha256(source.read_bytes()).hexdigest()
-print(build.library(source, digest, int(sys.argv[3]), "float", ["f32", "f32"]))
+print(build.driver(), build.library(source, digest, int(sys.argv[3]), "float", ["f32", "f32"]))
 """
 
 
 def started(**changes):
-    """A process that builds the plain kernel of SGD when it is told to; torch takes too long to import."""
+    """A process that builds the driver and the plain kernel of SGD when told to; torch takes too long to import."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -162,15 +183,17 @@ def test_two_processes_build_the_same_at_once(tmp_path, cache):
     for process in processes:
         begin(process)
     for process in processes:
-        assert "Library" in good(finished(process))
-    assert len((tmp_path / "runs").read_text()) == 2
-    assert len(kept(cache)) == 1
+        printed = good(finished(process))
+        assert "Driver" in printed
+        assert "Library" in printed
+    assert len((tmp_path / "runs").read_text()) == 4
+    assert names(cache) == ["driver", "sgd"]
 
 
-def test_an_interrupted_build_leaves_nothing(tmp_path, cache):
-    endless = script(
-        tmp_path / "endless", "sleep 1000 &", f"echo $! > {tmp_path}/pid", f"> {tmp_path}/begun", "wait"
-    )
+@EACH
+def test_an_interrupted_build_leaves_nothing(tmp_path, cache, which, before):
+    hang = ["sleep 1000 &", f"echo $! > {tmp_path}/pid", f"> {tmp_path}/begun", "wait"]
+    endless = script(tmp_path / "endless", *only(which, *hang), REAL)
     process = started(CC=endless)
     begin(process)
     wait_for((tmp_path / "begun").exists)
@@ -178,24 +201,26 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, cache):
     run = finished(process)
     assert run.returncode != 0
     assert "KeyboardInterrupt" in run.stderr
-    assert not kept(cache)
+    assert names(cache) == before
     wait_for(lambda: not alive(int((tmp_path / "pid").read_text())))
     with_kernels()
 
 
-def test_a_killed_build_disturbs_nobody(tmp_path, cache):
-    endless = script(
-        tmp_path / "endless", f"echo $$ > {tmp_path}/pid", f"> {tmp_path}/begun", "exec sleep 1000"
-    )
+@EACH
+def test_a_killed_build_disturbs_nobody(tmp_path, cache, which, before):
+    hang = [f"echo $$ > {tmp_path}/pid", f"> {tmp_path}/begun", "exec sleep 1000"]
+    endless = script(tmp_path / "endless", *only(which, *hang), REAL)
     process = started(CC=endless)
     begin(process)
     wait_for((tmp_path / "begun").exists)
     process.kill()
     finished(process)
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
-    assert len(files(cache)) == 1
+    assert len(files(cache)) == len(before) + 1
     with_kernels()
-    assert len(files(cache)) == 3
+    left = sorted(name.split("-")[0] for name in files(cache))
+    # by another compiler: what the killed one has finished stays
+    assert left == sorted([".build", *before, "driver", "sgd"])
 
 
 def wait_for(condition, seconds=60):
@@ -214,23 +239,26 @@ def alive(pid):
     return state not in "ZX"
 
 
-def test_interrupted_while_loading(monkeypatch, cache):
+@EACH
+def test_interrupted_while_loading(monkeypatch, cache, which, before):
     def interrupted(path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(build, "Driver", interrupted)
+        patch.setattr(build, {"driver": "Driver", "kernels": "Library"}[which], interrupted)
         with pytest.raises(KeyboardInterrupt):
             trained()
-    assert not kept(cache)
+    assert names(cache) == before
+    assert list(build._LOADED) == before
     with_kernels()
 
 
-@pytest.mark.parametrize("which", [0, 1], ids=["driver", "kernels"])
+@EACH
 @pytest.mark.parametrize("damage", ["half", "empty", "text", "one bit", "folder"])
-def test_what_is_damaged_is_replaced(cache, damage, which):
+def test_what_is_damaged_is_replaced(cache, damage, which, before):
     with_kernels()
-    path = kept(cache)[which]
+    path, other = sorted(kept(cache), key=lambda path: path.name.startswith("driver") != (which == "driver"))
+    stamp = other.stat().st_mtime_ns
     sound = path.read_bytes()
     path.unlink()  # it is loaded in this process, and writing into it would break that
     if damage == "folder":
@@ -245,24 +273,31 @@ def test_what_is_damaged_is_replaced(cache, damage, which):
     with_kernels()
     if damage != "folder":
         assert path.read_bytes() == sound
-        assert len(kept(cache)) == 2
+        assert names(cache) == ["driver", "sgd"]
+    assert other.stat().st_mtime_ns == stamp
 
 
-def test_a_sound_file_that_cannot_be_loaded_is_left(cache, monkeypatch):
+def test_sound_files_that_cannot_be_loaded_are_left(cache, monkeypatch):
     """Machines that share a home directory may have different C libraries."""
     with_kernels()
-    path = kept(cache)[1]
-    whole = build.Library
+    there = kept(cache)
+    refused = []
 
-    def foreign(place):
-        if place == path:
-            raise OSError("version `GLIBC_9.99' not found")
-        return whole(place)
+    def foreign(whole):
+        def opened(place):
+            if place in there:
+                refused.append(place)
+                raise OSError("version `GLIBC_9.99' not found")
+            return whole(place)
 
-    monkeypatch.setattr(build, "Library", foreign)
+        return opened
+
+    for name in ("Driver", "Library"):
+        monkeypatch.setattr(build, name, foreign(getattr(build, name)))
     build._LOADED.clear()
     with_kernels()
-    assert path.is_file()
+    assert refused == there
+    assert kept(cache) == there
 
 
 def test_leftovers_of_killed_builds(cache):
@@ -293,6 +328,7 @@ def stems(monkeypatch):
         build._load(text, "name", list(settings), list(map(list, variants)), build.Library)
         return found[-1]
 
+    stem.found = found
     return stem
 
 
@@ -324,14 +360,36 @@ def test_the_name_depends_on_everything(stems, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setattr(build, "_processor", lambda: "another")
         differs()
-    for header in build._HEADERS:
-        (tmp_path / header).write_bytes((build._HERE / header).read_bytes())
-    for header in build._HEADERS:
-        with open(tmp_path / header, "a") as file:
+
+
+def test_the_names_depend_on_what_is_included(stems, monkeypatch, tmp_path):
+    """The driver and kernels of another version are others, if they changed."""
+    path = Path(SGD._native.path(SGD))
+    included = ("driver.c", "table.h", "kernel.h")
+    for name in included:
+        (tmp_path / name).write_bytes((build._HERE / name).read_bytes())
+
+    def both():
+        build._LOADED.clear()
+        build.driver()
+        build.library(path, SGD._native.sha256, 0, "float", ["f32"] * 3)
+        assert [stem.rpartition("-")[0] for stem in stems.found[-2:]] == ["driver", "sgd"]
+        return stems.found[-2:]
+
+    seen = both()
+    monkeypatch.setattr(build, "_HERE", tmp_path)
+    assert both() == seen  # wherever it is installed
+    for name in included:
+        with open(tmp_path / name, "a") as file:
             file.write("/* changed */\n")
-        with monkeypatch.context() as patch:
-            patch.setattr(build, "_HERE", tmp_path)
-            differs()
+        new = both()
+        if name != "kernel.h":
+            assert new[0] not in seen
+        if name != "driver.c":
+            assert new[1] not in seen
+        else:
+            assert new[1] in seen
+        seen += new
 
 
 # --- places that cannot be written to ---
@@ -439,6 +497,31 @@ def test_a_compiler_that_fails(monkeypatch, tmp_path, cache):
     assert not kept(cache)
 
 
+def test_a_compiler_that_fails_for_kernels(monkeypatch, tmp_path, cache):
+    lines = only("kernels", "echo out of licences >&2", "exit 1")
+    monkeypatch.setenv("CC", script(tmp_path / "bad", *lines, REAL))
+    without_kernels("the variable CC names another. It said:\nout of licences", loaded=["driver"])
+    assert names(cache) == ["driver"]
+
+
+def test_a_compiler_without_headers(monkeypatch, cache):
+    """The reason is the same for all classes, whichever folder the source was in."""
+    monkeypatch.setenv("CC", "cc -nostdinc")
+    message = without_kernels("It said:\nkernel.c:")
+    assert ".build-" not in message
+    assert not kept(cache)
+
+
+@EACH
+def test_a_compiler_that_makes_another_library(monkeypatch, tmp_path, cache, which, before):
+    found = 'while [ "$1" != -o ]; do shift; done'
+    lines = found, 'echo "int x;" | cc -shared -fPIC -x c - -o "$2"', "exit $?"
+    monkeypatch.setenv("CC", script(tmp_path / "vain", *only(which, *lines), REAL))
+    message = without_kernels("undefined symbol: optdsl_", loaded=before)
+    assert ".build-" not in message
+    assert names(cache) == before
+
+
 @pytest.mark.parametrize(
     "lines", [["exit 3"], ["exit 0"], ['while [ "$1" != -o ]; do shift; done', '> "$2"']]
 )
@@ -486,6 +569,7 @@ def test_an_empty_name_is_none(monkeypatch):
 
 REJECTED = {
     "threads": ["-fopenmp"],
+    "loops": ["-fopenmp-simd"],
     "OpenMP": ["-fopenmp*"],
     "machine": ["-march=*", "-mcpu=*"],
     "vectors": ["-lmvec"],
@@ -495,8 +579,11 @@ REJECTED = {
 
 @pytest.mark.parametrize("patterns", REJECTED.values(), ids=REJECTED)
 def test_flags_that_a_compiler_does_not_know(monkeypatch, tmp_path, cache, patterns):
+    """It is done without those, but with all others."""
     known = [f'case "$word" in {p}) echo "no option $word" >&2; exit 1;; esac' for p in patterns]
-    monkeypatch.setenv("CC", script(tmp_path / "old", 'for word in "$@"; do', *known, "done", REAL))
+    log = tmp_path / "log"
+    lines = 'for word in "$@"; do', *known, "done", f'echo "$@" >> {log}', REAL
+    monkeypatch.setenv("CC", script(tmp_path / "old", *lines))
     threads = torch.get_num_threads()
     try:
         for count in (1, 2):
@@ -505,7 +592,16 @@ def test_flags_that_a_compiler_does_not_know(monkeypatch, tmp_path, cache, patte
                 with_kernels(cls)
     finally:
         torch.set_num_threads(threads)
-    assert len(kept(cache)) == 3
+    assert names(cache) == ["diffgrad", "driver", "sgd"]
+    driver, sgd, diffgrad = (line.split() for line in log.read_text().splitlines())
+    for flag, used in (
+        ("-fopenmp", [driver]),
+        ("-fopenmp-simd", [sgd, diffgrad]),
+        (*build._native(), [driver, sgd, diffgrad]),
+        *([("-lmvec", [diffgrad])] if sys.platform == "linux" else []),
+    ):
+        taken = not any(fnmatch.fnmatch(flag, pattern) for pattern in patterns)
+        assert [words for words in (driver, sgd, diffgrad) if flag in words] == (used if taken else [])
 
 
 # --- the warning ---

@@ -161,9 +161,8 @@ def _kept(folder: Path, stem: str, opened: type[Opened]) -> Opened | None:
     """The library from the cache; what is damaged is removed."""
     with contextlib.suppress(OSError):
         for path in folder.glob(f"{glob.escape(stem)}-*.so"):
-            with contextlib.suppress(
-                OSError, AttributeError, ValueError
-            ):  # of another machine that shares the folder
+            # it may be of another machine that shares the folder
+            with contextlib.suppress(OSError, AttributeError, ValueError):
                 if path.stem.endswith(_digest(path)):
                     return opened(path)
                 path.unlink()
@@ -209,14 +208,18 @@ def _build(
                         os.replace(made, folder / f"{stem}-{_digest(made)}.so")
                     return found
         if refused is not None:
-            raise OSError(
-                f"what the compiler made is not loaded: {str(refused).replace(str(made), made.name)}"
-            )
+            raise OSError(f"what the compiler made is not loaded: {_without(work, str(refused))}")
+        said = _without(work, str(complaint))
         raise BuildError(
-            f"the compiler `{shlex.join(compiler)}` failed; the variable CC names another. It said:\n{complaint}"
+            f"the compiler `{shlex.join(compiler)}` failed; the variable CC names another. It said:\n{said}"
         )
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _without(work: Path, text: str) -> str:
+    """Without the name of a folder that is gone, so that the same reason has the same text."""
+    return text.replace(f"{work}{os.sep}", "")
 
 
 def _clean(folder: Path) -> None:
