@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -619,7 +620,7 @@ class AdaBelief(Optimizer):
                             1 - beta2,
                             eps,
                             lr / (1 - beta1**t),
-                            host.div(1.0, host.sqrt(1 - beta2**t)),
+                            1.0 / math.sqrt(1 - beta2**t),
                         ),
                         (),
                     )
@@ -716,7 +717,7 @@ class AdaBelief(Optimizer):
                         1 - beta2,
                         eps,
                         lr / (1 - beta1**t),
-                        host.div(1.0, host.sqrt(1 - beta2**t)),
+                        1.0 / math.sqrt(1 - beta2**t),
                     ),
                     (),
                 )
@@ -816,7 +817,7 @@ class AdaBelief(Optimizer):
                         1 - beta2,
                         eps,
                         lr / (1 - beta1**t),
-                        host.div(1.0, host.sqrt(1 - beta2**t)),
+                        1.0 / math.sqrt(1 - beta2**t),
                     ),
                     (),
                 )
@@ -914,7 +915,7 @@ class AdaBelief(Optimizer):
                     1 - beta2,
                     eps,
                     lr / (1 - beta1**t),
-                    host.div(1.0, host.sqrt(1 - beta2**t)),
+                    1.0 / math.sqrt(1 - beta2**t),
                 ),
                 (),
             )
@@ -1013,7 +1014,7 @@ class AdaBelief(Optimizer):
                     1 - beta2,
                     eps,
                     lr / (1 - beta1**t),
-                    host.div(1.0, host.sqrt(1 - beta2**t)),
+                    1.0 / math.sqrt(1 - beta2**t),
                 ),
                 (),
             )
@@ -1110,7 +1111,7 @@ class AdaBelief(Optimizer):
                 1 - beta2,
                 eps,
                 lr / (1 - beta1**t),
-                host.div(1.0, host.sqrt(1 - beta2**t)),
+                1.0 / math.sqrt(1 - beta2**t),
             ),
             (),
         )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -255,7 +256,7 @@ class Adam(Optimizer):
                         beta2,
                         1 - beta2,
                         lr / (1 - beta1**t),
-                        host.div(1.0, host.sqrt(1 - beta2**t)),
+                        1.0 / math.sqrt(1 - beta2**t),
                         eps,
                     ),
                     (),
@@ -273,7 +274,7 @@ class Adam(Optimizer):
                     beta2,
                     1 - beta2,
                     lr / (1 - beta1**t),
-                    host.div(1.0, host.sqrt(1 - beta2**t)),
+                    1.0 / math.sqrt(1 - beta2**t),
                     eps,
                 ),
                 (),
@@ -293,7 +294,7 @@ class Adam(Optimizer):
                     beta2,
                     1 - beta2,
                     lr / (1 - beta1**t),
-                    host.div(1.0, host.sqrt(1 - beta2**t)),
+                    1.0 / math.sqrt(1 - beta2**t),
                     eps,
                 ),
                 (),
@@ -311,7 +312,7 @@ class Adam(Optimizer):
                 beta2,
                 1 - beta2,
                 lr / (1 - beta1**t),
-                host.div(1.0, host.sqrt(1 - beta2**t)),
+                1.0 / math.sqrt(1 - beta2**t),
                 eps,
             ),
             (),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -222,7 +223,7 @@ class AdamW(Optimizer):
                     beta2,
                     1 - beta2,
                     lr / (1 - beta1**t),
-                    host.div(1.0, host.sqrt(1 - beta2**t)),
+                    1.0 / math.sqrt(1 - beta2**t),
                     eps,
                 ),
                 (),
@@ -240,7 +241,7 @@ class AdamW(Optimizer):
                 beta2,
                 1 - beta2,
                 lr / (1 - beta1**t),
-                host.div(1.0, host.sqrt(1 - beta2**t)),
+                1.0 / math.sqrt(1 - beta2**t),
                 eps,
             ),
             (),

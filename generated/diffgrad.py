@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -229,7 +230,7 @@ class DiffGrad(Optimizer):
                     1 - beta1,
                     beta2,
                     1 - beta2,
-                    lr * host.sqrt(1 - beta2**t) / (1 - beta1**t),
+                    lr * math.sqrt(1 - beta2**t) / (1 - beta1**t),
                     eps,
                 ),
                 (),
@@ -246,7 +247,7 @@ class DiffGrad(Optimizer):
                 1 - beta1,
                 beta2,
                 1 - beta2,
-                lr * host.sqrt(1 - beta2**t) / (1 - beta1**t),
+                lr * math.sqrt(1 - beta2**t) / (1 - beta1**t),
                 eps,
             ),
             (),

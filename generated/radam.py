@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
@@ -257,7 +258,7 @@ class RAdam(Optimizer):
                         beta2,
                         1 - beta2,
                         1.0 / (1 - beta1**t),
-                        lr * r_1 * host.sqrt(1 - beta2**t),
+                        lr * r_1 * math.sqrt(1 - beta2**t),
                         eps,
                     ),
                     (),
@@ -301,7 +302,7 @@ class RAdam(Optimizer):
                     beta2,
                     1 - beta2,
                     1.0 / (1 - beta1**t),
-                    lr * r_1 * host.sqrt(1 - beta2**t),
+                    lr * r_1 * math.sqrt(1 - beta2**t),
                     eps,
                 ),
                 (),

@@ -69,6 +69,8 @@ class Intervals:
                 return Interval(0.0, base.high, False, base.high_open)
             case "pow", [base, _] if base.low >= 0:
                 return Interval(0.0, math.inf)
+            case "sqrt", [a] if a.low >= 0:
+                return Interval(math.sqrt(a.low), math.sqrt(a.high), a.low_open)
             case (("sqrt" | "exp" | "abs"), [_]):
                 return Interval(0.0, math.inf)
             case "max", [a, b]:

@@ -101,7 +101,7 @@ class _Emitter:
         self.leaves = list(leaves(tree))
         self.number = {id(leaf): index for index, leaf in enumerate(self.leaves)}
         self.names = self._names(names)
-        self.printer = Printer(self.names, Intervals(program), False, False)
+        self.printer = Printer(self.names, Intervals(program), False, False, numbers=True)
         self.units: list[_Unit] = []
         #: For each leaf, by its identity, the host-level states that its setting reads or writes.
         self.hosts: dict[int, list[str]] = {}
