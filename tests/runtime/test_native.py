@@ -1228,7 +1228,7 @@ def test_rounding_errors_are_those_of_torch():
         ("ours", ADAMW, {"fused": True}, torch.float32),
         ("theirs", torch.optim.AdamW, {"fused": True}, torch.float32),
     ):
-        p = torch.nn.Parameter(start.to(dtype))
+        p = torch.nn.Parameter(start.to(dtype, copy=True))
         optimizers[name] = (p, cls([p], **options, **flags))
     for _ in range(steps):
         grad = torch.randn(size, generator=generator) * scale
