@@ -193,7 +193,7 @@ def words(text):
 
 def test_the_allowed_calls_are_few():
     roots = {call.split("(")[0].split(".")[0] for call in ALLOWED}
-    assert roots <= {"Hyper", "State", "Native", "Kernel", "super", "foreach", "host", "fit", "m"}
+    assert roots <= {"Hyper", "State", "Native", "Kernel", "super", "foreach", "host", "math", "fit", "m"}
     everything = skeleton(BENIGN[True])[1]
     assert not everything & {"eval", "exec", "compile", "open", "__import__", "print", "input"}
 
