@@ -60,8 +60,11 @@ INLINE f16 store_f16(real x)
     const u32 kept = magnitude < 0x38800000 ? small : magnitude >= 0x477ff000 ? beyond : large;
     return (f16)(kept | (b >> 16 & 0x8000));
 }
+/* Every access to a number of an array with one for each element; a test has others that count. */
+#ifndef LOAD
 #define LOAD(type, x) CAT(load_, type)(x)
 #define STORE(type, x) CAT(store_, type)(x)
+#endif
 
 /* ---- operations ---- */
 
