@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,7 +352,7 @@ class _Module:
             lines += ["    " + line for line in [*inner, *["whole = p"] * whole, result]]
         return [*lines, "return 0.0"]
 
-    def unpack(self, used: set[str], t: bool = True) -> list[str]:
+    def unpack(self, used: Collection[str], t: bool = True) -> list[str]:
         """Lines that take hypers and facts out of `group` and `facts`."""
         lines = []
         for argument in self.argument_names():
