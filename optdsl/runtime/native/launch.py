@@ -163,6 +163,13 @@ class Row:
         sizes = (*self.p.shape, 2) if self.p.is_complex() else tuple(self.p.shape)
         return sizes, [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
 
+    def flipped(self) -> bool:
+        """Whether the parameter or its gradient has no stand-in, but the other sign in memory."""
+        grad = self.p.grad
+        return (self.tensors[0] is self.p and self.p.is_neg()) or (
+            self.tensors[1] is None and grad is not None and grad.is_neg()
+        )
+
     def original(self, key: str) -> Any:
         """The tensor that has a stand-in."""
         return self.p if key == "p" else self.p.grad if key == "g" else self.state.get(key)
@@ -341,10 +348,12 @@ class Table:
     """The batches of one group, and the entries by which they are filled and checked."""
 
     def __init__(
-        self, group: GroupStep, native: Native, rows: list[Row], skipped: set[int], export: int
+        self, group: GroupStep, native: Native, rows: list[Row], skipped: set[int], first: int, export: int
     ) -> None:
-        """`skipped` are positions in the group of parameters with a gradient that no kernel takes."""
-        self.group_number = group.number
+        """`first` is the position of the group's first parameter among all, `skipped` are positions in the group of
+        parameters with a gradient that no kernel takes.
+        """
+        self.first = first
         self.skipped = skipped
         self.rows = rows
         self.params = [row.p for row in rows]
@@ -360,6 +369,8 @@ class Table:
             self.batches.append(Batch(group, native, mark[0], members))
             self.mode_of.append(mark[1])
         self.staged = [row for row in rows if row.staged]
+        # of one element: their strides do not tell a view whose numbers have the other sign in memory
+        self.single = [row for row in rows if row.numel == 1]
         self._entries(group, export)
 
     def _entries(self, group: GroupStep, export: int) -> None:
@@ -385,7 +396,9 @@ class Table:
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(_placed(batch.kernel)) if kind == "element"
             }
-            arrays = 2 + len(_placed(batch.kernel)) if _placed(batch.kernel) else len(cells)
+            arrays = 2 + len(_placed(batch.kernel))
+            if not any(tensor is not None and tensor.numel() for tensor in row.tensors[2:arrays]):
+                arrays = len(cells)
             for cell, counter in zip(cells[arrays:], row.tensors[arrays:], strict=True):
                 # Step counts and host states are looked up once, in memory that is kept; `known` checks their values.
                 # Who moves them moves the other states too, and then the table is made anew.
@@ -414,7 +427,9 @@ class Table:
         for row in self.staged:
             if any(_form(row.original(key)) != form for _, key, form in row.staged):
                 return False
-        return not self.batches[0].driver.gather(group.group["params"], "grad", None, self._call)
+        if self.batches[0].driver.gather(group.group["params"], "grad", None, self._call):
+            return False
+        return not any(row.flipped() for row in self.single)
 
     def idle(self, group: GroupStep) -> bool:
         """Whether there is still nothing for kernels to do, where there was nothing."""
@@ -527,7 +542,7 @@ class Launcher:
                 continue
             options = _options(group)
             table = self.tables.get(group.number)
-            if table is None:
+            if table is None or table.first != first:
                 fits = False
             elif not table.batches:
                 fits = table.idle(group)
@@ -639,8 +654,8 @@ class Launcher:
         if rows and not self.export:
             self.export = _export()
         if group.rule._joint and skipped:
-            return Table(group, self.native, [], skipped, self.export)
-        table = Table(group, self.native, rows, skipped, self.export)
+            return Table(group, self.native, [], skipped, first, self.export)
+        table = Table(group, self.native, rows, skipped, first, self.export)
         for p, state in fresh:
             states[p] = state
         return table
