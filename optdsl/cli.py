@@ -524,7 +524,10 @@ def _explain_spec(options: argparse.Namespace) -> int:
     try:
         path = driver.locate(options.what)
     except FileNotFoundError as error:
-        raise ValueError(f"{error}; of codes of messages, `optdsl explain all` lists them") from None
+        codes = (
+            "" if "did you mean" in str(error) else "; of codes of messages, `optdsl explain all` lists them"
+        )
+        raise ValueError(f"{error}{codes}") from None
     changes: dict[str, Any] = {"overwrite_grad": options.overwrite_grad}
     if options.shape is not None:
         changes["shape"] = settings.shape_of(options.shape)

@@ -14,7 +14,7 @@ from typing import Any
 from optdsl.analysis import equations
 from optdsl.analysis.account import BYTES, Account, SweepAccount, computed_in, finished
 from optdsl.analysis.notation import negation
-from optdsl.analysis.phases import Phase, Phases, Planner
+from optdsl.analysis.phases import FIRST, Phase, Phases, Planner
 from optdsl.analysis.plain import Unicode
 from optdsl.analysis.setting import Setting
 from optdsl.analysis.symbols import unicode_symbols
@@ -204,15 +204,16 @@ def when(phase: Phase) -> str:
     if phase.ranges == ((1, None),):
         return "every step"
     texts = [_range(begin, end) for begin, end in phase.ranges[:RANGES]]
+    word = "step" if len(texts) == 1 and " to " not in texts[0] else "steps"
     if len(phase.ranges) > RANGES:
-        return f"{', '.join(texts)} and so on: {phase.of_first} of the first 1000"
-    return ", ".join(texts) + ("" if phase.known else " (as far as step 1000)")
+        return f"{word} {', '.join(texts)}, ... ({phase.of_first} of the first {FIRST})"
+    return f"{word} {', '.join(texts)}" + ("" if phase.known else f" (as far as step {FIRST})")
 
 
 def _range(begin: int, end: int | None) -> str:
     if end is None:
-        return f"step {begin} on"
-    return f"step {begin}" if begin == end else f"steps {begin} to {end}"
+        return f"{begin} on"
+    return str(begin) if begin == end else f"{begin} to {end}"
 
 
 # ---- JSON -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ but the number of the step, for later ones.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -120,7 +121,8 @@ class _Timeline:
     def _recursive(self) -> bool:
         """Whether a condition reads a host state whose new value depends on a host state."""
         read = set().union(*(self._inputs(condition) for condition in _conditions(self.tree)))
-        return any(self._inputs(self.results[name]) & self.hosts.keys() for name in read & self.hosts.keys())
+        changed = read & self.hosts.keys() & self.results.keys()
+        return any(self._inputs(self.results[name]) & self.hosts.keys() for name in changed)
 
     def _inputs(self, expr: Expr) -> set[str]:
         """The inputs that a host expression depends on."""
@@ -173,18 +175,21 @@ class _Timeline:
         states: dict[str, Literal] = {}
         for state in self.hosts.values():
             if state.init is not None:
-                states[state.name] = host_value(state.init, self.known, {})
+                with contextlib.suppress(Unknown):
+                    states[state.name] = host_value(state.init, self.known, {})
         return states
 
     def _next(self, t: int, states: Mapping[str, Literal], program: Program) -> dict[str, Literal]:
         """The host states behind step t; one that cannot be known is left out."""
         definitions = _definitions(program)
+        known = self._environment(t, states)
         new = {}
         for name in self.hosts:
-            try:
-                new[name] = host_value(program.results[name], self._environment(t, states), definitions)
-            except (Unknown, KeyError):
-                continue
+            with contextlib.suppress(Unknown):
+                if name in program.results:
+                    new[name] = host_value(program.results[name], known, definitions)
+                elif name in states:
+                    new[name] = states[name]
         return new
 
     def _environment(self, t: int, states: Mapping[str, Literal]) -> dict[str, Literal]:
@@ -195,7 +200,10 @@ class _Timeline:
         tree, decisions = self.tree, []
         known = self._environment(t, states)
         while isinstance(tree, Split):
-            taken = bool(host_value(tree.condition, known, _definitions(tree.program)))
+            try:
+                taken = bool(host_value(tree.condition, known, _definitions(tree.program)))
+            except Unknown:
+                taken = self.direct = False
             if not tree.static:
                 decisions.append((tree.condition, taken))
             tree = tree.then if taken else tree.other
@@ -205,7 +213,7 @@ class _Timeline:
         """Adds the steps behind FIRST, where the plan changes now and then at most."""
 
         def at(t: int) -> int:
-            states = self._next(t - 1, {}, self.tree.program)
+            states = self._next(t - 1, self._begin(), self.tree.program)
             return self._reach(self._leaf(t, states))
 
         if sum(map(len, ranges.values())) > FIRST // 20:

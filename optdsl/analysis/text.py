@@ -197,7 +197,7 @@ def _time(found: Explanation, numbers: Account) -> str:
 def _other(plan: PlanFor) -> str:
     numbers = plan.account
     traffic = "; then ".join(_traffic(sweep) for sweep in numbers.sweeps) or "nothing per parameter"
-    return f"{plan.when} ({plan.condition}): {numbers.moved} bytes, {traffic}"
+    return f"{plan.when}, {plan.condition}: {numbers.moved} bytes, {traffic}"
 
 
 def _traffic(sweep: SweepAccount) -> str:
@@ -224,8 +224,7 @@ def markdown(found: Explanation) -> str:
         if plan.condition:
             blocks.append(f"### {plan.when[0].upper()}{plan.when[1:]}: {cell(plan.condition)}")
         blocks.append(_sweep_table(plan))
-        totals = [(name, cell(text)) for name, text in _totals(found, plan.account)]
-        blocks.append(_table(("per parameter", ""), totals))
+        blocks.append(_table(("per parameter", ""), _totals(found, plan.account)))
     return "\n\n".join(blocks) + "\n"
 
 
