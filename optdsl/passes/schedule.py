@@ -218,6 +218,8 @@ class _Choice:
 
 #: More ways than this to delay reductions are not all tried.
 _MAX_DELAYS = 64
+#: Of more single changes than this no two are tried together; nothing new is tried after so many plans.
+_MAX_MOVES, _MAX_PLANS = 24, 2000
 
 
 class _Infeasible(Exception):
@@ -228,6 +230,7 @@ class _Scheduler:
     def __init__(self, flat: _Flat, mode: str) -> None:
         self.flat = flat
         self.mode = mode
+        self.built = 0
         self.values = self._live()
         self.elements = {
             name: expr for name, expr in flat.results.items() if flat.arrays[name].place is Place.ELEMENT
@@ -320,16 +323,26 @@ class _Scheduler:
             for chosen in itertools.product(*slack.values()):
                 best = min(best, self.best(dict(zip(slack, chosen, strict=True))), key=_first)
             return best[1]
-        delayed: dict[str, int] = {}
-        better = True
-        while better:  # one after the other
-            better = False
-            for name, sweeps in slack.items():
-                for sweep in sweeps:
-                    found = self.best({**delayed, name: sweep})
-                    if found[0] < best[0]:
-                        best, delayed[name], better = found, sweep, True
+        for start in ({}, {name: sweeps[-1] for name, sweeps in slack.items()}):
+            best = min(best, self.descend(start, slack), key=_first)
         return best[1]
+
+    def descend(self, start: Mapping[str, int], slack: Mapping[str, range]) -> tuple[tuple[int, ...], Plan]:
+        """What becomes of a choice of delays if one or two at a time are changed for the better."""
+        moves = [(move,) for name, sweeps in slack.items() for move in ((name, sweep) for sweep in sweeps)]
+        few = moves if len(moves) <= _MAX_MOVES else []
+        pairs = [(*a, *b) for a, b in itertools.combinations(few, 2) if a[0][0] != b[0][0]]
+        delayed, best = dict(start), self.best(start)
+        better = True
+        while better:
+            better = False
+            for move in (*moves, *pairs):
+                if self.built > _MAX_PLANS:
+                    return best
+                found = self.best({**delayed, **dict(move)})
+                if found[0] < best[0]:
+                    delayed, best, better = {**delayed, **dict(move)}, found, True
+        return best
 
     def best(self, delayed: Mapping[str, int]) -> tuple[tuple[int, ...], Plan]:
         """The best plan with these reductions delayed, and what it is judged by."""
@@ -366,12 +379,13 @@ class _Scheduler:
                         yield _Choice(chosen, (name, k))
 
     def _crossing_elements(self) -> list[str]:
-        """Values per element that something computed in a later sweep reads."""
+        """Values per element that something computed, formed or stored in a later sweep may read."""
         found: set[str] = set()
         for value in self.values.values():
-            if value.place is Place.ELEMENT:
-                now = self.time[value.name]
-                found |= {n for n in variables(value.expr) if n in self.values and self.time[n] < now}
+            now = self.formed.get(value.name, self.time[value.name] if value.place is Place.ELEMENT else 0)
+            found |= {n for n in variables(value.expr) if n in self.values and self.time[n] < now}
+        for expr in self.elements.values():
+            found |= {n for n in variables(expr) if n in self.values and self.time[n] < self.count - 1}
         return [
             n for n, v in self.values.items()
             if n in found and v.place is Place.ELEMENT and v.kind is Kind.FLOAT and v.draw is None
@@ -381,6 +395,7 @@ class _Scheduler:
 
     def build(self, choice: _Choice) -> Plan:
         """The plan of a choice. Raises _Infeasible where an array is needed that is gone."""
+        self.built += 1
         if any(self.at(self.elements[name]) > k for name, k in choice.stores.items()):
             raise _Infeasible
         sweeps = tuple(self.sweep(k, choice) for k in range(self.count))
