@@ -161,7 +161,12 @@ def _structural(program: Program, is_fixed: Callable[[Expr], bool]) -> Iterator[
             yield from (condition for condition, _ in assign.guard if is_fixed(condition))
     for expr in (*(a.expr for a in program.body), *program.results.values()):
         for node in walk(expr):
-            if isinstance(node, Call) and node.op == "select" and is_fixed(node.args[0]) and variables(node) & reads:
+            if (
+                isinstance(node, Call)
+                and node.op == "select"
+                and is_fixed(node.args[0])
+                and variables(node) & reads
+            ):
                 yield node.args[0]
 
 

@@ -309,7 +309,7 @@ class _Emitter:
         lines = self.unpack(need - known)
         for state in self.program.states:
             if state.type.is_host and state.name in need - known:
-                lines.append(f'{self.names[state.name]} = state[{quoted(state.key)}]')
+                lines.append(f"{self.names[state.name]} = state[{quoted(state.key)}]")
         for step in reversed(steps):
             lines += assignment(self.names[step.name], self.printer.text(step.expr))
         return lines, known | need
@@ -322,7 +322,7 @@ class _Emitter:
             if any(h.name in need for h in parts):
                 target = ", ".join(self.names[h.name] if h.name in need else "_" for h in parts)
                 comma = "," if len(parts) == 1 and parts[0].is_part else ""
-                lines.append(f'{target}{comma} = group[{quoted(argument)}]')
+                lines.append(f"{target}{comma} = group[{quoted(argument)}]")
         return lines + [f"{name} = facts.{name}" for name in FACTS if name in need and name in STATIC_FACTS]
 
 
