@@ -85,9 +85,10 @@ def _as(value: Any, kind: Kind) -> Any:
 
 def leaf_of(tree: Tree, known: Mapping[str, Any]) -> Leaf:
     """The leaf that a step follows."""
-    while isinstance(tree, Split):
-        definitions = {a.name: a.expr for a in tree.program.body}
-        tree = tree.then if settled(tree.condition, known, definitions) else tree.other
+    with np.errstate(all="ignore"):
+        while isinstance(tree, Split):
+            definitions = {a.name: a.expr for a in tree.program.body}
+            tree = tree.then if settled(tree.condition, known, definitions) else tree.other
     return tree
 
 
