@@ -68,9 +68,9 @@ def test_shipped_specs(path: Path) -> None:
     """Random settings of every shipped spec, in every type."""
     program = check_path(path).require()
     tally = Tally()
-    for seed in range(8):
+    for seed in range(6):
         dtype = DTYPES[seed % 4]
-        given = problem(program, np.random.default_rng(seed), dtype, 4, 0.1 if seed > 3 else 0.0)
+        given = problem(program, np.random.default_rng(seed), dtype, 4, 0.1 if seed > 2 else 0.0)
         tally += held(program, seed, given, [native(1 + seed % 3)])
     assert tally.share > 0.97, f"too little was checked: {tally}"
 

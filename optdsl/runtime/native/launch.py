@@ -380,7 +380,6 @@ class Table:
         flat: list[int] = []
         counts: list[int] = []
         self._layouts: list[Cells] = []
-        self._counters: list[torch.UntypedStorage] = []
         for number, p in enumerate(params):
             row = None if number in self.skipped else at.get(id(p))
             if row is None:
@@ -396,22 +395,13 @@ class Table:
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(_placed(batch.kernel)) if kind == "element"
             }
-            arrays = 2 + len(_placed(batch.kernel))
-            if not any(tensor is not None and tensor.numel() for tensor in row.tensors[2:arrays]):
-                arrays = len(cells)
-            for cell, counter in zip(cells[arrays:], row.tensors[arrays:], strict=True):
-                # Step counts and host states are looked up once, in memory that is kept; `known` checks their values.
-                # Who moves them moves the other states too, and then the table is made anew.
-                assert counter is not None
-                batch.table[cell] = counter.data_ptr()
-                self._counters.append(counter.untyped_storage())
-            for k, (cell, tensor) in enumerate(zip(cells[:arrays], row.tensors[:arrays], strict=True)):
+            for k, (cell, tensor) in enumerate(zip(cells, row.tensors, strict=True)):
                 shape = row.p if tensor is None else tensor
                 type_ = row.types[1] if tensor is None else _type_of(tensor)
                 code = next(code for name, code in _TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
                 flat += [owner, address + 8 * cell, shape.numel(), code, layout if k in elements else 0]
-            counts.append(arrays)
+            counts.append(len(cells))
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
         self._known = (ctypes.c_int64 * max(len(params), 1))(*map(id, params))
         self._counts = (ctypes.c_int64 * max(len(params), 1))(*counts)
@@ -427,7 +417,9 @@ class Table:
         for row in self.staged:
             if any(_form(row.original(key)) != form for _, key, form in row.staged):
                 return False
-        if self.batches[0].driver.gather(group.group["params"], "grad", None, self._call):
+        params = group.group["params"]
+        listed = params if type(params) is list else list(params)
+        if self.batches[0].driver.gather(listed, "grad", None, self._call):
             return False
         return not any(row.flipped() for row in self.single)
 
