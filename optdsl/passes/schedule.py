@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from optdsl.core.ops import CORE, Rule
@@ -365,11 +365,12 @@ class _Scheduler:
         """When to store what, for the present times."""
         last = self.count - 1
         names = list(self.elements)
+        options: list[Sequence[int]]
         options = [range(self.at(self.elements[name]), last + 1) for name in names]
         if self.mode == NARROW:
-            options = [(last,)] * len(names)  # type: ignore[list-item]
+            options = [(last,) for _ in names]
         elif len(names) > 5:
-            options = [tuple(sorted({o[0], last})) for o in options]  # type: ignore[misc]
+            options = [sorted({o[0], last}) for o in options]
         for stores in itertools.product(*options):
             chosen = dict(zip(names, stores, strict=True))
             yield _Choice(chosen)
