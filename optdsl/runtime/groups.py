@@ -102,6 +102,8 @@ class GroupStep:
 
     def settle(self) -> None:
         """Stores the group-level states in the group."""
+        if not self.candidates and not self._shared:
+            return
         for _, key, t, value in sorted(self.candidates):
             self.write(key, t, value)
         self.group.update(self._shared)

@@ -58,7 +58,7 @@ class Driver:
         self.known = free.optdsl_known
         self.known.argtypes, self.known.restype = [ctypes.c_void_p], ctypes.c_int
         self.gather = held.optdsl_gather
-        objects = [ctypes.py_object] * 3
+        objects = [ctypes.py_object] * 4
         self.gather.argtypes, self.gather.restype = [*objects, ctypes.c_void_p], ctypes.c_int
         self.same = held.optdsl_same
         self.same.argtypes = [ctypes.py_object, ctypes.c_void_p, ctypes.c_int64]

@@ -177,6 +177,8 @@ extern int PyDict_Next(void *, intptr_t *, void **, void **);
 extern intptr_t PyDict_Size(void *);
 extern void PyErr_Clear(void);
 extern void Py_DecRef(void *);
+extern void *PyObject_CallMethodObjArgs(void *, void *, ...);
+extern int PyObject_IsTrue(void *);
 
 /* DLTensor of dlpack.h, version 1. */
 typedef struct {
@@ -219,10 +221,21 @@ static int address_(Export export, void *tensor, const Entry *e)
     return v.device == 1 && numel == e->numel && (v.code << 8 | v.bits) == e->type && v.lanes == 1;
 }
 
-/* arguments: list of parameters, "grad", None, export, entries, number of entries, parameters (PyObject *, in their
+/* Whether the numbers of a tensor have the other sign in memory, or an error arose. Strides tell such a view from the
+ * tensor that the table was made for, but those of a single number do not. */
+static int flipped_(void *tensor, void *is_neg)
+{
+    void *const answer = PyObject_CallMethodObjArgs(tensor, is_neg, (void *)0);
+    const int yes = answer ? PyObject_IsTrue(answer) : 1;
+    if (answer) Py_DecRef(answer);
+    else PyErr_Clear();
+    return yes;
+}
+
+/* arguments: list of parameters, "grad", "is_neg", None, export, entries, number of entries, parameters (PyObject *, in their
  * order), for each the number of its entries: 0 for one that must have no gradient, -1 for one left to others.
  * 0 if the table is filled; 1 if something is not as it was, and the table must be made anew. */
-EXPORT int optdsl_gather(void *params, void *grad, void *none, const i64 *a)
+EXPORT int optdsl_gather(void *params, void *grad, void *is_neg, void *none, const i64 *a)
 {
     const Export export = (Export)(intptr_t)a[0];
     const Entry *e = (const Entry *)(intptr_t)a[1];
@@ -241,7 +254,9 @@ EXPORT int optdsl_gather(void *params, void *grad, void *none, const i64 *a)
         int right = counts[i] < 0 || (g == none) == (counts[i] == 0);
         for (i64 c = 0; right && c < counts[i]; c++, e++) {
             const i64 before = *e->cell;
-            right = address_(export, e->tensor ? e->tensor : g, e);
+            void *const tensor = e->tensor ? e->tensor : g;
+            right = address_(export, tensor, e);
+            if (c < 2 && e->numel == 1 && right && flipped_(tensor, is_neg)) right = 0;
             if (c > 1 && before && *e->cell != before && e->numel) right = 0; /* states do not move */
         }
         Py_DecRef(g);

@@ -163,13 +163,6 @@ class Row:
         sizes = (*self.p.shape, 2) if self.p.is_complex() else tuple(self.p.shape)
         return sizes, [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
 
-    def flipped(self) -> bool:
-        """Whether the parameter or its gradient has no stand-in, but the other sign in memory."""
-        grad = self.p.grad
-        return (self.tensors[0] is self.p and self.p.is_neg()) or (
-            self.tensors[1] is None and grad is not None and grad.is_neg()
-        )
-
     def original(self, key: str) -> Any:
         """The tensor that has a stand-in."""
         return self.p if key == "p" else self.p.grad if key == "g" else self.state.get(key)
@@ -369,8 +362,6 @@ class Table:
             self.batches.append(Batch(group, native, mark[0], members))
             self.mode_of.append(mark[1])
         self.staged = [row for row in rows if row.staged]
-        # of one element: their strides do not tell a view whose numbers have the other sign in memory
-        self.single = [row for row in rows if row.numel == 1]
         self._entries(group, export)
 
     def _entries(self, group: GroupStep, export: int) -> None:
@@ -419,9 +410,7 @@ class Table:
                 return False
         params = group.group["params"]
         listed = params if type(params) is list else list(params)
-        if self.batches[0].driver.gather(listed, "grad", None, self._call):
-            return False
-        return not any(row.flipped() for row in self.single)
+        return not self.batches[0].driver.gather(listed, "grad", "is_neg", None, self._call)
 
     def idle(self, group: GroupStep) -> bool:
         """Whether there is still nothing for kernels to do, where there was nothing."""
@@ -481,6 +470,7 @@ class Launcher:
         self.failure = ""
         self.tables: dict[int, Table] = {}
         self._known: Any = None
+        self._known_address = 0
         self._known_refs: list[Any] = []
         self._count = 0
 
@@ -579,13 +569,10 @@ class Launcher:
 
     def _same(self, states: MutableMapping[Tensor, ParamState]) -> bool:
         """Whether every state is the object that it was."""
-        if not self.tables:
-            return False
-        table = next((t for t in self.tables.values() if t.batches), None)
-        if table is None:
-            return False
-        call = table.batches[0].driver.same
-        return not call(states, ctypes.addressof(self._known), self._count)
+        for table in self.tables.values():
+            if table.batches:
+                return not table.batches[0].driver.same(states, self._known_address, self._count)
+        return False
 
     def _remember(self, states: MutableMapping[Tensor, ParamState]) -> None:
         flat: list[int] = []
@@ -594,6 +581,7 @@ class Launcher:
             flat += [id(key), id(state), len(state), *map(id, state.values())]
             refs += [key, state, *state.values()]
         self._known = (ctypes.c_int64 * max(len(flat), 1))(*flat)
+        self._known_address = ctypes.addressof(self._known)
         self._known_refs = refs
         self._count = len(states)
 
