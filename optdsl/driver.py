@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from optdsl.runtime import Optimizer
 
 #: What `show` can print, in the order of the pipeline.
-STAGES = ("syntax", "program", "simplified", "lowered", "opt", "plan", "torch", "cpu")
-BACKENDS = ("torch", "cpu")
+STAGES = ("syntax", "program", "simplified", "lowered", "opt", "plan", "torch", "cpu", "triton")
+BACKENDS = ("torch", "cpu", "triton")
 
 
 class SpecWarning(UserWarning):
@@ -127,17 +127,17 @@ def _emit(
 ) -> tuple[dict[str, str], str | None]:
     """The files, and why there are no kernels among them though they were asked for."""
     from optdsl.backends import torch as torch_backend
+    from optdsl.backends.native import NAMES
+    from optdsl.backends.native import native as kernels_of
 
     digest, module = source_hash(path), module_name(path)
     files: dict[str, str] = {}
     native = None
-    if "cpu" in backends and not standalone:
-        from optdsl.backends import cpu as cpu_backend
-
+    wanted = [] if standalone else [name for name in backends if name in NAMES]
+    if wanted:
         names = torch_backend.python_names(program)
-        native = cpu_backend.emit(program, path.name, digest, module, names)
-        if native.reason is None:
-            files[f"{module}.c"] = native.source
+        native = kernels_of(program, path.name, digest, module, names, wanted)
+        files = {source.file: source.text for source in native.sources}
     text = torch_backend.emit(program, path.name, digest, native)
     if standalone:
         from optdsl.backends.torch.standalone import standalone as inline
@@ -330,15 +330,19 @@ def show(path: Path, stage: str) -> str:
             return plans(program)
         case "torch":
             return emit(program, path, ("torch",))[f"{module_name(path)}.py"]
-        case "cpu":
-            files, reason = _emit(program, path, BACKENDS, False)
-            return f"/* no native kernels: {reason} */\n" if reason else files[f"{module_name(path)}.c"]
+        case "cpu" | "triton":
+            files, reason = _emit(program, path, ("torch", stage), False)
+            if reason:
+                return (
+                    f"/* no native kernels: {reason} */\n" if stage == "cpu" else f"# no kernels: {reason}\n"
+                )
+            return next(text for name, text in files.items() if name != f"{module_name(path)}.py")
     raise ValueError(f"there is no stage `{stage}`; {nearest(stage, STAGES) or ', '.join(STAGES)}")
 
 
 def plans(program: Program) -> str:
     """The plans of a program, already simplified, one for each setting and branch."""
-    from optdsl.backends.cpu import plans as all_plans
+    from optdsl.backends.kernels import plans as all_plans
     from optdsl.ir.text import show_plan
 
     found, reason = all_plans(program)

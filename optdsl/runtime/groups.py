@@ -38,8 +38,11 @@ class GroupStep:
         #: Whether native kernels take what they can, and whether there is none though they should.
         self.native = False
         self.kernels_missing = False
+        #: What torch.amp.GradScaler hands over: by what gradients are too large, and what is not 0 to skip the step.
+        self.scale: Tensor | None = None
+        self.skip: Tensor | None = None
         #: Values of group-level states that kernels left: (index of the parameter, key, t, value).
-        self.candidates: list[tuple[int, str, int, float]] = []
+        self.candidates: list[tuple[int, str, int | Tensor, Tensor]] = []
         self._views: dict[torch.device, Mapping[str, Any]] = {}
         self._shared: dict[str, Tensor] = {}
         self._writes: dict[str, tuple[Any, Any]] = {}
@@ -53,6 +56,12 @@ class GroupStep:
             names, flags = self.tensor_options, (self.capturable, self.differentiable)
             view = self._views[device] = with_plain_options(self.group, names, *flags, device)
         return view
+
+    def options_on(self, device: torch.device) -> Mapping[str, Any]:
+        """The group as an update on a device that counts steps gets it."""
+        if not self.tensor_options:
+            return self.group
+        return with_plain_options(self.group, self.tensor_options, True, False, device)
 
     def foreach(self, params: list[Tensor]) -> bool:
         """Whether to take the foreach path: as the user said, else as torch would."""
@@ -104,7 +113,7 @@ class GroupStep:
         """Stores the group-level states in the group."""
         if not self.candidates and not self._shared:
             return
-        for _, key, t, value in sorted(self.candidates):
+        for _, key, t, value in sorted(self.candidates, key=lambda candidate: candidate[:2]):
             self.write(key, t, value)
         self.group.update(self._shared)
         for key, (_, value) in self._writes.items():

@@ -38,14 +38,20 @@ class _Kernels:
     """Classes whose native kernels cannot be built in this process; each reason is told once."""
 
     missing: ClassVar[dict[type, str]] = {}
+    told: ClassVar[set[str]] = set()
 
     @classmethod
     def lack(cls, rule: type, reason: str) -> None:
-        """Notes that the kernels of a class cannot be had; the warning points at who called `step`."""
-        known = reason in cls.missing.values()
+        """Notes that the kernels of a class cannot be had."""
         cls.missing[rule] = reason
-        if known:
+        cls.tell(reason)
+
+    @classmethod
+    def tell(cls, reason: str) -> None:
+        """Warns once of each reason; the warning points at who called `step`."""
+        if reason in cls.told:
             return
+        cls.told.add(reason)
         frame, level = inspect.currentframe(), 1
         while frame is not None and frame.f_globals.get("__name__", "").startswith(
             ("torch.", "optdsl.runtime.")
@@ -63,7 +69,7 @@ def _wants_kernels(group: GroupStep) -> bool:
     """Whether the flags of a group ask for native kernels, or leave the choice."""
     flags = group.group
     if flags["fused"] is None:
-        return flags["foreach"] is None and not group.capturable and not group.differentiable
+        return flags["foreach"] is None and not group.differentiable
     return bool(flags["fused"])
 
 
@@ -210,14 +216,18 @@ class Optimizer(Rule, torch.optim.Optimizer):
         everything = [None] * len(groups)
         if self._native is None or not any(map(_wants_kernels, groups)):
             return everything
+        skip, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         for group in groups:
             group.native = _wants_kernels(group)
+            group.skip, group.scale = skip, scale
         launcher = self._launcher
         if launcher is None and type(self) not in _Kernels.missing:
             native = importlib.import_module("optdsl.runtime.native.launch")
             launcher = self._launcher = native.Launcher(self, self._native)
         if launcher is not None:
             left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, self.state)
+            for reason in launcher.lacking.values():
+                _Kernels.tell(reason)
             if left is not None:
                 if self._cohorts.known:  # of steps under `capturable`
                     self._cohorts = Cohorts()

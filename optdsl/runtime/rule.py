@@ -62,11 +62,12 @@ class Rule:
 
     @staticmethod
     def _kernel(
-        group: Mapping[str, Any], t: int, facts: Facts, state: Mapping[str, float]
-    ) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+        group: Mapping[str, Any], t: Any, facts: Facts, state: Mapping[str, Any]
+    ) -> tuple[int, tuple[Any, ...], tuple[Any, ...]]:
         """Which plan of `_native` a step follows, the numbers its kernel takes, and the new host states.
 
-        `state` are the host states; options are numbers, not tensors.
+        `state` are the host states. `t`, options and states are numbers, or float64 tensors where steps are counted
+        on a device: 0-dim ones for options, `t` and states with an entry for each of several parameters.
         """
         raise NotImplementedError
 

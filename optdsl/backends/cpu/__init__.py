@@ -1,5 +1,5 @@
-"""Plans as C for the CPU, and what the generated class says about them."""
+"""Plans as C for the CPU."""
 
-from optdsl.backends.cpu.emit import NAME, emit, plans, supports
+from optdsl.backends.cpu.emit import NAME, emit
 
-__all__ = ["NAME", "emit", "plans", "supports"]
+__all__ = ["NAME", "emit"]

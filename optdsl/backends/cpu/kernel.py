@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from optdsl.backends.cells import Cells
 from optdsl.backends.cpu.printer import expression, identifier
 from optdsl.core.types import Kind
 from optdsl.ir.expr import Expr, Var, variables
-from optdsl.ir.plan import Array, Loop, Place, Plan, Sweep, Value
+from optdsl.ir.plan import Array, Loop, Place, Sweep, Value
 
 _FOLDS = {"sum": "SUM", "mean": "SUM", "max": "MAX", "min": "MIN"}
 _START = {"sum": "0", "mean": "0", "max": "-INFINITY", "min": "INFINITY"}
@@ -15,53 +16,17 @@ _EXTREME = {"max": ">", "min": "<"}
 
 
 class KernelText:
-    """The C of one plan.
+    """The C of one plan, the kernel `number` of its unit."""
 
-    `arrays` are those of all kernels of its unit, which fixes their cells in the table; `host_states` is the number
-    of host-level states behind them.
-    """
-
-    def __init__(self, plan: Plan, number: int, arrays: Sequence[Array], host_states: int) -> None:
-        self.plan = plan
-        self.host_states = host_states
+    def __init__(self, cells: Cells, number: int) -> None:
+        self.cells, self.plan = cells, cells.plan
         self.name = f"kernel{number}"
-        self.cell = {array.name: index for index, array in enumerate(arrays)}
-        self.arrays = {array.name: array for array in arrays}
-        self.width_of_unit = len(arrays)
-        self.values = {v.name: v for v in plan.values()}
-        scalars = [v for values in plan.scalars for v in values]
-        #: Where values per tensor, columns and rows are kept, and joint reductions and group-level states.
-        self.scalar_cell = _numbered(v.name for v in scalars if v.place is Place.SCALAR)
-        self.column_cell = _numbered(v.name for v in scalars if v.place is Place.COLS)
-        self.row_cell = _numbered(dict.fromkeys(n for s in plan.sweeps for n in s.kept))
-        self.joint_cell = _numbered(v.name for v in scalars if v.reduction is not None and v.reduction.joint)
-        self.group_cell = _numbered(a.name for a in plan.arrays if a.group)
-        self.by_rows = plan.rows
-        self.column_reductions = [
-            [
-                v for v in plan.scalars[k + 1]
-                if v.place is Place.COLS and v.reduction is not None and v.reduction.operand is Place.ELEMENT
-            ]
-            for k in range(len(plan.sweeps))
-        ]  # fmt: skip
-
-    # ---- sizes ------------------------------------------------------------------------------------------
-
-    @property
-    def width(self) -> int:
-        """Reductions per chunk, at most."""
-        return max((len(self.plan.closing(k)) for k in range(len(self.plan.sweeps))), default=0)
-
-    @property
-    def column_width(self) -> int:
-        """Column reductions per chunk, at most."""
-        return max((len(found) for found in self.column_reductions), default=0)
 
     # ---- text -------------------------------------------------------------------------------------------
 
     def lines(self) -> list[str]:
         """All functions and the table."""
-        plan = self.plan
+        plan, cells = self.plan, self.cells
         lines: list[str] = []
         sweeps, scalars, columns = [], [], []
         for k in range(len(plan.sweeps) + 1):
@@ -89,8 +54,8 @@ class KernelText:
             f"static void (*const {name}_columns[]){row} = {{{', '.join(columns) or '0'}}};",
             f"static const signed char *const {name}_folds[] = {{{', '.join(folds) or '0'}}};",
             f"static const Kernel {name} = {{",
-            f"    .sweeps = {len(plan.sweeps)}, .arrays = {self.width_of_unit}, .slots = {len(plan.slots)},",
-            f"    .host_states = {self.host_states}, .width = {self.width}, .by_rows = {int(self.by_rows)},",
+            f"    .sweeps = {len(plan.sweeps)}, .arrays = {cells.width_of_unit}, .slots = {len(plan.slots)},",
+            f"    .host_states = {cells.host_states}, .width = {cells.width}, .by_rows = {int(cells.by_rows)},",
             f"    .sweep = {name}_sweeps, .scalars = {name}_scalars, .columns = {name}_columns,",
             f"    .folds = {name}_folds,",
             "};",
@@ -99,15 +64,11 @@ class KernelText:
 
     # ---- reading values ---------------------------------------------------------------------------------
 
-    def is_slot(self, name: str) -> bool:
-        """True for a number of the host."""
-        return name.startswith(self.plan.slot_name + ".")
-
     def constants(self, names: Iterable[str]) -> list[str]:
         """Declarations of the numbers, per step or per tensor, that a function reads."""
         lines = []
         names = set(names)
-        slots = sorted(int(n.partition(".")[2]) for n in names if self.is_slot(n))
+        slots = sorted(int(n.partition(".")[2]) for n in names if self.cells.is_slot(n))
         if slots:
             lines.append("const double *const slots = AT(double, x, SLOTS) + 1;")
         for number in slots:
@@ -115,45 +76,42 @@ class KernelText:
             kind = self.plan.slots[number].type.kind
             text = f"slots[{number}] != 0" if kind is Kind.BOOL else f"C(slots[{number}])"
             lines.append(f"const {_ctype(kind)} {name} = {text};")
-        for name in [n for n in self.scalar_cell if n in names]:
-            value = self.values[name]
-            kept = f"AT(double, x, VALUES)[{self.scalar_cell[name]}]"
+        for name in [n for n in self.cells.scalar_cell if n in names]:
+            value = self.cells.values[name]
+            kept = f"AT(double, x, VALUES)[{self.cells.scalar_cell[name]}]"
             text = f"{kept} != 0" if value.kind is Kind.BOOL else f"C({kept})"
             lines.append(f"const {_ctype(value.kind)} {identifier(name)} = {text};")
-        for name, array in self.arrays.items():
+        for name, array in self.cells.arrays.items():
             if name in names and array.place is Place.SCALAR:
                 lines.append(f"const real {identifier(name)} = {self.scalar_state(array)};")
         return lines
 
     def scalar_state(self, array: Array) -> str:
         if array.group:
-            return f"C(AT(double, x, SHARED)[{len(self.joint_cell) + self.group_cell[array.name]}])"
-        return f"*AT(real, x, ARRAYS + {self.cell[array.name]})"
+            return (
+                f"C(AT(double, x, SHARED)[{len(self.cells.joint_cell) + self.cells.group_cell[array.name]}])"
+            )
+        return f"*AT(real, x, ARRAYS + {self.cells.cell[array.name]})"
 
     def column(self, name: str) -> str:
         """The address of the values per column that `name` has."""
-        if name in self.column_cell:
-            return f"AT(real, x, KEPT_COLS) + {self.column_cell[name]} * x[COLS]"
-        return f"AT(real, x, ARRAYS + {self.cell[name]})"
-
-    def place(self, name: str) -> Place:
-        if name in self.values:
-            return self.values[name].place
-        return self.arrays[name].place if name in self.arrays else Place.HOST
+        if name in self.cells.column_cell:
+            return f"AT(real, x, KEPT_COLS) + {self.cells.column_cell[name]} * x[COLS]"
+        return f"AT(real, x, ARRAYS + {self.cells.cell[name]})"
 
     def columns_read(self, names: Iterable[str]) -> list[str]:
         """Declarations of pointers to the values per column that are read."""
         return [
             f"const real *const {identifier(name)}_at = {self.column(name)};"
             for name in sorted(set(names))
-            if self.place(name) is Place.COLS
+            if self.cells.place(name) is Place.COLS
         ]
 
     def text(self, expr: Expr, index: str = "i") -> str:
         """An expression, with values per column read at `index`."""
 
         def read(var: Var) -> str:
-            if self.place(var.name) is Place.COLS:
+            if self.cells.place(var.name) is Place.COLS:
                 return f"{identifier(var.name)}_at[{index}]"
             return identifier(var.name)
 
@@ -163,7 +121,7 @@ class KernelText:
 
     def sweep_function(self, k: int) -> list[str]:
         sweep = self.plan.sweeps[k]
-        inner = self.rows(k, sweep) if self.by_rows else self.flat(k, sweep)
+        inner = self.rows(k, sweep) if self.cells.by_rows else self.flat(k, sweep)
         return [
             f"static void {self.name}_sweep{k}(const i64 *restrict x, i64 begin, i64 end, double *restrict out)",
             "{",
@@ -171,23 +129,9 @@ class KernelText:
             "}",
         ]
 
-    def read_in(self, sweep: Sweep) -> set[str]:
-        names: set[str] = set()
-        for loop in sweep.loops:
-            for value in (*loop.body, *loop.reduces):
-                names |= variables(value.expr)
-            for _, expr in loop.stores:
-                names |= variables(expr)
-        for line in (*sweep.lines, sweep.row_reduces):
-            for value in line:
-                names |= variables(value.expr)
-        for _, expr in sweep.row_stores:
-            names |= variables(expr)
-        return names
-
     def head(self, sweep: Sweep) -> list[str]:
         """Declarations in front of the loops of a sweep."""
-        names = self.read_in(sweep)
+        names = self.cells.read_in(sweep)
         lines = self.constants(names) + self.columns_read(names)
         if "g" in {name for loop in sweep.loops for name, array in loop.loads if name == array}:
             lines.append("const real sign = C(AT(double, x, SLOTS)[0]);")
@@ -202,7 +146,7 @@ class KernelText:
         """Pointers to the first element of the loops in each array."""
         used = sweep.reads | sweep.writes
         lines = []
-        for name, cell in self.cell.items():
+        for name, cell in self.cells.cell.items():
             if name in used:
                 const = "" if name in sweep.writes else "const "
                 lines.append(
@@ -244,7 +188,7 @@ class KernelText:
         """A loop over the elements from `first` on; `columns` names the accumulators of column reductions."""
         clauses, body = [], []
         for name, array in loop.loads:
-            cell = self.cell[array]
+            cell = self.cells.cell[array]
             load = f"LOAD(T{cell}, a{cell}[i])"
             body.append(f"const real {identifier(name)} = {'sign * ' if name == array == 'g' else ''}{load};")
         draws = [value for value in loop.body if value.draw]
@@ -266,7 +210,7 @@ class KernelText:
                 clauses.append(f"reduction(+:{name}_part)")
                 body.append(f"{name}_part += {self.text(value.expr)};")
         for array, expr in loop.stores:
-            cell = self.cell[array]
+            cell = self.cells.cell[array]
             body.append(f"a{cell}[i] = STORE(T{cell}, {self.text(expr)});")
         pragma = " ".join(["#pragma omp simd", *clauses])
         if not body:
@@ -305,15 +249,15 @@ class KernelText:
 
     def rows(self, k: int, sweep: Sweep) -> list[str]:
         closing = {v.name: r for r, v in enumerate(self.plan.closing(k))}
-        columns = {v.name: f"{identifier(v.name)}_sum" for v in self.column_reductions[k]}
+        columns = {v.name: f"{identifier(v.name)}_sum" for v in self.cells.column_reductions[k]}
         lines = [*self.head(sweep), "const i64 n = x[COLS];"]
         reduced = [v for loop in sweep.loops for v in loop.reduces if v.name in closing]
         for value in (*reduced, *sweep.row_reduces):
             assert value.reduction is not None
             lines.append(f"double {identifier(value.name)}_all = {_START[value.reduction.kind]};")
-        for number, value in enumerate(self.column_reductions[k]):
+        for number, value in enumerate(self.cells.column_reductions[k]):
             assert value.reduction is not None
-            at = f"(begin / x[CHUNK] * {self.column_width} + {number}) * n"
+            at = f"(begin / x[CHUNK] * {self.cells.column_width} + {number}) * n"
             lines.append(
                 f"double *restrict const {columns[value.name]} = AT(double, x, COL_PARTIALS) + {at};"
             )
@@ -322,7 +266,7 @@ class KernelText:
             )
         body = self.pointers(sweep, "r * n")
         for name, _ in sweep.row_loads:
-            body.append(f"const {_ctype(self.kind(name))} {identifier(name)} = {self.row(name)};")
+            body.append(f"const {_ctype(self.cells.kind(name))} {identifier(name)} = {self.row(name)};")
         for j, line in enumerate(sweep.lines):
             body += self.line(line, sweep.loops[j - 1].reduces if j else ())
             if j == len(sweep.loops):
@@ -339,7 +283,7 @@ class KernelText:
             total, text = f"{identifier(value.name)}_all", f"(double){self.wrapped(value.expr)}"
             body += _accumulate(total, text, value.reduction.kind)
         for array, expr in sweep.row_stores:
-            body.append(f"AT(real, x, ARRAYS + {self.cell[array]})[r] = {self.text(expr)};")
+            body.append(f"AT(real, x, ARRAYS + {self.cells.cell[array]})[r] = {self.text(expr)};")
         for name in sweep.kept:
             body.append(f"{self.row(name)} = {identifier(name)};")
         lines += ["for (i64 r = begin; r < end; r++) {", *("    " + line for line in body), "}"]
@@ -347,14 +291,11 @@ class KernelText:
             lines.append(f"out[{closing[value.name]}] = {identifier(value.name)}_all;")
         return [*lines, "(void)n, (void)out;"]
 
-    def kind(self, name: str) -> Kind:
-        return self.values[name].kind if name in self.values else Kind.FLOAT
-
     def row(self, name: str) -> str:
         """Where the value of a row is kept."""
-        if name in self.row_cell:
-            return f"AT(real, x, KEPT_ROWS)[{self.row_cell[name]} * x[ROWS] + r]"
-        return f"AT(real, x, ARRAYS + {self.cell[name]})[r]"
+        if name in self.cells.row_cell:
+            return f"AT(real, x, KEPT_ROWS)[{self.cells.row_cell[name]} * x[ROWS] + r]"
+        return f"AT(real, x, ARRAYS + {self.cells.cell[name]})[r]"
 
     def line(self, values: Iterable[Value], reduces: Iterable[Value]) -> list[str]:
         """Values per row; `reduces` are the reductions of the loop in front."""
@@ -375,10 +316,10 @@ class KernelText:
 
     def column_function(self, k: int) -> list[str]:
         """Finishes the column reductions that sweep k has formed."""
-        if not self.column_reductions[k]:
+        if not self.cells.column_reductions[k]:
             return []
         lines = ["const i64 n = x[COLS], chunks = x[CHUNKS];"]
-        for number, value in enumerate(self.column_reductions[k]):
+        for number, value in enumerate(self.cells.column_reductions[k]):
             assert value.reduction is not None
             kind = value.reduction.kind
             at = f"AT(double, x, COL_PARTIALS) + {number} * n"
@@ -389,7 +330,7 @@ class KernelText:
                 f"    real *restrict const done = {self.column(value.name)};",
                 f"    for (i64 i = 0; !chunks && i < n; i++) done[i] = C({_START[kind]}{mean});",
                 "    for (i64 c = 1; c < chunks; c++) {",
-                f"        const double *restrict const part = total + c * {self.column_width} * n;",
+                f"        const double *restrict const part = total + c * {self.cells.column_width} * n;",
                 "        for (i64 i = 0; i < n; i++) {",
                 *("            " + line for line in _accumulate("total[i]", "part[i]", kind)),
                 "        }",
@@ -414,7 +355,7 @@ class KernelText:
         formed_here = plan.closing(k) if k < len(plan.sweeps) else ()
         stores = plan.scalar_stores if k == len(plan.sweeps) else ()
         here: set[str] = set()
-        finished = {v.name for v in (self.column_reductions[k - 1] if k else [])}
+        finished = {v.name for v in (self.cells.column_reductions[k - 1] if k else [])}
         for value in plan.scalars[k]:
             if value.name in finished:
                 continue
@@ -426,7 +367,7 @@ class KernelText:
             if value.place is Place.SCALAR:
                 here.add(value.name)
                 body.append(
-                    f"AT(double, x, VALUES)[{self.scalar_cell[value.name]}] = {identifier(value.name)};"
+                    f"AT(double, x, VALUES)[{self.cells.scalar_cell[value.name]}] = {identifier(value.name)};"
                 )
         for r, value in enumerate(formed_here):
             assert value.reduction is not None
@@ -457,7 +398,7 @@ class KernelText:
         """A reduction of the sweep that is over."""
         assert value.reduction is not None
         if value.reduction.joint:
-            text = f"C(AT(double, x, SHARED)[{self.joint_cell[value.name]}])"
+            text = f"C(AT(double, x, SHARED)[{self.cells.joint_cell[value.name]}])"
         else:
             text = f"AT(double, x, FOLDED)[{number}]"
             if value.reduction.kind == "mean":
@@ -494,13 +435,13 @@ class KernelText:
         """Leaves states per tensor, group and column as they are from now on."""
         lines, new, put = [], [], []
         for number, (name, expr) in enumerate(stores):
-            array, text = self.arrays[name], self.text(expr)
-            at = f"AT(real, x, ARRAYS + {self.cell[name]})"
+            array, text = self.cells.arrays[name], self.text(expr)
+            at = f"AT(real, x, ARRAYS + {self.cells.cell[name]})"
             if array.place is Place.COLS:  # all are read before one is written: two may change places
                 new.append(f"const real new{number} = {text};")
                 put.append(f"{at}[i] = new{number};")
             elif array.group:
-                cell = len(self.scalar_cell) + self.group_cell[name]
+                cell = len(self.cells.scalar_cell) + self.cells.group_cell[name]
                 lines.append(f"AT(double, x, VALUES)[{cell}] = {text};")
             else:
                 lines.append(f"*{at} = {text};")
@@ -511,10 +452,6 @@ class KernelText:
 
 def _ctype(kind: Kind) -> str:
     return "int" if kind is Kind.BOOL else "real"
-
-
-def _numbered(names: Iterable[str]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(names)}
 
 
 def _accumulate(total: str, text: str, kind: str) -> list[str]:

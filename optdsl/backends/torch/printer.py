@@ -72,15 +72,12 @@ class Printer:
         matrices: bool,
         foreach: bool,
         like: str = "whole",
-        numbers: bool = False,
     ) -> None:
         self.like = like  # the parameter as it was, for shapes, dtype and device
         self.names = names
         self.intervals = intervals
         self.matrices = matrices
         self.foreach = foreach
-        #: Host values are numbers, never tensors in their place.
-        self.numbers = numbers
         #: Values whose lists nothing else needs when they are read: an operation may overwrite them.
         self.overwritable: frozenset[str] = frozenset()
 
@@ -150,8 +147,6 @@ class Printer:
             return self.infix(op, args)
         if op == "pow" and self.safe_power(expr):
             return self.powered(*args), _POWER
-        if op == "sqrt" and self.numbers and self.intervals.of(args[0]).low >= 0:
-            return f"math.sqrt({self.text(args[0])})", _ATOM
         arguments = ", ".join(map(self.text, args))
         return f"host.{_HOST_NAMES.get(op, op)}({arguments})", _ATOM
 

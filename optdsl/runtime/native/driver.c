@@ -197,10 +197,11 @@ typedef struct {
     void *tensor;
     i64 *cell;
     i64 numel, type;
+    i64 device; /* as DLPack has it: its kind, and from bit 32 on its number */
     const i64 *layout; /* its dimensions, sizes and strides; 0 for any, without gaps, in the order of indices */
 } Entry;
 
-/* 1 if the tensor is on the CPU, in this type and layout, and in its place in memory; its address goes to the cell. */
+/* 1 if the tensor is on this device, in this type and layout, and in its place in memory; its address goes to the cell. */
 static int address_(Export export, void *tensor, const Entry *e)
 {
     View v;
@@ -218,7 +219,7 @@ static int address_(Export export, void *tensor, const Entry *e)
     }
     const i64 address = *e->cell = (i64)(intptr_t)((char *)v.data + v.offset);
     if (e->numel && (!v.data || address % (v.bits / 8))) return 0;
-    return v.device == 1 && numel == e->numel && (v.code << 8 | v.bits) == e->type && v.lanes == 1;
+    return (v.device | (i64)v.device_id << 32) == e->device && numel == e->numel && (v.code << 8 | v.bits) == e->type && v.lanes == 1;
 }
 
 /* Whether the numbers of a tensor have the other sign in memory, or an error arose. Strides tell such a view from the

@@ -6,10 +6,12 @@ every tensor is still what the table says, and the kernel runs by one call more.
 """
 
 import ctypes
+import functools
+import importlib
 import math
 import operator
-import struct
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -17,42 +19,43 @@ from torch import Tensor
 
 from optdsl.runtime.checks import with_plain_options
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.native.build import BuildError, Library, driver, library
-from optdsl.runtime.native.spec import Kernel, Native
-from optdsl.runtime.states import (
-    Facts,
-    State,
-    as_real,
-    compute_dtype,
-    create_state,
-    facts_of,
-    opened,
-    state_dtype,
-    state_shape,
+from optdsl.runtime.native.batch import Batch, Cells, CpuBatch
+from optdsl.runtime.native.build import BuildError
+from optdsl.runtime.native.rows import (
+    CPU,
+    TYPES,
+    ParamState,
+    Row,
+    dense,
+    eligible,
+    form_of,
+    in_memory,
+    laid_out,
+    placed,
+    type_of,
+    usable,
 )
+from optdsl.runtime.native.spec import Kernel, Native
+from optdsl.runtime.states import Facts, as_real, create_state, facts_of, opened, state_dtype
 
-_CPU = torch.device("cpu")
-#: How a dtype is called in kernel.h, and its code and bits in DLPack.
-_TYPES = {
-    torch.float32: ("f32", 2 << 8 | 32),
-    torch.float64: ("f64", 2 << 8 | 64),
-    torch.float16: ("f16", 2 << 8 | 16),
-    torch.bfloat16: ("bf16", 4 << 8 | 16),
-}
-_COMPLEX = (torch.complex64, torch.complex128)
-#: Elements in a chunk: small enough for the cache, large enough to hide what a chunk costs.
-_CHUNK = 16384
-#: Chunks of a tensor whose columns are reduced: each keeps a partial result for every column.
-_COLUMN_CHUNKS = 64
-#: Cells of a row in front of the arrays; see kernel.h.
-_ARRAYS = 17
-(
-    _N, _ROWS, _COLS, _CHUNK_CELL, _CHUNKS, _BEFORE, _SLOTS, _VALUES, _FOLDED, _PARTIALS, _SHARED, _KEPT_ROWS,
-    _KEPT_COLS, _COL_PARTIALS, _INDEX, _SEED, _STEP,
-) = range(_ARRAYS)  # fmt: skip
+#: Kinds of devices, as torch calls them, whose kernels Triton compiles. ROCm goes by the name of cuda.
+GPUS = ("cuda",)
 
-ParamState = dict[str, Any]
-Cells = ctypes.Array[ctypes.c_int64]
+
+@functools.cache
+def triton_batch() -> type[Batch]:
+    """What runs kernels of Triton. Raises BuildError."""
+    try:
+        module = importlib.import_module("optdsl.runtime.triton.batch")
+    except ImportError as error:
+        raise BuildError(f"Triton cannot be imported ({error}); `pip install triton` installs it") from None
+    batch: type[Batch] = module.TritonBatch
+    return batch
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter is asked for: kernels of Triton then run on tensors of the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _export() -> int:
@@ -64,277 +67,6 @@ def _export() -> int:
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # version, older interface, allocator, managed_from, managed_to, dltensor_from
     return int((ctypes.c_int64 * 6).from_address(pointer(capsule, b"dlpack_exchange_api"))[5])
-
-
-def eligible(p: Tensor, grad: Tensor) -> bool:
-    """Whether a parameter and its gradient are such as native kernels take."""
-    if not p.is_cpu or (p.dtype not in _TYPES and p.dtype not in _COMPLEX) or p.layout is not torch.strided:
-        return False
-    plain = Tensor.__torch_dispatch__
-    if any(getattr(type(x), "__torch_dispatch__", plain) is not plain for x in (p, grad)):
-        return False
-    return (
-        grad.is_cpu
-        and grad.layout is torch.strided
-        and grad.dtype in (_COMPLEX if p.is_complex() else _TYPES)
-    )
-
-
-def _usable(state: ParamState, specs: Sequence[State], p: Tensor) -> bool:
-    """Whether the step count and the states of `p`, as far as there are any, are what they should be."""
-    step = state.get("step")
-    if not isinstance(step, Tensor) or step.numel() != 1 or step.is_complex():
-        return False
-    count = float(step)
-    if not count.is_integer() or (step.dtype is not torch.float32 and abs(count) >= 1 << 24):
-        return False
-    return all(_fitting(spec, state[spec.key], p) for spec in specs if state.get(spec.key) is not None)
-
-
-def _fitting(spec: State, held: Any, p: Tensor) -> bool:
-    """Whether what is kept as a state of `p` is one: of its size, and for one per element of its shape."""
-    if not isinstance(held, Tensor) or held.layout is not torch.strided:
-        return False
-    shape = state_shape(spec.level, p.shape)
-    if spec.level == "element":
-        return held.shape == shape and held.is_complex() == p.is_complex()
-    return held.numel() == math.prod(shape) and not held.is_complex()
-
-
-#: What tells that a tensor is still such as its stand-in was made for.
-Form = tuple[Any, ...]
-
-
-def _form(x: Any) -> Form | None:
-    if not isinstance(x, Tensor) or x.layout is not torch.strided:
-        return None
-    return type(x), x.dtype, x.shape, x.stride(), x.device, x.is_neg(), x.is_conj(), x.data_ptr() % 16
-
-
-def _dense(x: Tensor) -> bool:
-    """Whether the elements of `x` fill its memory without gap or overlap, in some order."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size != 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
-class Row:
-    """One parameter in a table: its tensors, those that stand in for one that a kernel cannot take."""
-
-    __slots__ = (
-        "facts",
-        "hosts",
-        "index",
-        "leaf",
-        "numel",
-        "p",
-        "real",
-        "staged",
-        "state",
-        "t",
-        "tensors",
-        "types",
-    )
-
-    def __init__(self, index: int, p: Tensor, state: ParamState) -> None:
-        self.index = index
-        self.p = p
-        self.state = state
-        self.facts = facts_of(p.shape)
-        self.real = compute_dtype(p.dtype)
-        self.numel = p.numel() * (2 if p.is_complex() else 1)
-        self.t = int(state["step"].item()) + 1
-        self.hosts: tuple[float, ...] = ()
-        self.leaf = 0
-        #: What the table refers to: the parameter, None for the gradient, states, the step count, host states.
-        self.tensors: list[Tensor | None] = []
-        self.types: list[str] = []
-        #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
-        self.staged: list[tuple[Tensor, str, Form | None]] = []
-
-    def layout(self) -> tuple[Sequence[int], Sequence[int]]:
-        """Sizes and strides of the tensors that have a number for every element."""
-        if self.tensors[0] is self.p:
-            return self.p.shape, self.p.stride()
-        sizes = (*self.p.shape, 2) if self.p.is_complex() else tuple(self.p.shape)
-        return sizes, [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
-
-    def original(self, key: str) -> Any:
-        """The tensor that has a stand-in."""
-        return self.p if key == "p" else self.p.grad if key == "g" else self.state.get(key)
-
-
-class Cohort:
-    """Parameters of a batch that share their step count, host states and the facts that count."""
-
-    __slots__ = ("buffer", "facts", "hosts", "index", "leaf", "names", "new", "pack", "t")
-
-    def __init__(self, row: Row, names: Sequence[str], slots: int) -> None:
-        self.t, self.hosts, self.facts, self.leaf, self.index = (
-            row.t,
-            row.hosts,
-            row.facts,
-            row.leaf,
-            row.index,
-        )
-        self.names = names
-        self.new: tuple[float, ...] = ()
-        size = 1 + slots + 2 * len(row.hosts) + 1
-        self.pack = struct.Struct(f"{size}d").pack_into
-        self.buffer = (ctypes.c_double * size)()
-
-    def fill(self, sign: float, slots: tuple[float, ...], new: tuple[float, ...]) -> None:
-        """Puts the numbers of this step where the kernel finds them."""
-        self.new = new
-        numbers = (sign, *slots, *new, *self.hosts, self.t - 1)
-        try:
-            self.pack(self.buffer, 0, *numbers)
-        except (OverflowError, struct.error):  # an int beyond all floats, or a number of another type
-            self.pack(self.buffer, 0, *map(_float, numbers))
-
-    def advance(self) -> None:
-        """Notes that the step is over."""
-        self.t += 1
-        self.hosts = tuple(map(_float, self.new))
-
-
-def _float(x: Any) -> float:
-    try:
-        return float(x)
-    except OverflowError:
-        return math.inf if x > 0 else -math.inf
-
-
-class Batch:
-    """Rows that one kernel takes: the table, and the memory that the kernel needs between its passes."""
-
-    def __init__(self, group: GroupStep, native: Native, number: int, rows: list[Row]) -> None:
-        """Raises BuildError."""
-        self.number, self.rows = number, rows
-        self.kernel = kernel = native.kernels[number]
-        real = "double" if rows[0].real is torch.float64 else "float"
-        source = native.path(group.rule)
-        self.driver = driver()
-        self.library: Library = library(source, native.sha256, kernel.unit, real, rows[0].types)
-        self.width = _ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
-        self.table: Cells = (ctypes.c_int64 * (len(rows) * self.width))()
-        self.cohorts = self._cohorts(group)
-        self._memory = self._fill(group)
-        address = ctypes.addressof(self.table)
-        self.arguments = (ctypes.c_int64 * 7)(
-            self.library.kernel(kernel.number), address, len(rows), self.width, 0, kernel.sweeps, 1
-        )
-        self.call = ctypes.addressof(self.arguments)
-
-    def _cohorts(self, group: GroupStep) -> list[Cohort]:
-        """The cohorts, and in the table where their numbers are."""
-        found: dict[Any, Cohort] = {}
-        names = group.rule._bucket_facts
-        for position, row in enumerate(self.rows):
-            mark = (row.t, row.hosts, *(getattr(row.facts, name) for name in names))
-            if mark not in found:
-                found[mark] = Cohort(row, self.kernel.host_states, self.kernel.slots)
-            self.table[position * self.width + _SLOTS] = ctypes.addressof(found[mark].buffer)
-        return list(found.values())
-
-    def _fill(self, group: GroupStep) -> list[Any]:
-        """Everything in the table but slots and the addresses of tensors; returns the memory it refers to."""
-        kernel, memory, before = self.kernel, [], 0
-
-        def space(count: int, dtype: torch.dtype = torch.float64) -> int:
-            if not count:
-                return 0
-            memory.append(torch.zeros(count, dtype=dtype, device=_CPU))
-            return int(memory[-1].data_ptr())
-
-        folded = max(kernel.width, 1)
-        values = kernel.values + len(kernel.groups)
-        self.shared = torch.zeros(len(kernel.joints) + len(kernel.groups), dtype=torch.float64, device=_CPU)
-        self.values = torch.zeros(len(self.rows), max(values, 1), dtype=torch.float64, device=_CPU)
-        self.folded = torch.zeros(len(self.rows), folded, dtype=torch.float64, device=_CPU)
-        seed = group.group.get("seed", 0)
-        for position, row in enumerate(self.rows):
-            facts, n = row.facts, row.numel
-            rows, cols = facts.rows, facts.cols
-            if kernel.by_rows:
-                chunk = max(1, _CHUNK // max(cols, 1))
-                if kernel.column_width:
-                    chunk = max(chunk, -(-rows // _COLUMN_CHUNKS))
-                chunks = -(-rows // chunk)
-            else:
-                chunk, chunks = _CHUNK, -(-n // _CHUNK)
-            cells = {
-                _N: n,
-                _ROWS: rows,
-                _COLS: cols,
-                _CHUNK_CELL: chunk,
-                _CHUNKS: chunks,
-                _BEFORE: before,
-                _VALUES: self.values[position].data_ptr(),
-                _FOLDED: self.folded[position].data_ptr(),
-                _PARTIALS: space(chunks * kernel.width),
-                _SHARED: self.shared.data_ptr(),
-                _KEPT_ROWS: space(rows * kernel.rows, row.real),
-                _KEPT_COLS: space(cols * kernel.columns, row.real),
-                _COL_PARTIALS: space(chunks * cols * kernel.column_width),
-                _INDEX: row.index,
-                _SEED: seed - (1 << 64) if seed >= 1 << 63 else seed,
-            }
-            for cell, value in cells.items():
-                self.table[position * self.width + cell] = value
-            before += n
-        return memory
-
-    def cells(self, position: int) -> Iterator[int]:
-        """The cells of the addresses in a row, in the order of `Row.tensors`."""
-        kernel, start = self.kernel, position * self.width
-        yield start + _ARRAYS
-        yield start + _ARRAYS + 1
-        for number, (_, place) in enumerate(kernel.arrays):
-            if place:
-                yield start + _ARRAYS + 2 + number
-        yield start + _STEP
-        for number in range(len(kernel.host_states)):
-            yield start + _ARRAYS + 2 + len(kernel.arrays) + number
-
-    def prepare(self, group: GroupStep, options: Mapping[str, Any], native: Native, mode: int) -> bool:
-        """Puts the numbers of this step in place; False if a cohort needs another kernel now."""
-        sign = -1.0 if group.maximize else 1.0
-        for cohort in self.cohorts:
-            state = dict(zip(cohort.names, cohort.hosts, strict=True)) if cohort.names else {}
-            leaf, slots, new = group.rule._kernel(options, cohort.t, cohort.facts, state)
-            if leaf != cohort.leaf and native.modes[leaf][mode] != self.number:
-                return False
-            cohort.leaf = leaf
-            cohort.fill(sign, slots, new)
-        return True
-
-    def known(self) -> bool:
-        """Whether step counts and host states are those that `prepare` went by."""
-        return bool(self.driver.known(self.call))
-
-    def run(self, first: int, last: int, threads: int) -> None:
-        """Sweeps first .. last - 1."""
-        arguments = self.arguments
-        arguments[4], arguments[5], arguments[6] = first, last, threads
-        self.driver.run(self.call)
-
-    def finish(self, group: GroupStep) -> None:
-        """What is left to do behind the last sweep: group-level states, and the next step count."""
-        kernel = self.kernel
-        if kernel.written_groups:
-            largest = max(cohort.t for cohort in self.cohorts)
-            cohort = next(cohort for cohort in self.cohorts if cohort.t == largest)
-            position = next(i for i, row in enumerate(self.rows) if row.index == cohort.index)
-            for key in kernel.written_groups:
-                cell = kernel.values + kernel.groups.index(key)
-                group.candidates.append((cohort.index, key, largest, float(self.values[position, cell])))
-        for cohort in self.cohorts:
-            cohort.advance()
 
 
 class Table:
@@ -354,12 +86,12 @@ class Table:
         self.mode_of: list[int] = []
         for row in rows:
             mode = _mode(group, row)
-            mark = (native.modes[row.leaf][mode], mode, row.real, *row.types)
+            mark = (native.modes[row.leaf][mode], mode, row.p.device, row.aligned(), row.real, *row.types)
             batches.setdefault(mark, []).append(row)
         self.signature = signature(group)
         self.batches: list[Batch] = []
         for mark, members in batches.items():
-            self.batches.append(Batch(group, native, mark[0], members))
+            self.batches.append(batch_class(native, mark[2])(group, native, mark[0], members))
             self.mode_of.append(mark[1])
         self.staged = [row for row in rows if row.staged]
         self._entries(group, export)
@@ -382,16 +114,25 @@ class Table:
             sizes, strides = row.layout()
             self._layouts.append((ctypes.c_int64 * (1 + 2 * len(sizes)))(len(sizes), *sizes, *strides))
             layout = ctypes.addressof(self._layouts[-1])
-            cells = list(batch.cells(i))
+            cells = list(batch.places(i))
             elements = {0, 1} | {
-                2 + k for k, (_, kind) in enumerate(_placed(batch.kernel)) if kind == "element"
+                2 + k for k, (_, kind) in enumerate(placed(batch.kernel)) if kind == "element"
             }
             for k, (cell, tensor) in enumerate(zip(cells, row.tensors, strict=True)):
                 shape = row.p if tensor is None else tensor
-                type_ = row.types[1] if tensor is None else _type_of(tensor)
-                code = next(code for name, code in _TYPES.values() if name == type_)
+                type_ = row.types[1] if tensor is None else type_of(tensor)
+                code = next(code for name, code in TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
-                flat += [owner, address + 8 * cell, shape.numel(), code, layout if k in elements else 0]
+                kind, index = shape.__dlpack_device__()
+                device = int(kind) | int(index) << 32
+                flat += [
+                    owner,
+                    address + 8 * cell,
+                    shape.numel(),
+                    code,
+                    device,
+                    layout if k in elements else 0,
+                ]
             counts.append(len(cells))
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
         self._known = (ctypes.c_int64 * max(len(params), 1))(*map(id, params))
@@ -406,7 +147,7 @@ class Table:
         if not self.batches or self.signature != signature(group):
             return False
         for row in self.staged:
-            if any(_form(row.original(key)) != form for _, key, form in row.staged):
+            if any(form_of(row.original(key)) != form for _, key, form in row.staged):
                 return False
         params = group.group["params"]
         listed = params if type(params) is list else list(params)
@@ -442,12 +183,21 @@ class Table:
                     target.copy_(torch.view_as_complex(stand_in) if target.is_complex() else stand_in)
 
 
-def _placed(kernel: Kernel) -> list[tuple[str, str]]:
-    return [(key, place) for key, place in kernel.arrays if place]
+class Absent(BuildError):
+    """A class has no kernels for a device, as nobody asked for them."""
 
 
-def _type_of(tensor: Tensor) -> str:
-    return _TYPES[tensor.dtype][0]
+def batch_class(native: Native, device: torch.device) -> type[Batch]:
+    """What runs the kernels of a class on a device. Raises BuildError with the reason where nothing does."""
+    if device.type in GPUS or (device.type == "cpu" and native.triton and interpreted()):
+        if not native.triton:
+            raise Absent("it was compiled without the backend `triton`, which has the kernels for GPUs")
+        return triton_batch()
+    if device.type == "cpu":
+        if not native.c:
+            raise Absent("it was compiled without the backend `cpu`, which has the kernels for the CPU")
+        return CpuBatch
+    raise Absent(f"there are no kernels for the device `{device.type}`")
 
 
 def _mode(group: GroupStep, row: Row) -> int:
@@ -466,8 +216,9 @@ class Launcher:
         self.rule = rule
         self.native = native
         self.export = 0
-        #: Why there are no kernels.
+        #: Why there are no kernels, and why there are none on a kind of device that could have some.
         self.failure = ""
+        self.lacking: dict[str, str] = {}
         self.tables: dict[int, Table] = {}
         self._known: Any = None
         self._known_address = 0
@@ -522,28 +273,31 @@ class Launcher:
             if not group.native:
                 tables.append(None)
                 continue
-            options = _options(group)
             table = self.tables.get(group.number)
             if table is None or table.first != first:
                 fits = False
             elif not table.batches:
                 fits = table.idle(group)
             else:
-                fits = same and table.gather(group) and self._prepare(table, group, options)
+                fits = same and table.gather(group) and self._prepare(table, group)
             if table is None or not fits:
-                table = self.tables[group.number] = self._make(group, first, states, options)
+                table = self.tables[group.number] = self._make(group, first, states)
                 made = True
-                if table.batches and not (table.gather(group) and self._prepare(table, group, options)):
+                if table.batches and not (table.gather(group) and self._prepare(table, group)):
                     raise AssertionError("a table that was just made does not fit its tensors")
             tables.append(table)
         if made and not (self._known is not None and self._same(states)):
             self._remember(states)
         return tables
 
-    def _prepare(self, table: Table, group: GroupStep, options: Mapping[str, Any]) -> bool:
+    def _prepare(self, table: Table, group: GroupStep) -> bool:
         if table.staged:
             table.stage_in()
+        known: dict[bool, Mapping[str, Any]] = {}
         for batch, mode in zip(table.batches, table.mode_of, strict=True):
+            options = known.get(batch.counts_here)
+            if options is None:
+                options = known[batch.counts_here] = _options(group, batch.counts_here)
             if not batch.prepare(group, options, self.native, mode) or not batch.known():
                 return False
             if batch.kernel.groups:
@@ -554,11 +308,11 @@ class Launcher:
         """Gives the kernel the group-level states."""
         row = batch.rows[0]
         for number, key in enumerate(batch.kernel.groups):
-            p = g = torch.empty((), dtype=row.real, device=_CPU)
+            p = g = torch.empty((), dtype=row.real, device=row.p.device)
             if not isinstance(group.group.get(key), Tensor):  # it begins, maybe as what they say
                 p, g = self._opened(row, group)
             held = group.read(group.rule._specs[key], p, g, row.p.shape)
-            batch.shared[len(batch.kernel.joints) + number] = held.item()
+            batch.shared[len(batch.kernel.joints) + number] = held
 
     @staticmethod
     def _opened(row: Row, group: GroupStep) -> tuple[Tensor, Tensor]:
@@ -590,7 +344,6 @@ class Launcher:
         group: GroupStep,
         first: int,
         states: MutableMapping[Tensor, ParamState],
-        options: Mapping[str, Any],
     ) -> Table:
         rows: list[Row] = []
         skipped: set[int] = set()
@@ -605,28 +358,38 @@ class Launcher:
                 raise RuntimeError(f"{name} does not support sparse gradients")
             if p.is_complex() and not group.rule._elementwise:
                 raise RuntimeError(f"{name} does not support complex parameters")
-            if not eligible(p, p.grad):
+            if not eligible(p, p.grad) or (p.device.type != "cpu" and p.device.type not in GPUS):
                 if group.group["fused"]:
                     raise RuntimeError(
                         f"{name}: `fused=True` needs dense parameters and gradients of float32, float64, bfloat16 or "
-                        f"float16 on the CPU; parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
+                        "float16 on the CPU or a GPU of CUDA or ROCm; "
+                        f"parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
                     )
                 skipped.add(number)
                 continue
+            counts_here = self._counts_here(group, p)
+            if counts_here is None:
+                skipped.add(number)
+                continue
             state = states.get(p)
+            counter = p.device if counts_here else CPU
             if not state:
-                state = {"step": torch.zeros((), dtype=torch.float32, device=_CPU)}
+                state = {"step": torch.zeros((), dtype=torch.float32, device=counter)}
             facts = facts_of(p.shape)
+            options = _options(group, counts_here)
             keys = live.get(facts)
             if keys is None:
                 keys = live[facts] = tuple(group.rule._live(options, facts))
             specs = [group.rule._specs[key] for key in keys if group.rule._specs[key].level != "group"]
             # the loop takes what is odd, or says what is wrong with it; so for a parameter that is named twice
-            if id(p) in seen or not _usable(state, specs, p):
+            if id(p) in seen or not usable(state, specs, p, counts_here):
                 skipped.add(number)
                 continue
             seen.add(id(p))
-            row = Row(first + number, p, state)
+            for key in ("step", *(spec.key for spec in specs if spec.level == "host")):
+                if key in state and state[key].device != counter:  # a flag was set after the state was made
+                    state[key] = state[key].to(counter)
+            row = Row(first + number, p, state, counts_here)
             if any(key not in state for key in keys) or not states.get(p):
                 fresh.append((p, state))
             self._complete(row, group, keys, options)
@@ -639,6 +402,26 @@ class Launcher:
         for p, state in fresh:
             states[p] = state
         return table
+
+    def _counts_here(self, group: GroupStep, p: Tensor) -> bool | None:
+        """Whether the device of a parameter counts its steps, as its kernels want it; None if it has no kernels."""
+        device = p.device
+        try:
+            batch = batch_class(self.native, device)
+        except Absent as reason:
+            if group.group["fused"]:
+                raise RuntimeError(f"{type(group.rule).__name__} has no fused kernel: {reason}") from None
+            return None
+        except BuildError as reason:
+            if device.type == "cpu":
+                raise
+            self.lacking[device.type] = str(reason)
+            group.kernels_missing = True
+            return None
+        if batch is CpuBatch:
+            return None if group.capturable and not group.group["fused"] else False
+        wanted = group.capturable or bool(group.group["fused"])
+        return wanted and group.rule._not_capturable is None
 
     def _complete(
         self, row: Row, group: GroupStep, keys: tuple[str, ...], options: Mapping[str, Any]
@@ -653,11 +436,12 @@ class Launcher:
                 continue
             held = state.get(key)
             if held is None:
-                value = rule._initial(key, *self._opened(row, group), options, row.facts)
-                like = torch.empty((), device=_CPU) if spec.level == "host" else p
+                given = group.options_on(p.device) if row.counts_here else options
+                value = rule._initial(key, *self._opened(row, group), given, row.facts)
+                like = torch.empty((), device=state["step"].device) if spec.level == "host" else p
                 held = made[key] = create_state(spec, like, value)
             if spec.level == "host":
-                hosts[key] = held.item()
+                hosts[key] = 0.0 if row.counts_here else held.item()
         row.leaf, _, _ = rule._kernel(options, row.t, row.facts, hosts)
         # all kernels of one plan have the same states
         kernel = self.native.kernels[self.native.modes[row.leaf][0]]
@@ -671,28 +455,35 @@ class Launcher:
         grad = p.grad
         assert grad is not None
         anyhow = self.rule._elementwise and not self.rule._random
-        direct = not p.is_complex() and (p.is_contiguous() or (anyhow and _dense(p)))
+        direct = not p.is_complex() and (p.is_contiguous() or (anyhow and dense(p)))
         strides = p.stride() if direct else None
 
-        def arranged(tensor: Tensor, key: str, like: bool, dtype: torch.dtype | None) -> Tensor | None:
+        def arranged(
+            tensor: Tensor, key: str, like: bool, dtype: torch.dtype | None, device: torch.device = p.device
+        ) -> Tensor | None:
             wanted = tensor.dtype if dtype is None else dtype
-            fits = not tensor.is_complex() and tensor.dtype is wanted and tensor.is_cpu and _in_memory(tensor)
-            if fits and (_laid_out(tensor, strides) if like else tensor.is_contiguous()):
+            fits = (
+                not tensor.is_complex()
+                and tensor.dtype is wanted
+                and tensor.device == device
+                and in_memory(tensor)
+            )
+            if fits and (laid_out(tensor, strides) if like else tensor.is_contiguous()):
                 return tensor
             real = as_real(tensor.detach().resolve_conj().resolve_neg()) if tensor.is_complex() else tensor
             kind = real.dtype if dtype is None else dtype
             if like and strides is not None:
-                stand_in = torch.empty_strided(real.shape, strides, dtype=kind, device=_CPU)
+                stand_in = torch.empty_strided(real.shape, strides, dtype=kind, device=device)
             else:
-                stand_in = torch.empty(real.shape, dtype=kind, device=_CPU)
-            row.staged.append((stand_in, key, _form(tensor)))
+                stand_in = torch.empty(real.shape, dtype=kind, device=device)
+            row.staged.append((stand_in, key, form_of(tensor)))
             return stand_in
 
         first = arranged(p, "p", True, None)
         gradient = arranged(grad, "g", True, None)
         row.tensors = [first, None if gradient is grad else gradient]
-        row.types = [_type_of(x) for x in (first, gradient) if x is not None]
-        for key, place in _placed(kernel):
+        row.types = [type_of(x) for x in (first, gradient) if x is not None]
+        for key, place in placed(kernel):
             spec, held = self.rule._specs[key], state[key]
             if place == "element" and spec.level == "element":
                 tensor = arranged(held, key, True, None)
@@ -701,14 +492,16 @@ class Launcher:
             assert tensor is not None
             row.tensors.append(tensor)
             # one that is kept per row or column is in the type that is computed in
-            row.types.append(_type_of(tensor))
+            row.types.append(type_of(tensor))
         # group-level states have a cell, which is not used
         types = iter(row.types[2:])
         exact = "f64" if row.real is torch.float64 else "f32"
         row.types[2:] = [next(types) if place else exact for _, place in kernel.arrays]
-        row.tensors.append(arranged(state["step"], "step", False, torch.float32))
+        counter = state["step"].device
+        row.tensors.append(arranged(state["step"], "step", False, torch.float32, counter))
         for key in kernel.host_states:
-            row.tensors.append(arranged(state[key], key, False, state_dtype(self.rule._specs[key], p)))
+            dtype = state_dtype(self.rule._specs[key], p)
+            row.tensors.append(arranged(state[key], key, False, dtype, counter))
 
     # ---- joint reductions -------------------------------------------------------------------------------
 
@@ -754,19 +547,38 @@ def _meet(
                 meetings.setdefault(group.number if joint[3] == "group" else None, []).append((batch, joint))
     for parties in meetings.values():
         kind = parties[0][1][4]
+        if any(batch.device.type != "cpu" for batch, _ in parties):
+            _meet_on_device(kind, parties)
+            continue
         entries: list[tuple[int, float, int]] = []
         for batch, joint in parties:
             partials = batch.folded[:, joint[1]].tolist()
             for row, partial in zip(batch.rows, partials, strict=True):
-                count = {"element": row.numel, "rows": row.facts.rows, "cols": row.facts.cols}.get(
-                    joint[5], 1
-                )
-                if count:
+                if count := _count_of(row, joint[5]):
                     entries.append((row.index, partial, count))
         entries.sort()
         value = _together(kind, entries)
         for batch, joint in parties:
             batch.shared[batch.kernel.joints.index(joint)] = value
+
+
+def _meet_on_device(kind: str, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
+    """The same without waiting for any device: all partial results go to one."""
+    device = next(batch.device for batch, _ in parties if batch.device.type != "cpu")
+    found = torch.cat([batch.folded[:, joint[1]].to(device, non_blocking=True) for batch, joint in parties])
+    if kind in ("max", "min"):
+        value = found.amax() if kind == "max" else found.amin()
+    else:
+        value = found.sum()
+    if kind == "mean":
+        value = value / sum(_count_of(row, joint[5]) for batch, joint in parties for row in batch.rows)
+    for batch, joint in parties:
+        batch.shared[batch.kernel.joints.index(joint)] = value
+
+
+def _count_of(row: Row, operand: str) -> int:
+    """How many numbers of a tensor a reduction of these operands takes."""
+    return {"element": row.numel, "rows": row.facts.rows, "cols": row.facts.cols}.get(operand, 1)
 
 
 def _together(kind: str, entries: Sequence[tuple[int, float, int]]) -> float:
@@ -789,23 +601,21 @@ def signature(group: GroupStep) -> tuple[Any, ...]:
     return group.group.get("overwrite_grad"), group.group.get("seed"), group.group["fused"]
 
 
-def _in_memory(x: Tensor) -> bool:
-    """Whether the numbers of `x` are in memory as they are, at addresses that suit their type."""
-    return not (x.is_neg() or x._is_zerotensor() or x.data_ptr() % x.element_size())
+def _options(group: GroupStep, counts_here: bool) -> Mapping[str, Any]:
+    """The options as plain numbers.
 
-
-def _laid_out(x: Tensor, strides: tuple[int, ...] | None) -> bool:
-    """Whether the elements of `x` lie in these strides, or without gaps in the order of their indices."""
-    if strides is None:
-        return x.is_contiguous()
-    return (
-        x.stride() == strides
-        or all(a == b or size == 1 for a, b, size in zip(x.stride(), strides, x.shape, strict=True))
-        or (x.numel() == 0)
-    )
-
-
-def _options(group: GroupStep) -> Mapping[str, Any]:
-    """The options as plain numbers."""
+    Where steps are counted on a device, which nothing waits for, any number stands for a tensor: no branch depends on
+    it.
+    """
     names = group.tensor_options
-    return with_plain_options(group.group, names, False, False, _CPU) if names else group.group
+    if not names:
+        return group.group
+    if not counts_here:
+        return with_plain_options(group.group, names, False, False, CPU)
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        return 0.5 if isinstance(value, Tensor) else value
+
+    return {**group.group, **{name: plain(group.group[name]) for name in names}}

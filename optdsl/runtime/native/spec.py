@@ -8,14 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel of the C file: kernel `number` of `unit`.
+    """One kernel: in the C file kernel `number` of `unit`.
 
     `arrays` are the states that its table holds behind the parameter and the gradient, as (key, place), with the
     place empty for a group-level state. It takes `slots` numbers from the host and makes `sweeps` passes.
     `joints` are its joint reductions as (sweep, number of the partial result, site, over, kind, place of the
     operand). `values`, `width`, `rows`, `columns` and `column_width` say how much memory it needs per tensor
     between passes: values per tensor, reductions per chunk, kept values per row and per column, and column
-    reductions per chunk. `by_rows`: a chunk is a number of rows.
+    reductions per chunk. `by_rows`: a chunk is a number of rows. `passes` and `between` name its functions in the
+    Triton file: those of its sweeps, and those in front of each sweep and behind the last ("" for none).
     """
 
     unit: int
@@ -34,27 +35,33 @@ class Kernel:
     column_width: int = 0
     by_rows: bool = False
     draws: bool = False
+    passes: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Native:
     """The kernels of a class.
 
-    `source` names the C file, which lies beside the module of the class, and `sha256` is the hash of its bytes:
-    kernels of another compilation take other arguments. `modes` has for every plan that `_kernel` may name its
-    kernel where arrays hold what is stored in them, where storing rounds, and where the gradient may be overwritten.
+    `c` and `triton` name the files of kernels, "" for one that there is not; they lie beside the module of the class.
+    `c_sha256` and `triton_sha256` are the hashes of their bytes: kernels of another compilation take other
+    arguments. `modes` has for every plan that `_kernel` may name its kernel where arrays hold what is stored in
+    them, where storing rounds, and where the gradient may be overwritten.
     """
 
-    source: str
-    sha256: str
     kernels: tuple[Kernel, ...]
     modes: Sequence[tuple[int, int, int]]
+    c: str = ""
+    c_sha256: str = ""
+    triton: str = ""
+    triton_sha256: str = ""
 
-    def path(self, rule: Any) -> Path | None:
-        """The C file of a class, or None for one whose code does not come from a file.
+    @staticmethod
+    def path(rule: Any, file: str) -> Path | None:
+        """The file of kernels of a class, or None for one whose code does not come from a file.
 
         It lies beside the module that was generated, which need not be that of the class: a person may have
         derived theirs, and a module may not be in `sys.modules`.
         """
         module = rule._kernel.__globals__.get("__file__")
-        return Path(module).with_name(self.source) if module else None
+        return Path(module).with_name(file) if module else None

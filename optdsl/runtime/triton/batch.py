@@ -1,0 +1,341 @@
+"""Rows whose kernel is made of Triton functions: a copy of the table on the device, and the launches of a step.
+
+Nothing here waits for the device. What changes from step to step (the addresses of gradients, the numbers of the
+host) goes over in one small copy, and only if it has changed. Where steps are counted on the device (`capturable`,
+`fused=True`), the numbers are computed there too, so that a CUDA graph can hold the step and an overflow that the
+device has found can leave everything as it was.
+"""
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from optdsl.runtime.groups import GroupStep
+from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
+from optdsl.runtime.native.build import BuildError
+from optdsl.runtime.native.rows import Row
+from optdsl.runtime.native.spec import Native
+from optdsl.runtime.triton import counting
+
+_TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
+#: Elements that one program takes, and lanes that fold partial results.
+BLOCK = 1024
+#: Bytes that a thread loads at a time.
+_VECTOR = 16
+
+
+class _NoKernel(ctypes.Structure):
+    """A kernel without sweeps, as in table.h: the driver checks and ends steps by it, and runs nothing."""
+
+    _fields_ = (
+        *((name, ctypes.c_int) for name in ("sweeps", "arrays", "slots", "host_states", "width", "by_rows")),
+        *((name, ctypes.c_void_p) for name in ("sweep", "scalars", "columns", "folds")),
+    )
+
+
+@functools.cache
+def load(path: Path | None, sha256: str) -> ModuleType:
+    """The module of a file of kernels whose bytes have this hash. Raises BuildError."""
+    if path is None:
+        raise BuildError("the class does not come from a file, beside which its kernels would lie")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BuildError(f"{path}: {error.strerror or error}; compile the spec again") from None
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BuildError(f"{path} was not made together with the class; compile the spec again")
+    name = f"optdsl_kernels_{sha256[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where the JIT looks for the source
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise BuildError(f"{path} cannot be imported: {error}") from error
+    return module
+
+
+def launch(function: Any, programs: int, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
+    """Runs a Triton function once for each program. A fused multiply-add would round once where the rule rounds
+    twice, so there is none.
+    """
+    function[(programs,)](*arguments, enable_fp_fusion=False, **settings)
+
+
+def in_type(real: torch.dtype) -> Any:
+    """A type that is computed in as Triton has it."""
+    return tl.float64 if real is torch.float64 else tl.float32
+
+
+class TritonBatch(Batch):
+    """Rows whose kernel is made of Triton functions."""
+
+    chunk = BLOCK
+
+    def __init__(self, group: GroupStep, native: Native, number: int, rows: list[Row]) -> None:
+        """Raises BuildError."""
+        if native.kernels[number].by_rows:
+            self.chunk = 4 * BLOCK
+        super().__init__(group, native, number, rows)
+        module = load(native.path(group.rule, native.triton), native.triton_sha256)
+        functions = self.kernel.passes, self.kernel.between
+        self.passes, self.between = (
+            [getattr(module, n) if n else None for n in names] for names in functions
+        )
+        self.real = in_type(rows[0].real)
+        self.types = {f"T{cell}": _TYPES[name] for cell, name in enumerate(rows[0].types)}
+        self._shape()
+        self._allocate()
+
+    def _kernel(self, group: GroupStep, native: Native) -> int:
+        nothing = ctypes.c_void_p()
+        counts = (0, 2 + len(self.kernel.arrays), self.kernel.slots, len(self.kernel.host_states), 0, 0)
+        null = ctypes.addressof(nothing)
+        #: Kept, as the driver reads it.
+        self._nothing = nothing, _NoKernel(*counts, null, null, null, null)
+        return ctypes.addressof(self._nothing[1])
+
+    def _shape(self) -> None:
+        """Block sizes and warps: a thread takes as many elements as fill its loads of the widest array."""
+        element = [type_.primitive_bitwidth // 8 for type_ in self._element_types()]
+        self.items = 8 if max(element) == 2 else 4
+        self.settings = {"REAL": self.real, "GUARD": False, "WIDTH": self.width}
+        lanes = 64 if torch.version.hip else 32
+        if self.kernel.by_rows:
+            widest = max((row.facts.cols for row in self.rows), default=1)
+            block = min(BLOCK, max(64, 1 << (max(widest, 1) - 1).bit_length()))
+            self.items = 0
+            warps = max(1, block // (lanes * 4))
+        else:
+            block, warps = BLOCK, BLOCK // (lanes * self.items)
+        self.of_pass = {"BLOCK": block, "num_warps": warps}
+        self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
+
+    def _element_types(self) -> list[Any]:
+        places = ["element", "element", *(place for _, place in self.kernel.arrays)]
+        return [self.types[f"T{cell}"] for cell, place in enumerate(places) if place == "element"]
+
+    def _allocate(self) -> None:
+        """What the device has of the table: rows, chunks, addresses of gradients, numbers."""
+        count = len(self.rows)
+        chunks = self.cells[:, 4].clone()
+        starts = torch.cumsum(chunks, 0) - chunks
+        row = torch.repeat_interleave(torch.arange(count), chunks)
+        chunk = torch.arange(len(row)) - starts[row]
+        self.chunks = self._sent(torch.stack((row, chunk), 1).to(torch.int32))
+        self.programs = len(row)
+        self.numbers_of_row = 1 + self.kernel.slots
+        real = self.rows[0].real
+        sets = count if self.counts_here else len(self.cohorts)
+        numbers = sets * self.numbers_of_row * real.itemsize
+        # addresses of gradients, then numbers, in one piece of memory so that one copy brings both
+        self.changing = torch.zeros(8 * count + numbers, dtype=torch.uint8, device=self.device)
+        self.gradients = self.changing[: 8 * count].view(torch.int64)
+        self.slots = self.changing[8 * count :].view(real).view(sets, self.numbers_of_row)
+        self.rows_here = torch.zeros(count, self.width, dtype=torch.int64, device=self.device)
+        owners = torch.arange(count) if self.counts_here else torch.tensor(self.cohort_of)
+        self.slots_at = self.slots.data_ptr() + owners * (self.numbers_of_row * real.itemsize)
+        #: Addresses of parameters and gradients, and numbers, as the device has them.
+        self.sent_addresses: Tensor | None = None
+        self.sent_numbers: Tensor | None = None
+        self.kept: list[Tensor] = []
+        if self.counts_here:
+            self.counts = torch.zeros(count, dtype=torch.float64, device=self.device)
+            hosts = len(self.kernel.host_states)
+            self.hosts = torch.zeros(hosts, count, dtype=torch.float64, device=self.device)
+            self.members = [
+                torch.tensor([i for i, c in enumerate(self.cohort_of) if c == number], device=self.device)
+                for number in range(len(self.cohorts))
+            ]
+
+    # ---- copies -------------------------------------------------------------------------------------------
+
+    def _sent(self, data: Tensor) -> Tensor:
+        """A copy on the device."""
+        made = torch.empty_like(data, device=self.device)
+        self._copy(made, data)
+        return made
+
+    def _copy(self, target: Tensor, data: Tensor) -> None:
+        """Copies from the host without waiting: from pinned memory, which torch keeps until the copy is over."""
+        if self.device.type == "cpu":
+            target.copy_(data)
+            return
+        pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+        pinned.copy_(data)
+        target.copy_(pinned, non_blocking=True)
+        if torch.cuda.is_current_stream_capturing():
+            self.kept.append(pinned)  # the graph copies from there whenever it runs
+
+    def send(self) -> None:
+        """Brings the device what has changed since the last step."""
+        addresses = self.cells[:, ARRAYS : ARRAYS + 2]
+        known = self.sent_addresses
+        moved = known is None or not torch.equal(addresses, known)
+        if moved:
+            if known is None or not torch.equal(addresses[:, 0], known[:, 0]):
+                rows = self.cells.clone()
+                rows[:, SLOTS] = self.slots_at
+                self._copy(self.rows_here, rows)
+            self.sent_addresses = addresses.clone()
+            self.aligned = not bool((self.sent_addresses % _VECTOR).any())
+        if self.counts_here:
+            if moved:
+                self._copy(self.gradients, addresses[:, 1].contiguous())
+            return
+        numbers = self.numbers[:, : self.numbers_of_row]
+        if moved or self.sent_numbers is None or not torch.equal(numbers, self.sent_numbers):
+            self.sent_numbers = numbers.clone()
+            data = torch.empty(self.changing.numel(), dtype=torch.uint8)
+            count = 8 * len(self.rows)
+            data[:count].view(torch.int64).copy_(addresses[:, 1])
+            data[count:].view(self.slots.dtype).view(self.slots.shape).copy_(numbers)
+            self._copy(self.changing, data)
+
+    # ---- steps --------------------------------------------------------------------------------------------
+
+    def prepare(self, group: GroupStep, options: Mapping[str, Any], native: Native, mode: int) -> bool:
+        """Puts the numbers of this step in place, unless they are counted on the device; False if a cohort needs
+        another kernel now.
+        """
+        self.skip = group.skip
+        self.settings["GUARD"] = group.skip is not None
+        self.group = group
+        if not self.counts_here:
+            return super().prepare(group, options, native, mode)
+        for cohort in self.cohorts:
+            state = dict.fromkeys(cohort.names, 0.0)
+            leaf, _, _ = group.rule._kernel(options, 1, cohort.facts, state)
+            if leaf != cohort.leaf and native.modes[leaf][mode] != self.number:
+                return False
+            cohort.leaf = leaf
+        return True
+
+    def known(self) -> bool:
+        """Whether step counts and host states are those that `prepare` went by; it goes by none of the device."""
+        return self.counts_here or super().known()
+
+    def run(self, first: int, last: int, threads: int) -> None:
+        """Sweeps first .. last - 1; beyond the last sweep, what ends the step too."""
+        with self._on_device():
+            if first == 0:
+                self.send()
+                if self.counts_here:
+                    self._count()
+            sweeps = self.kernel.sweeps
+            for k in range(first, min(last, sweeps)):
+                self._between(k, fold=k > first, compute=True)
+                self._pass(k)
+            self._between(min(last, sweeps), fold=last > first, compute=last > sweeps)
+        if last > sweeps:
+            if self.counts_here:
+                self._keep_hosts()
+            else:
+                self.arguments[4], self.arguments[5], self.arguments[6] = 0, 1, 1
+                self.driver.run(self.call)
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        if self.device.type == "cpu":
+            return nullcontext()
+        return torch.cuda.device(self.device)
+
+    def _pass(self, k: int) -> None:
+        if not self.programs:
+            return
+        function: Any = self.passes[k]
+        settings = {**self.settings, **self.of_pass, "ITEMS": self.items if self.aligned else 0}
+        settings.update((n, t) for n, t in self.types.items() if n in function.arg_names)
+        launch(function, self.programs, (self.rows_here, self.chunks, self.gradients, self.skip), settings)
+
+    def _between(self, k: int, fold: bool, compute: bool) -> None:
+        function = self.between[k]
+        if function is None or not (fold or compute):
+            return
+        settings = {**self.settings, **self.of_between, "FOLD": fold, "COMPUTE": compute}
+        launch(function, len(self.rows), (self.rows_here, self.skip), settings)
+
+    # ---- steps counted on the device ----------------------------------------------------------------------
+
+    def _count(self) -> None:
+        """Counts the step, and computes its numbers."""
+        settings = {k: v for k, v in self.settings.items() if k != "REAL"}
+        hosts = len(self.kernel.host_states)
+        first = ARRAYS + 2 + len(self.kernel.arrays)
+        arguments = (self.rows_here, self.counts, self.hosts, self.skip, len(self.rows))
+        launch(counting.count, len(self.rows), arguments, {**settings, "FIRST": first, "HOSTS": hosts})
+        sign = -1.0 if self.group.maximize else 1.0
+        if self.group.scale is None:
+            self.slots[:, 0].fill_(sign)
+        else:
+            self.slots[:, 0].copy_(sign / self.group.scale.to(self.device, torch.float64))
+        self.new_hosts = self.hosts.clone() if hosts else self.hosts
+        alone = len(self.cohorts) == 1
+        for cohort, members in zip(self.cohorts, self.members, strict=True):
+            t = self.counts if alone else self.counts[members]
+            old = {
+                name: values if alone else values[members]
+                for name, values in zip(cohort.names, self.hosts, strict=True)
+            }
+            _, slots, new = self.group.rule._kernel(self.group.options_on(self.device), t, cohort.facts, old)
+            for column, value in enumerate(slots, 1):
+                _put(self.slots[:, column], None if alone else members, value)
+            for row, value in enumerate(new):
+                _put(self.new_hosts[row], None if alone else members, value)
+
+    def _keep_hosts(self) -> None:
+        """Leaves the host-level states as they are from now on."""
+        hosts = len(self.kernel.host_states)
+        if hosts:
+            settings = {k: v for k, v in self.settings.items() if k != "REAL"}
+            first = ARRAYS + 2 + len(self.kernel.arrays)
+            arguments = (self.rows_here, self.new_hosts, self.skip, len(self.rows))
+            with self._on_device():
+                launch(counting.keep, len(self.rows), arguments, {**settings, "FIRST": first, "HOSTS": hosts})
+
+    def finish(self, group: GroupStep) -> None:
+        """What is left to do behind the last sweep: group-level states, and the next step count."""
+        if not self.counts_here:
+            super().finish(group)
+            return
+        kernel = self.kernel
+        if kernel.written_groups:
+            t, position = self.counts.max(0)
+            for key in kernel.written_groups:
+                number = kernel.groups.index(key)
+                value = self.values[:, kernel.values + number][position]
+                if self.skip is not None:
+                    value = torch.where(self.skip != 0, self.shared[len(kernel.joints) + number], value)
+                group.candidates.append((self.rows[0].index, key, t, value))
+
+
+def _put(target: Tensor, members: Tensor | None, value: Any) -> None:
+    """Writes a number, or one for each, to some entries."""
+    if isinstance(value, Tensor):
+        value = value.to(target.dtype)
+        if members is None:
+            target.copy_(value)
+        else:
+            target[members] = value
+    elif members is None:
+        target.fill_(value)
+    else:
+        target.index_fill_(0, members, value)
+
+
+#: What launches a function; benchmarks and tests may put something else in its place.
+Launch = Callable[[Any, int, tuple[Any, ...], Mapping[str, Any]], None]
+__all__ = ["BLOCK", "Launch", "TritonBatch", "in_type", "launch", "load"]
