@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from optdsl.core.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Native:
     """The source file of the kernels, and lines for the body of the Python class.
 

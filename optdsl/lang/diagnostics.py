@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from optdsl.core.record import record
 
 #: Every code with its one-line meaning. `optdsl explain CODE` prints the page of a code, which holds an
 #: example that provokes it; the tests compile each example.
@@ -72,7 +73,7 @@ CODES: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Span:
     """A stretch of text: 1-based line and column of its start, and of the first character after it."""
 
@@ -87,7 +88,7 @@ class Span:
         return Span(line, 1, line, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Diagnostic:
     """One message. `source_line` is the text of the line it points into, without its newline."""
 

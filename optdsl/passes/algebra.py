@@ -20,10 +20,10 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from optdsl.core.record import record
 from optdsl.core.types import Kind
 from optdsl.ir.expr import Call, Const, Expr, Var, call, const, rebuild, transform, variables, walk
 from optdsl.ir.program import Assign, Program
@@ -253,7 +253,7 @@ def _multiplications(n: int) -> int:
     return n.bit_length() + n.bit_count() - 2 if n else 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Term:
     """One term of a sum: what stands beside the device factors, and whether it had to be multiplied out."""
 
@@ -1024,7 +1024,7 @@ class _Host:
         return memo[root]
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Samples:
     """Inputs and what the original makes of them: `value` in float32; `high + low` in many digits, where
     `exact` says that it is known (None: not computed yet). `finite` marks samples with finite inputs only.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from optdsl import __version__
@@ -17,6 +16,7 @@ from optdsl.backends.templates import render
 from optdsl.backends.torch.emit import quoted
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.record import record
 from optdsl.ir.expr import Expr, var, variables
 from optdsl.ir.plan import Array, Plan
 from optdsl.ir.program import Program
@@ -76,7 +76,7 @@ def _plans(program: Program) -> tuple[Tree | None, dict[int, list[Plan]], str | 
         return None, {}, str(reason)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Unit:
     """Kernels that are compiled together: those of one setting in one mode."""
 
