@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 
@@ -213,6 +212,8 @@ class Reporter:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for the known name most like `name`, or an empty string."""
+    import difflib  # only a mistake needs it
+
     found = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
     return f"did you mean `{found[0]}`?" if found else ""
 
