@@ -7,7 +7,6 @@ import io
 import keyword
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from optdsl import __version__, driver
 from optdsl.lang.diagnostics import Diagnostic, SpecError, to_json
 
 T = TypeVar("T")
+#: `command` of `_parser`: adds one, and gives its own parser.
+_Command = Callable[..., argparse.ArgumentParser]
 OK, FOUND_ERRORS, BAD_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; finished files are complete, others are as they were", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe has seen enough
+        import signal
+
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
@@ -44,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = _parser()
+    if arguments is None:
+        arguments = sys.argv[1:]
+    first = arguments[0] if arguments else None
+    parser = _parser(first if first in _OPTIONS else None)
     try:
         options = parser.parse_args(arguments)
     except SystemExit as end:  # argparse has printed what was asked for, or what is wrong
@@ -60,7 +66,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return FOUND_ERRORS
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line; that of the command `only` is made alone, as all take longer to make."""
     parser = argparse.ArgumentParser(
         prog="optdsl",
         description="Compile optimizers, written as in their papers, to torch.optim.Optimizer classes.",
@@ -89,6 +96,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    for name, add in _OPTIONS.items():
+        if only in (None, name):
+            add(command)
+    return parser
+
+
+def _check_options(command: _Command) -> None:
     check = command(
         "check",
         _check,
@@ -100,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--format", choices=("text", "json"), default="text", help="json is for editors")
 
+
+def _compile_options(command: _Command) -> None:
     compile_ = command(
         "compile",
         _compile,
@@ -136,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--format", choices=("text", "json"), default="text", help="how to print messages")
     compile_.add_argument("-q", "--quiet", action="store_true", help="print messages only")
 
+
+def _fmt_options(command: _Command) -> None:
     fmt = command(
         "fmt",
         _fmt,
@@ -147,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     fmt.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file is not formatted")
 
+
+def _show_options(command: _Command) -> None:
     show = command(
         "show",
         _show,
@@ -165,12 +185,18 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("path", metavar="SPEC", help="a file, or the name of a shipped spec")
     show.add_argument("--stage", choices=driver.STAGES, default="torch", help="default: %(default)s")
 
+
+def _list_options(command: _Command) -> None:
     list_ = command("list", _list, "list the shipped specs", "  optdsl list")
     list_.add_argument("--names", action="store_true", help="names only, one per line")
 
+
+def _new_options(command: _Command) -> None:
     new = command("new", _new, "write a first spec to start from", "  optdsl new my_method")
     new.add_argument("name", metavar="NAME", help="name of the method; the file is NAME.opt")
 
+
+def _bench_options(command: _Command) -> None:
     bench = command(
         "bench",
         _bench,
@@ -227,6 +253,8 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     bench.add_argument("--no-plot", action="store_true", help="draw no pictures")
 
+
+def _explain_options(command: _Command) -> None:
     explain = command(
         "explain",
         _explain,
@@ -282,7 +310,19 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="predict times from the bandwidth of this machine, measured now",
     )
-    return parser
+
+
+#: What adds each command to the parser, in the order of the help text.
+_OPTIONS: dict[str, Callable[[_Command], None]] = {
+    "check": _check_options,
+    "compile": _compile_options,
+    "fmt": _fmt_options,
+    "show": _show_options,
+    "list": _list_options,
+    "new": _new_options,
+    "bench": _bench_options,
+    "explain": _explain_options,
+}
 
 
 def _comma(each: Callable[[str], T]) -> Callable[[str], list[T]]:

@@ -11,12 +11,12 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optdsl.check import Checked, check_path
+from optdsl.core.record import record
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, Span, SpecError, nearest
 from optdsl.resources import cache_dir, data_dir, write_together
@@ -47,7 +47,7 @@ def program_of(path: Path) -> tuple[Program, tuple[Diagnostic, ...]]:
     return _program(checked, path), checked.diagnostics
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compiled:
     """What became of one spec: its program, the messages, the files written (empty when it has errors).
 

@@ -803,7 +803,7 @@ def test_compiling_loads_nothing_heavy(name, tmp_path):
 
 
 def test_a_cold_compile_is_quick(tmp_path, capsys):
-    """At most 0.25 s of CPU time; the limit here leaves room for a busy machine."""
+    """At most 0.15 s of CPU time; the limit here leaves room for a busy machine."""
     (tmp_path / "one.opt").write_bytes(locate("adamw").read_bytes())
     kept = {"OPTDSL_CACHE": str(tmp_path / "cache"), "PYTHONPYCACHEPREFIX": str(tmp_path / "pyc")}
     times = []
@@ -815,4 +815,4 @@ def test_a_cold_compile_is_quick(tmp_path, capsys):
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     with capsys.disabled():
         print(f"\nCPU time of `optdsl compile one.opt`: {min(times[1:]):.3f} s, first run {times[0]:.3f} s")
-    assert min(times[1:]) < 0.5
+    assert min(times[1:]) < 0.3

@@ -112,7 +112,7 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path) -> None:
     assert {f"optdsl/runtime/native/{name}" for name in ("table.h", "kernel.h", "driver.c")} <= names
     for file in (ROOT / "specs").glob("*.opt"):
         assert {f"optdsl/_data/generated/{file.stem}{suffix}" for suffix in (".py", ".c")} <= names
-    assert "optdsl = optdsl.cli:main" in entry_points
+    assert "optdsl = optdsl.__main__:main" in entry_points
 
 
 def test_the_installed_package_compiles_a_spec(site: Path, tmp_path: Path) -> None:

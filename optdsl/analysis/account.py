@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from optdsl.backends.cpu.printer import LIBRARY, SCALAR_ONLY
+from optdsl.core.record import field, record
 from optdsl.ir.expr import Call, Expr, walk
 from optdsl.ir.plan import KINDS, Loop, Place, Plan, Sweep, multiplications
 from optdsl.ir.program import Program
@@ -36,7 +36,7 @@ def widths(program: Program, dtype: str) -> dict[str, int]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SweepAccount:
     """One sweep.
 
@@ -62,7 +62,7 @@ class SweepAccount:
     scalar: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Account:
     """All sweeps of a plan. Bytes and operations are per parameter.
 

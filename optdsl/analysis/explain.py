@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from optdsl.analysis import equations
@@ -19,6 +18,7 @@ from optdsl.analysis.plain import Unicode
 from optdsl.analysis.setting import Setting
 from optdsl.analysis.symbols import unicode_symbols
 from optdsl.core.ops import FACTS
+from optdsl.core.record import record
 from optdsl.core.types import Dim, Level
 from optdsl.ir.expr import Expr, Literal, TypeFault, Var, call, transform, variables
 from optdsl.ir.plan import KINDS, Plan, Value
@@ -36,7 +36,7 @@ _WIDE = 60
 RANGES = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bandwidth:
     """Bytes a second, and where the number comes from: "given" or what was measured."""
 
@@ -44,7 +44,7 @@ class Bandwidth:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StateAccount:
     """A state that is in use: `entries` numbers of `width` bytes for a tensor of the setting's shape."""
 
@@ -57,7 +57,7 @@ class StateAccount:
     per_parameter: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlanFor:
     """A phase in words: `condition` must hold, which it does in the steps that `when` tells."""
 
@@ -73,7 +73,7 @@ class PlanFor:
         return self.phase.account
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Explanation:
     """All of it. `plans` is empty if there is no plan, for the reason `no_plan`; `usual` is the plan that most of
     the first steps follow. `conditions` are what the setting settles, in words.

@@ -11,11 +11,12 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 from optdsl.analysis.symbols import Symbol
 from optdsl.core.ops import CORE, DEFAULT_OVER, Rule
+from optdsl.core.record import record
 from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, const, is_random, walk
 from optdsl.ir.program import number
 
@@ -23,7 +24,7 @@ from optdsl.ir.program import number
 SELECT, OR, AND, NOT, COMPARE, ADD, MUL, PRODUCT, NEG, POW, ATOM = range(1, 12)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Piece:
     """An expression as text. `head` and `tail` tell what it begins and ends with, as far as a product cares:
     "word", "number", "minus", "bar", "function", "fraction" or nothing special; "open" is the end of a sum or a

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from optdsl.analysis.account import Account, account, widths
 from optdsl.analysis.setting import Setting
+from optdsl.core.record import record
 from optdsl.ir.expr import Expr, Literal, variables
 from optdsl.ir.plan import Plan
 from optdsl.ir.program import Program
@@ -30,7 +30,7 @@ Range = tuple[int, int | None]
 Decisions = tuple[tuple[Expr, bool], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Phase:
     """A plan and when it is followed.
 
@@ -47,7 +47,7 @@ class Phase:
     account: Account
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Phases:
     """The phases of a setting, in the order in which they begin; `conditions` are those that the setting settles."""
 

@@ -9,10 +9,10 @@ import ast
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from optdsl.analysis.account import BYTES, computed_in
+from optdsl.core.record import field, record
 from optdsl.core.types import Kind
 from optdsl.ir.expr import Literal
 from optdsl.ir.program import Hyper, Program
@@ -24,7 +24,7 @@ MATRIX = (1024, 1024)
 _MOST = 2**53
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Setting:
     """Options (constructor arguments that are not at their defaults), and what the parameters are like."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from optdsl.analysis.notation import Notation, draws, negation
 from optdsl.analysis.symbols import Symbol
 from optdsl.core.ops import FACTS
+from optdsl.core.record import record
 from optdsl.ir.expr import Expr, Var, variables
 from optdsl.ir.program import Program
 from optdsl.ir.structure import Branch, Set, Statement, structure
@@ -16,7 +16,7 @@ from optdsl.ir.structure import Branch, Set, Statement, structure
 N = TypeVar("N", bound=Notation)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Line:
     """One line: an assignment of `values` to `targets` (`kind` is "set"), or "if", "elif" or "else", with the
     condition as the only value.
@@ -28,7 +28,7 @@ class Line:
     targets: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Step(Generic[N]):
     """The step of a program in a notation."""
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+
+from optdsl.core.record import record
 
 #: Greek letters by the names that a spec may give them: as a character, and as a LaTeX command. Those that are
 #: no letters of their own in LaTeX are left out, and Sigma, which would be read as a sum.
@@ -43,7 +44,7 @@ _SPECIAL = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Symbol:
     """A name as it is written; a `word` needs something between itself and its neighbours in a product."""
 
@@ -118,7 +119,7 @@ def _distinct(
     return found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Parts:
     """`beta1_hat`: base `beta`, accent `hat`, subscript `1`."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from optdsl.backends.cells import Cells
 from optdsl.backends.layout import WIDTH, assignment
 from optdsl.backends.torch.emit import quoted
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.record import record
 from optdsl.ir.expr import Expr, var, variables
 from optdsl.ir.plan import Array, Plan
 from optdsl.ir.program import Program
@@ -24,7 +24,7 @@ class NoKernels(Exception):
     """The reason why a program has no kernels."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Functions:
     """The functions of one kernel: one for each sweep, and in front of each and behind the last ("" for none)."""
 
@@ -32,7 +32,7 @@ class Functions:
     between: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Source:
     """A file of kernels. `field` is what the class calls it; `functions` are those of each kernel, by its number,
     where a kernel is not found by its number alone.
@@ -83,7 +83,7 @@ def _plans(program: Program) -> tuple[Tree, dict[int, list[Plan]]]:
         raise NoKernels(str(reason)) from None
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Unit:
     """Kernels that share their table, and are compiled together: those of one setting in one mode."""
 

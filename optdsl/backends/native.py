@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from optdsl.core.record import record
 
 if TYPE_CHECKING:
     from optdsl.backends.kernels import Source
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 NAMES = ("cpu", "triton")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Native:
     """The files of the kernels, and lines for the body of the Python class.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from optdsl.check.faults import choice_operands, fault_of
 from optdsl.check.library import Library
@@ -14,12 +13,13 @@ from optdsl.check.update import Movements
 from optdsl.check.why import Why
 from optdsl.core import types as ty
 from optdsl.core.ops import BUILTINS, CONSTANTS, FACTS
+from optdsl.core.record import field, record
 from optdsl.ir.expr import Const, Expr, TypeFault, Var, call, const, var
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Session:
     """The check of one spec and all it uses."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from optdsl.check.files import Folders, locate, plain_name, roots
 from optdsl.check.names import closest, shown
+from optdsl.core.record import field, record
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
 from optdsl.lang.parser import parse
@@ -26,7 +26,7 @@ _DECLARED = re.compile(
 )
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Loaded:
     """A parsed file with its own reporter.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import keyword
 import re
 from collections.abc import Iterable
@@ -65,6 +64,8 @@ def shown(text: str) -> str:
 def closest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for the known name most like `name`, whatever its case, or an empty string."""
     lowered = {other.lower(): other for other in sorted(known)}
+    import difflib  # only a mistake needs it
+
     found = difflib.get_close_matches(name.lower(), lowered, n=1) if len(name) <= MAX_NAME else []
     return f"did you mean `{lowered[found[0]]}`?" if found else ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from optdsl.check.compose import build, check_function
@@ -14,13 +14,14 @@ from optdsl.check.names import check_name, closest, shown
 from optdsl.check.scope import MAX_FILE_WORK, POISON, Builder, Declared, TooLarge, Undefined
 from optdsl.check.unused import warn
 from optdsl.core import types as ty
+from optdsl.core.record import record
 from optdsl.ir.expr import Expr, Var, call, const, var, variables
 from optdsl.ir.program import Assign, Program
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Diagnostic, Span, SpecError
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Checked:
     """The outcome of a check. `program` is None when there are errors or the file holds no optimizer.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from optdsl.check.library import Loaded
 from optdsl.core import types as ty
+from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Type
 from optdsl.ir.expr import Call, Const, Expr, Var, var
 from optdsl.ir.program import Assign, Guard, Hyper, State
@@ -27,7 +27,7 @@ Slot: TypeAlias = tuple[int, str]
 Value: TypeAlias = "Expr | Undefined"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Undefined:
     """A name that has a value on some paths only; `reason` completes "has no value ...".
 
@@ -51,7 +51,7 @@ class Undefined:
         return side.settle(facts) if isinstance(side, Undefined) else side
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Origin:
     """Where a value was made: the name it has in the file, and the place."""
 
@@ -64,7 +64,7 @@ class TooLarge(Exception):
     """The step, or the work of checking it, grew beyond a bound; says which."""
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Builder:
     """Collects assignments. `values` maps (scope, name) to the value a name has now.
 
@@ -176,7 +176,7 @@ def is_simple(expr: Expr) -> bool:
     return isinstance(expr, Const | Var)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Instance:
     """One spec in a composition; the outermost one is the program itself.
 
@@ -197,7 +197,7 @@ class Instance:
     circle: tuple[syn.Spec, ...] = ()
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Scope:
     """Where names of one spec or one inlined function are looked up.
 
@@ -215,7 +215,7 @@ class Scope:
     note: str = ""
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Declared:
     """What the finished program declares: shared by all instances of a composition."""
 

@@ -7,16 +7,16 @@ movement that is already in the step splits that assignment in two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from optdsl.check.scope import POISON, Builder, Undefined, is_simple
 from optdsl.core import types as ty
+from optdsl.core.record import record
 from optdsl.ir.expr import Call, Expr, Var, call, const, var
 from optdsl.ir.program import Assign
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Update:
     """`name` is the assignment `p = ...`, `base` the `p` before it, `amount` what it subtracts if it says."""
 
@@ -25,7 +25,7 @@ class Update:
     amount: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UpdateMerge:
     """Different updates on two sides of a branch; None where `p` was never moved, and still is `before`.
 

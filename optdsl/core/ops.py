@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from optdsl.core.record import record
 from optdsl.core.types import Kind
 
 
@@ -28,7 +28,7 @@ class Rule(Enum):
     MATRIX = "matrix"  # same shape as the first argument, which must be a matrix
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CoreOp:
     """One core operator.
 
@@ -129,7 +129,7 @@ STATIC_FACTS = frozenset({"ndim", "numel", "rows", "cols"})
 Make = Callable[..., Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Builtin:
     """A function of the language.
 

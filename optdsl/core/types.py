@@ -11,8 +11,9 @@ matrix of R = first dimension by C = the rest. Broadcasting is numpy's, on these
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, IntEnum
+
+from optdsl.core.record import record
 
 
 class Kind(Enum):
@@ -58,7 +59,7 @@ class ShapeError(ValueError):
     """Two shapes do not broadcast or multiply."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Type:
     """Kind, level and shape of a value. Invariant: shape is SCALAR exactly when level < ARRAY."""
 

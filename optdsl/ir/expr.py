@@ -10,11 +10,11 @@ from __future__ import annotations
 import struct
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from optdsl.core import types as ty
 from optdsl.core.ops import CORE, OVERS, CoreOp, Rule
+from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Level, ShapeError, Type
 
 Literal: TypeAlias = float | int | bool | str
@@ -28,7 +28,7 @@ class TypeFault(Exception):
         self.argument = argument
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@record(eq=False, weakref_slot=True)
 class Const:
     """A literal number, truth value or choice."""
 
@@ -46,7 +46,7 @@ class Const:
         return frozenset()
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@record(eq=False, weakref_slot=True)
 class Var:
     """A named value: `p`, `g`, a fact, a hyperparameter, a stored state, or the result of an assignment.
 
@@ -67,7 +67,7 @@ class Var:
         return frozenset((self.name,))
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@record(eq=False, weakref_slot=True)
 class Call:
     """A core operator applied to operands. `attr` is `over` of a reduction or the site of a random draw.
 

@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from optdsl.core.ops import CORE, Rule
+from optdsl.core.record import field, record
 from optdsl.core.types import Dim, Kind, Level, Shape, Type, element
 from optdsl.ir.expr import Call, Const, Expr, Var, is_joint, is_random
 from optdsl.ir.numpy_ops import NUMPY, Array
@@ -48,7 +48,7 @@ class Uncomputed(Exception):
     """A value is read that no assignment has computed in this step: the program is not valid."""
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Group:
     """A parameter group. `hypers` holds constructor arguments (a tuple for one with parts); those not given
     have their defaults.
@@ -58,7 +58,7 @@ class Group:
     hypers: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Joint:
     """What a tensor waits for: the joint reduction `op` of the values `x` of all who come to `site`."""
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 
 from optdsl.core.ops import CORE, Rule
+from optdsl.core.record import record
 from optdsl.core.types import Kind
 from optdsl.ir.expr import Call, Const, Expr, walk
 
@@ -33,7 +33,7 @@ class Place(Enum):
     ELEMENT = "element"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Array:
     """Something in memory that a step reads or writes: `p`, `g`, or a state by its name.
 
@@ -47,7 +47,7 @@ class Array:
     group: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reduction:
     """`kind` (sum, mean, max, min) of the operand at `operand`, over `over`; `site` of a joint one."""
 
@@ -62,7 +62,7 @@ class Reduction:
         return self.site is not None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Value:
     """`name = expr` at `place`; with `reduction`, the reduction of `expr`, which lives at the operand's place."""
 
@@ -79,7 +79,7 @@ class Value:
         return expr if isinstance(expr, Call) and CORE[expr.op].rule is Rule.RANDOM else None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Loop:
     """One loop over elements.
 
@@ -93,7 +93,7 @@ class Loop:
     stores: tuple[tuple[str, Expr], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sweep:
     """Loops over the elements of a row, in front of and behind each what is computed per row.
 
@@ -173,7 +173,7 @@ def multiplications(node: Call) -> int:
     return products.get(node.args[1].value, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """One branch-free step of one tensor.
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Type
 from optdsl.ir.expr import Expr, Literal, Var, is_joint, is_random, variables, walk
 
@@ -20,7 +21,7 @@ from optdsl.ir.expr import Expr, Literal, Var, is_joint, is_random, variables, w
 Guard: TypeAlias = tuple[tuple[Expr, bool], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Interval:
     """An interval of numbers; `low_open` and `high_open` exclude the ends."""
 
@@ -49,7 +50,7 @@ def number(value: float) -> str:
     return text[:-2] if text.endswith(".0") and "e" not in text else text
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hyper:
     """One number, switch or choice the user sets. `argument` is the constructor argument it is (part of).
 
@@ -71,7 +72,7 @@ class Hyper:
         return self.name != self.argument
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class State:
     """What is kept between steps. `init` is its value before a parameter's first step, or None.
 
@@ -84,7 +85,7 @@ class State:
     init: Expr | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Assign:
     """`name = expr`, evaluated only under `guard`.
 
@@ -105,7 +106,7 @@ class Assign:
         return var(self.name, self.expr.type)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Program:
     """One method. `results` maps `p` and the name of each state to the value the step leaves behind."""
 

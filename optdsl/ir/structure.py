@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as Set_
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from optdsl.core.record import field, record
 from optdsl.ir.expr import Call, Const, Expr, Var, variables
 from optdsl.ir.program import Assign, Guard, Program
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Set:
     """`target = expr`; `value` is the SSA name it computes, `line` its line in the spec."""
 
@@ -27,7 +27,7 @@ class Set:
     line: int = 0
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Branch:
     """`if condition: then else: other`."""
 
@@ -39,7 +39,7 @@ class Branch:
 Statement: TypeAlias = Set | Branch
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Structured:
     """`names` maps SSA names and inputs to variables; `results` says which variable holds each result."""
 
@@ -48,7 +48,7 @@ class Structured:
     results: dict[str, Expr]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Either:
     """What a variable holds after a branch whose sides leave different values in it (None: nothing)."""
 
@@ -79,7 +79,7 @@ def _values(held: Held) -> Iterator[str]:
         yield held
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Conflict(Exception):
     """`value` must not be stored under its present name."""
 

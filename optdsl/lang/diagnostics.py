@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from optdsl.core.record import record
 
 #: Every code with its one-line meaning. `optdsl explain CODE` prints the page of a code, which holds an
 #: example that provokes it; the tests compile each example.
@@ -72,7 +72,7 @@ CODES: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Span:
     """A stretch of text: 1-based line and column of its start, and of the first character after it."""
 
@@ -87,7 +87,7 @@ class Span:
         return Span(line, 1, line, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Diagnostic:
     """One message. `source_line` is the text of the line it points into, without its newline."""
 
@@ -212,6 +212,8 @@ class Reporter:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for the known name most like `name`, or an empty string."""
+    import difflib  # only a mistake needs it
+
     found = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=0.6)
     return f"did you mean `{found[0]}`?" if found else ""
 

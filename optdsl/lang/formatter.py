@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 
+from optdsl.core.record import record
 from optdsl.lang.diagnostics import Span, SpecError
 from optdsl.lang.grammar import Token, tokens_of
 from optdsl.lang.parser import parse
@@ -66,7 +67,7 @@ def outline(node: object) -> object:
 # ---- elements: logical lines and the comments between them ----------------------------------------------
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class _Element:
     """A logical line or a comment of its own: where it stood, how deep it belongs, how it is laid out.
 

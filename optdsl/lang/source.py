@@ -8,9 +8,9 @@ recurse.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from optdsl.core.record import record
 from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
 
 MAX_BYTES = 64 * 1024
@@ -41,7 +41,7 @@ _HELP_LARGE = "a method fits into a few dozen lines; is this the right file?"
 _TOO_LARGE = (f"the file is larger than {MAX_BYTES // 1024} KiB", _HELP_LARGE)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LogicalLine:
     """`text` starts at column `indent + 1` of line `line`; comments in it are blanked, newlines kept.
 
@@ -75,7 +75,7 @@ class LogicalLine:
         return Span(self.line, self.indent + 1, self.line, self.indent + 1 + max(1, len(first)))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Comment:
     """A comment; `own_line` tells one that stands alone from one behind code."""
 
@@ -85,7 +85,7 @@ class Comment:
     own_line: bool
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Source:
     """The text of one spec, cut into logical lines."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from optdsl.core.record import field, record
 from optdsl.lang.diagnostics import Span
 
 # ---- expressions --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Number:
     """`10` (int) or `1e-3` (float)."""
 
@@ -18,7 +18,7 @@ class Number:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bool:
     """`true` or `false`."""
 
@@ -26,7 +26,7 @@ class Bool:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class String:
     """A choice such as `"l2"`."""
 
@@ -34,7 +34,7 @@ class String:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Name:
     """A name used as a value."""
 
@@ -42,7 +42,7 @@ class Name:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Operation:
     """A core operator written with a symbol: unary minus, arithmetic, a comparison, `and`, `@`, `'`."""
 
@@ -51,7 +51,7 @@ class Operation:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Compare:
     """A chain of comparisons, `0 < x <= 1`."""
 
@@ -60,7 +60,7 @@ class Compare:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IfElse:
     """`then if condition else other`."""
 
@@ -70,7 +70,7 @@ class IfElse:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallSyntax:
     """`function(args, keyword=value)`."""
 
@@ -86,7 +86,7 @@ Expression: TypeAlias = Number | Bool | String | Name | Operation | Compare | If
 # ---- statements ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AssignSyntax:
     """`name = value`."""
 
@@ -96,7 +96,7 @@ class AssignSyntax:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class If:
     """`if` with its `elif`s as nested `If`s in `other`."""
 
@@ -106,7 +106,7 @@ class If:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Every:
     """A block that runs when `(t - 1) mod period == offset`."""
 
@@ -116,7 +116,7 @@ class Every:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Repeat:
     """A block that runs `count` times."""
 
@@ -125,7 +125,7 @@ class Repeat:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Return:
     """The last line of a function."""
 
@@ -133,7 +133,7 @@ class Return:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Use:
     """`use NAME(bindings) [as alias] [with gradient = expr]`; a tuple hyper is bound to several values."""
 
@@ -152,7 +152,7 @@ Statement: TypeAlias = AssignSyntax | If | Every | Repeat | Return | Use
 LiteralValue: TypeAlias = int | float | bool | str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IntervalSyntax:
     """`[0, 1)`."""
 
@@ -163,7 +163,7 @@ class IntervalSyntax:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChoicesSyntax:
     """`{"l2", "decoupled"}`."""
 
@@ -171,7 +171,7 @@ class ChoicesSyntax:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class HyperSyntax:
     """One line of `hyper:`. `parts` is empty for a plain one, else (name, default, span) per part."""
 
@@ -185,7 +185,7 @@ class HyperSyntax:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StateSyntax:
     """One line of `state:`."""
 
@@ -201,7 +201,7 @@ class StateSyntax:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class StepSyntax:
     """A `step:` block; `condition` for `step when`, `otherwise` for `step otherwise`."""
 
@@ -211,7 +211,7 @@ class StepSyntax:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Def:
     """A function."""
 
@@ -222,7 +222,7 @@ class Def:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Spec:
     """An `optimizer` or a `transform`. `uses` are the `use` lines outside a step; they run first."""
 
@@ -238,7 +238,7 @@ class Spec:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Import:
     """`import "lib/common.opt"`."""
 
@@ -246,7 +246,7 @@ class Import:
     span: Span
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class File:
     """A whole file."""
 

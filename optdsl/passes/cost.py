@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from optdsl.core.ops import CORE, Rule
+from optdsl.core.record import record
 from optdsl.core.types import Dim, Level, Type
 from optdsl.ir.expr import Call, Const, Expr, Var, walk
 from optdsl.ir.program import Program
@@ -24,7 +25,7 @@ _PRODUCTS_PER_STEP = 3
 _USUAL_STEPS = 5
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Cost:
     """Weighted operations of one step of one tensor.
 

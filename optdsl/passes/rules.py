@@ -8,15 +8,15 @@ Rules that are true of real numbers but not of IEEE numbers (`x - x`, `x * 0`, `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from optdsl.core.record import record
 from optdsl.core.types import Kind
 from optdsl.core.types import const as const_type
 from optdsl.ir.expr import Call, Const, Expr, call, const, walk
 from optdsl.passes.evaluate import evaluate
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rule:
     """`apply(node)` returns what the node becomes, or None when the rule does not match."""
 

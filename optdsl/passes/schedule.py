@@ -13,9 +13,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from optdsl.core.ops import CORE, Rule
+from optdsl.core.record import record
 from optdsl.core.types import COLS, ELEMENT, ROWS, Kind, Level, Type, host
 from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, var, variables
 from optdsl.ir.plan import Array, Loop, Place, Plan, Reduction, Sweep, Value
@@ -208,7 +208,7 @@ class _Flat:
         return var(name, expr.type)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Choice:
     """The sweep in which each written element array is stored, and the value that goes over the gradient."""
 

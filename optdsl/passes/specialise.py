@@ -10,9 +10,10 @@ anew in every step anyway.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
+from optdsl.core.record import record
 from optdsl.core.types import Dim, Kind, Level, host
 from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, transform, var, variables, walk
 from optdsl.ir.program import Assign, Program, is_static
@@ -27,7 +28,7 @@ class TooManyBranches(Exception):
     """The conditions of a program multiply to more than MAX_LEAVES branch-free programs."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Leaf:
     """A program without branches above the host.
 
@@ -40,7 +41,7 @@ class Leaf:
     vector: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Split:
     """Where `condition` holds it is `then`, else `other`. `static`: settled by options and fixed facts.
 

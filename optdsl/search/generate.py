@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
 from optdsl.core import types as ty
 from optdsl.core.ops import CORE, FACTS, Rule
+from optdsl.core.record import field, record
 from optdsl.core.types import COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
 from optdsl.ir.expr import Call, Expr, Var, as_number, call, const, is_random, var
 from optdsl.ir.program import Assign, Guard, Hyper, Interval, Program, State
@@ -57,7 +57,7 @@ _LEVELS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Weights:
     """How often each construct occurs: chances in [0, 1], and relative weights in the mappings.
 
@@ -120,7 +120,7 @@ WILD = Weights(
 )
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Available:
     """What an expression may be made of.
 

@@ -23,7 +23,10 @@ from optdsl.ir.interpret import Group, Interpreter
 from optdsl.ir.program import Assign, Hyper, Interval, Program, State
 from optdsl.ir.text import expression, show
 from optdsl.ir.verify import verify
-from optdsl.passes.algebra import _Host, _Judge, bloated, improve
+from optdsl.passes.algebra import improve
+from optdsl.passes.algebra.bloat import bloated
+from optdsl.passes.algebra.host import Host
+from optdsl.passes.algebra.judge import Judge
 from optdsl.passes.cost import cost
 from optdsl.passes.simplify import simplify
 
@@ -226,7 +229,7 @@ JUDGED = [
 
 @pytest.mark.parametrize(("original", "other", "verdict"), JUDGED)
 def test_the_judge_alone(original: str, other: str, verdict: bool) -> None:
-    judge = _Judge(raw(original), _Host(program("p = p - g")), finite_only=False)
+    judge = Judge(raw(original), Host(program("p = p - g")), finite_only=False)
     assert judge.accepts(raw(other)) is verdict
     assert judge.accepts(raw(original))
 

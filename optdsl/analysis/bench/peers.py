@@ -6,7 +6,6 @@ import inspect
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from optdsl.analysis.bench.cases import Case
 from optdsl.analysis.phases import Planner
 from optdsl.analysis.setting import Setting
 from optdsl.check import check_path
+from optdsl.core.record import record
 from optdsl.ir.expr import Var
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, nearest
@@ -48,7 +48,7 @@ class Missing(Exception):
     """A peer that cannot be had; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Method:
     """A compiled method, with the options it is measured with. `diagnostics` are the warnings on its spec."""
 
@@ -156,7 +156,7 @@ def renew(params: Iterable[Tensor]) -> None:
         p.grad = gradient
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Traffic:
     """Bytes that a step of a list of tensors moves by its plan, and bytes of the states of their size."""
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from optdsl.analysis.bench.cases import Case
 from optdsl.analysis.bench.rounds import quartiles
+from optdsl.core.record import field, record
 
 #: Whom the others are compared with: the first of these that could be had.
 REFERENCES = ("torch fused", "torch foreach", "own foreach")
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Run:
     """One peer in one case: seconds of a step by round, and of its first step (a native build included).
 
@@ -25,7 +25,7 @@ class Run:
     missing: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Figures:
     """Median and quartiles of a step in seconds, of its ratio to the reference, and the share of the bandwidth."""
 
@@ -41,7 +41,7 @@ class Figures:
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Measurement:
     """One method on one case with so many threads. `bytes` is what a step of the native kernels moves.
 
@@ -122,7 +122,7 @@ class Measurement:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FixedCost:
     """Seconds of a step of n tensors of hardly any elements: `step + n * tensor`."""
 
@@ -133,7 +133,7 @@ class FixedCost:
     tensor: float
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Report:
     """All of one call. `bandwidth` is by number of threads and yardstick, in bytes a second.
 

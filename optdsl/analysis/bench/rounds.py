@@ -8,8 +8,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+
+from optdsl.core.record import record
 
 #: Makes so many steps; the seconds that one took.
 Turn: TypeAlias = Callable[[int], float]
@@ -29,7 +30,7 @@ PRECISION, PRECISE_AFTER = 0.005, 15
 SLOW, LONGEST_PAUSE = 4.0, 8
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Limits:
     """When to stop: after `repeat` rounds in which all take part, or when the time is up or enough is known."""
 

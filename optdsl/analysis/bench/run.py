@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ from optdsl.analysis.bench.peers import (
 )
 from optdsl.analysis.bench.results import REFERENCES, Measurement, Report, Run
 from optdsl.analysis.bench.rounds import Limits, Turn, no_collection, quartiles, race
+from optdsl.core.record import record
 
 #: Time for one method on one case with one number of threads, where no number of rounds is asked for.
 SECONDS = 20.0
@@ -40,7 +40,7 @@ LARGE = 100_000_000
 _YARDSTICK = "bandwidth"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """What to measure. `repeat` is a number of rounds; `seconds` limits the time of a case, None: see SECONDS."""
 
@@ -65,7 +65,7 @@ class Settings:
         return Limits(self.seconds, self.repeat)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Listener:
     """Who is told: `started` once what is common to all is known, `done` after every case, `progress` in between.
 

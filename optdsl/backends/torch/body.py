@@ -6,13 +6,13 @@ import keyword
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 
 from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import CORE, FACTS, Rule
+from optdsl.core.record import field, record
 from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
 from optdsl.ir.expr import Call, Expr, Var, call, var, variables, walk
 from optdsl.ir.program import Guard, Program
@@ -54,7 +54,7 @@ def nodes(program: Program) -> Iterator[Expr]:
             yield from walk(state.init)
 
 
-@dataclass(slots=True)
+@record(frozen=False)
 class Arm:
     """A list of statements with what is loaded in front of it and stored behind it.
 

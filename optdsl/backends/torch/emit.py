@@ -98,7 +98,7 @@ class _Module:
         names += [
             f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
         ]
-        used = {name for name in names if re.search(rf"\b{name}\b", code)} | {"Hyper", "Optimizer", "Facts"}
+        used = {*names} & {*re.findall(r"\w+", code)} | {"Hyper", "Optimizer", "Facts"}
         if self.program.states:
             used.add("State")
         lines = ["import math"] if re.search(r"\bmath\.", code) else []
