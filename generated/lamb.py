@@ -88,7 +88,7 @@ class Lamb(Optimizer):
         c="lamb.c",
         c_sha256="62df5d88e34b4053cb3b2bc0e260362c8859b02de228d0399dac96276f1657d8",
         triton="lamb_triton.py",
-        triton_sha256="d1c2c49e48263688282b070902ce079fdf5d2b065e2d07063ee8bb4a64ea1f24",
+        triton_sha256="729b4bedc94c750bceb0055971ba28e7e7cb34c168d7446a0cdaa00190fd923a",
         kernels=(
             Kernel(
                 unit=0,

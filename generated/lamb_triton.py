@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SHARED, SLOTS, VALUES, at, counted, div, fold_sum, greater, length, lesser, load, number, place, select, sqrt, square, store, total
+from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SHARED, SLOTS, VALUES, at, both, counted, div, fold_sum, greater, length, lesser, load, number, place, select, sqrt, square, store, total
 
 
 # of kernels 0, 1, 2, 3, 4, 5, 9, 10, 11, 12, 13, 14
@@ -175,7 +175,7 @@ def between1(
         tl.store(at(x + VALUES, tl.float64, 0) + 4, part_4.to(tl.float64))
         u_norm_1 = sqrt(part_4)
         tl.store(at(x + VALUES, tl.float64, 0) + 5, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 6, trust_1.to(tl.float64))
         part_5 = lesser(trust_1, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 7, part_5.to(tl.float64))
@@ -445,7 +445,7 @@ def between2(
         tl.store(at(x + VALUES, tl.float64, 0) + 4, part_4.to(tl.float64))
         u_norm_1 = sqrt(part_4)
         tl.store(at(x + VALUES, tl.float64, 0) + 5, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 6, trust_1.to(tl.float64))
 
 
@@ -758,7 +758,7 @@ def between4(
         tl.store(at(x + VALUES, tl.float64, 0) + 4, part_4.to(tl.float64))
         u_norm_1 = sqrt(part_4)
         tl.store(at(x + VALUES, tl.float64, 0) + 5, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 6, trust_1.to(tl.float64))
         part_5 = lesser(trust_1, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 7, part_5.to(tl.float64))
@@ -1020,7 +1020,7 @@ def between5(
         tl.store(at(x + VALUES, tl.float64, 0) + 4, part_4.to(tl.float64))
         u_norm_1 = sqrt(part_4)
         tl.store(at(x + VALUES, tl.float64, 0) + 5, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 6, trust_1.to(tl.float64))
 
 
@@ -1282,7 +1282,7 @@ def between6(
         tl.store(at(x + VALUES, tl.float64, 0) + 2, part_2.to(tl.float64))
         u_norm_1 = sqrt(part_2)
         tl.store(at(x + VALUES, tl.float64, 0) + 3, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 4, trust_1.to(tl.float64))
         part_3 = lesser(trust_1, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 5, part_3.to(tl.float64))
@@ -1544,7 +1544,7 @@ def between7(
         tl.store(at(x + VALUES, tl.float64, 0) + 2, part_2.to(tl.float64))
         u_norm_1 = sqrt(part_2)
         tl.store(at(x + VALUES, tl.float64, 0) + 3, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 4, trust_1.to(tl.float64))
 
 
@@ -1801,7 +1801,7 @@ def between8(
         tl.store(at(x + VALUES, tl.float64, 0) + 2, part_2.to(tl.float64))
         u_norm_1 = sqrt(part_2)
         tl.store(at(x + VALUES, tl.float64, 0) + 3, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 4, trust_1.to(tl.float64))
         part_3 = lesser(trust_1, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 5, part_3.to(tl.float64))
@@ -2055,7 +2055,7 @@ def between9(
         tl.store(at(x + VALUES, tl.float64, 0) + 2, part_2.to(tl.float64))
         u_norm_1 = sqrt(part_2)
         tl.store(at(x + VALUES, tl.float64, 0) + 3, u_norm_1.to(tl.float64))
-        trust_1 = select((p_norm_1 > number(0.0, REAL)) & (u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
+        trust_1 = select(both(p_norm_1 > number(0.0, REAL), u_norm_1 > number(0.0, REAL)), div(p_norm_1, u_norm_1), number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 4, trust_1.to(tl.float64))
 
 

@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, counted, div, fold_sum, length, lesser, load, number, place, select, sqrt, square, store, total
+from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, both, counted, div, fold_sum, length, lesser, load, number, place, select, sqrt, square, store, total
 
 
 # of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32
@@ -179,7 +179,7 @@ def between1(
         tl.store(at(x + VALUES, tl.float64, 0) + 3, g_norm_1.to(tl.float64))
         trust_1 = div(slot_0 * p_norm_1, g_norm_1 + slot_1 * p_norm_1 + slot_2)
         tl.store(at(x + VALUES, tl.float64, 0) + 4, trust_1.to(tl.float64))
-        trust_2 = select((p_norm_1 > number(0.0, REAL)) & (g_norm_1 > number(0.0, REAL)), trust_1, number(1.0, REAL))
+        trust_2 = select(both(p_norm_1 > number(0.0, REAL), g_norm_1 > number(0.0, REAL)), trust_1, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 5, trust_2.to(tl.float64))
         part_3 = lesser(trust_2 * slot_3, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 6, part_3.to(tl.float64))
@@ -420,7 +420,7 @@ def between2(
         tl.store(at(x + VALUES, tl.float64, 0) + 3, g_norm_1.to(tl.float64))
         trust_1 = div(slot_0 * p_norm_1, g_norm_1 + slot_1 * p_norm_1 + slot_2)
         tl.store(at(x + VALUES, tl.float64, 0) + 4, trust_1.to(tl.float64))
-        trust_2 = select((p_norm_1 > number(0.0, REAL)) & (g_norm_1 > number(0.0, REAL)), trust_1, number(1.0, REAL))
+        trust_2 = select(both(p_norm_1 > number(0.0, REAL), g_norm_1 > number(0.0, REAL)), trust_1, number(1.0, REAL))
         tl.store(at(x + VALUES, tl.float64, 0) + 5, trust_2.to(tl.float64))
 
 

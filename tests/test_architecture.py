@@ -29,7 +29,7 @@ ORDER: tuple[frozenset[str], ...] = (
     frozenset({"__main__"}),
 )
 # These stand alone: the standard library, themselves and the libraries named here.
-ALONE = {"runtime": {"torch"}, "resources": set[str]()}
+ALONE = {"runtime": {"torch", "triton"}, "resources": set[str]()}
 
 # The one module that may import each library.
 DOORS = {

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from optdsl.backends import cpu
 from optdsl.backends import torch as torch_backend
+from optdsl.backends.native import native
 from optdsl.ir.program import Program
 from optdsl.passes.simplify import simplify
 from tests.backends.differential import Way
@@ -25,17 +25,18 @@ class NoKernels(Exception):
     """The backend has no kernels for a program."""
 
 
-def native_class(program: Program, simplified: bool = True) -> Any:
-    """The class of a program, with native kernels. Raises NoKernels."""
+def _class(program: Program, simplified: bool, backend: str) -> Any:
+    """The class of a program, with the kernels of a backend. Raises NoKernels."""
     program = simplify(program) if simplified else program
     names = torch_backend.python_names(program)
     digest = hashlib.sha256(f"{program.digest()} {simplified}".encode()).hexdigest()[:16]
-    module = f"native_{digest}"
+    module = f"{backend}_{digest}"
     if module not in sys.modules:
-        made = cpu.emit(program, "random.opt", "0" * 64, module, names)
+        made = native(program, "random.opt", "0" * 64, module, names, [backend])
         if made.reason is not None:
             raise NoKernels(made.reason)
-        (_FOLDER / f"{module}.c").write_text(made.source)
+        for source in made.sources:
+            (_FOLDER / source.file).write_text(source.text)
         path = _FOLDER / f"{module}.py"
         path.write_text(torch_backend.emit(program, "random.opt", "0" * 64, made))
         spec = importlib.util.spec_from_file_location(module, path)
@@ -44,6 +45,16 @@ def native_class(program: Program, simplified: bool = True) -> Any:
         sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
     return getattr(sys.modules[module], program.name)
+
+
+def native_class(program: Program, simplified: bool = True) -> Any:
+    """The class of a program, with native kernels for the CPU. Raises NoKernels."""
+    return _class(program, simplified, "cpu")
+
+
+def triton_class(program: Program, simplified: bool = True) -> Any:
+    """The class of a program, with Triton kernels. Raises NoKernels."""
+    return _class(program, simplified, "triton")
 
 
 NATIVE = Way("native", native_class, {"fused": True})

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optdsl import driver
-from optdsl.backends import cpu
+from optdsl.backends.native import native as kernels_of
 from optdsl.backends.torch import emit, python_names
 from optdsl.backends.torch.standalone import standalone as inline
 from optdsl.check import check_text
@@ -114,13 +114,13 @@ def spec(**texts):
 
 
 def both(text, file="victim.opt"):
-    """The generated Python and C files for the source of a spec that has no mistakes."""
+    """The generated files for the source of a spec that has no mistakes: Python, C, Triton."""
     checked = check_text(text)
     assert checked.errors == (), [d.render() for d in checked.errors]
     program = driver.simplify(checked.program)
-    native = cpu.emit(program, file, "0" * 64, "victim", python_names(program))
+    native = kernels_of(program, file, "0" * 64, "victim", python_names(program), ["cpu", "triton"])
     assert native.reason is None
-    return emit(program, file, "0" * 64, native), native.source
+    return emit(program, file, "0" * 64, native), *(source.text for source in native.sources)
 
 
 def emitted(text, standalone=False):
@@ -152,7 +152,7 @@ def runtime_and_method(text):
 
 
 BENIGN = {alone: emitted(spec(), alone) for alone in (False, True)}
-BENIGN_C = both(spec())[1]
+_, BENIGN_C, BENIGN_TRITON = both(spec())
 CODE, ALLOWED = skeleton(BENIGN[False])
 CODE_WITHOUT_KERNELS = skeleton(emit(driver.simplify(check_text(spec()).program), "victim.opt", "0" * 64))[0]
 RUNTIME, METHOD = runtime_and_method(BENIGN[True])
@@ -251,7 +251,8 @@ def test_choices_are_inert_and_exact(text):
 
 @pytest.mark.parametrize("text", NAMED)
 def test_no_text_gets_into_the_c_file(text):
-    assert both(spec(doc=text, cite=text, hyper=text, choices=(text, text + "!")))[1] == BENIGN_C
+    found = both(spec(doc=text, cite=text, hyper=text, choices=(text, text + "!")))
+    assert found[1:] == (BENIGN_C, BENIGN_TRITON)
 
 
 @pytest.mark.parametrize("text", NAMED)
@@ -293,8 +294,8 @@ def test_any_texts_are_inert(doc, cite, hyper, first, second):
     source = spec(doc=doc, cite=cite, hyper=hyper, choices=(first, second + "!" + first))
     checked = check_text(source)
     assert checked.errors == (), [d.render() for d in checked.errors]
-    python, c = both(source)
-    assert c == BENIGN_C
+    python, c, kernels = both(source)
+    assert (c, kernels) == (BENIGN_C, BENIGN_TRITON)
     made = held(python)
     assert words(doc) == words(inspect.getdoc(made))[: len(words(doc))]
 
@@ -561,14 +562,22 @@ def test_no_macro_is_called_as_a_value_could_be(tmp_path):
     assert found == []
 
 
+def outline(kernels):
+    """The kinds of nodes of a Triton file, in order: what it does, whatever its names."""
+    return [type(node).__name__ for node in ast.walk(ast.parse(kernels))]
+
+
 def test_names_that_no_checker_has_seen_end_no_comment():
     program = driver.simplify(check_text(spec()).program)
     name, key = "x */\n#error broken out\n/*", '*/\n"#error broken out'
     changed = replace(program, name=name, states=tuple(replace(s, key=key) for s in program.states))
-    native = cpu.emit(changed, "victim.opt", "0" * 64, "victim", python_names(changed))
-    assert native.source.count("\n") == BENIGN_C.count("\n")
-    assert native.source.count("*/") == BENIGN_C.count("*/")
-    assert "#error" not in native.source
+    native = kernels_of(changed, "victim.opt", "0" * 64, "victim", python_names(changed), ["cpu", "triton"])
+    c, kernels = (source.text for source in native.sources)
+    assert c.count("\n") == BENIGN_C.count("\n")
+    assert c.count("*/") == BENIGN_C.count("*/")
+    assert "#error" not in c
+    assert "#error" not in kernels
+    assert outline(kernels) == outline(BENIGN_TRITON)
     ast.parse("\n".join(native.declarations))
     held_keys = [k for kernel in ast.literal_eval(_arrays("\n".join(native.declarations))) for k, _ in kernel]
     assert set(held_keys) == {key}

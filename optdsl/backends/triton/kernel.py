@@ -74,7 +74,8 @@ class KernelText:
 
         def read(var: Var) -> str:
             if self.cells.place(var.name) is Place.COLS:
-                return f"load({identifier(var.name)}_at + i, live, True, REAL)"
+                text = f"load({identifier(var.name)}_at + i, live, True, REAL)"
+                return f"({text} != 0.0)" if self.cells.kind(var.name) is Kind.BOOL else text
             return identifier(var.name)
 
         return expression(expr, read)
@@ -101,7 +102,9 @@ class KernelText:
 
     def pointer(self, name: str) -> str:
         """What the address of an array is called."""
-        return f"{self.cells.arrays[name].key or name}_at"
+        key = self.cells.arrays[name].key or name
+        # a program that no checker has seen may have any text there
+        return f"{key}_at" if key.isascii() and key.isidentifier() else f"array{self.cells.cell[name]}_at"
 
     def pointers(self, sweep: Sweep, items: str) -> list[str]:
         """Lines that find the arrays with a number per element."""
@@ -216,12 +219,14 @@ class KernelText:
             ]
         if columns:
             body.append("tl.debug_barrier()")
-        body += [
-            "first_row = chunk * tl.load(x + CHUNK)",
-            "last_row = tl.minimum(first_row + tl.load(x + CHUNK), length(x + ROWS, skip, GUARD))",
-            "for r in range(first_row, last_row):",
-            *indented(self.row(sweep, closing, columns)),
-        ]
+        row = self.row(sweep, closing, columns)
+        if row:
+            body += [
+                "first_row = chunk * tl.load(x + CHUNK)",
+                "last_row = tl.minimum(first_row + tl.load(x + CHUNK), length(x + ROWS, skip, GUARD))",
+                "for r in range(first_row, last_row):",
+                *indented(row),
+            ]
         if closing:
             body.append(f"partials = at(x + PARTIALS, tl.float64, 0) + chunk * {self.cells.width}")
         for value in (*reduced, *sweep.row_reduces):

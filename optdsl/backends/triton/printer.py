@@ -9,22 +9,22 @@ from optdsl.backends.cpu.printer import identifier
 from optdsl.ir.expr import Call, Const, Expr, Literal, Var
 
 #: Binding strength in Python.
-_COMPARE, _OR, _AND, _SUM, _PRODUCT, _UNARY, _ATOM = range(7)
+_COMPARE, _SUM, _PRODUCT, _UNARY, _ATOM = range(5)
 
 _INFIX = {
     "add": ("+", _SUM), "sub": ("-", _SUM), "mul": ("*", _PRODUCT),
     "lt": ("<", _COMPARE), "le": ("<=", _COMPARE), "gt": (">", _COMPARE), "ge": (">=", _COMPARE),
-    "eq": ("==", _COMPARE), "ne": ("!=", _COMPARE), "and": ("&", _AND), "or": ("|", _OR),
+    "eq": ("==", _COMPARE), "ne": ("!=", _COMPARE),
 }  # fmt: skip
 #: Operators whose function in optdsl.runtime.triton.library has another name.
 _FUNCTIONS = {
     "abs": "magnitude", "round": "rint", "isfinite": "finite", "min": "lesser", "max": "greater", "not": "negated",
-    "select": "select", "div": "div", "nan_to_num": "nan_to_num", "mod": "remainder", "sign": "sign",
+    "and": "both", "or": "either", "mod": "remainder",
     **{
         name: name
         for name in (
             *("sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "atan2"),
-            *("tanh", "erf", "floor", "ceil"),
+            *("tanh", "erf", "floor", "ceil", "div", "select", "sign", "nan_to_num"),
         )
     },
 }  # fmt: skip
@@ -75,7 +75,7 @@ class _Printer:
         op, args = expr.op, expr.args
         if op in _INFIX:
             symbol, strength = _INFIX[op]
-            # Python chains comparisons, and logic reads better with what it joins in brackets
+            # Python chains comparisons
             left, right = (strength, strength + 1) if strength >= _SUM else (_SUM, _SUM)
             return f"{self.wrap(args[0], left)} {symbol} {self.wrap(args[1], right)}", strength
         if op == "neg":

@@ -26,7 +26,9 @@ from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
 from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import Row
 from optdsl.runtime.native.spec import Native
+from optdsl.runtime.states import fit
 from optdsl.runtime.triton import counting
+from optdsl.runtime.triton.functions import quiet
 
 _TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
 #: Elements that one program takes, and lanes that fold partial results.
@@ -73,7 +75,8 @@ def launch(function: Any, programs: int, arguments: tuple[Any, ...], settings: M
     """Runs a Triton function once for each program. A fused multiply-add would round once where the rule rounds
     twice, so there is none.
     """
-    function[(programs,)](*arguments, enable_fp_fusion=False, **settings)
+    with quiet():
+        function[(programs,)](*arguments, enable_fp_fusion=False, **settings)
 
 
 def in_type(real: torch.dtype) -> Any:
@@ -331,9 +334,9 @@ def _put(target: Tensor, members: Tensor | None, value: Any) -> None:
         else:
             target[members] = value
     elif members is None:
-        target.fill_(value)
+        target.fill_(fit(value, target))
     else:
-        target.index_fill_(0, members, value)
+        target.index_fill_(0, members, fit(value, target))
 
 
 #: What launches a function; benchmarks and tests may put something else in its place.

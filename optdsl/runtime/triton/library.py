@@ -9,8 +9,24 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.functions import (
+    acos,
+    asin,
+    atan,
+    atan2,
+    ceil,
+    cos,
+    erf,
+    exp,
+    expm1,
+    floor,
     fmod,
+    log,
+    log1p,
     pow_,
+    rint,
+    sin,
+    tan,
+    tanh,
 )  # fmt: skip
 
 #: The cells of a row, as in native/table.h; SLOTS holds the address of the numbers of this step in type REAL.
@@ -201,12 +217,14 @@ def magnitude(x):
 @triton.jit
 def lesser(x, y):
     """The lesser of two; nan wins."""
+    x, y = tl.broadcast(x, y)
     return tl.where((x < y) | (x != x), x, y)
 
 
 @triton.jit
 def greater(x, y):
     """The greater of two; nan wins."""
+    x, y = tl.broadcast(x, y)
     return tl.where((x > y) | (x != x), x, y)
 
 
@@ -214,6 +232,18 @@ def greater(x, y):
 def sign(x):
     """1, -1, or 0 for zeros and nan."""
     return tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, 0.0)).to(x.dtype)
+
+
+@triton.jit
+def both(x, y):
+    """x and y. Triton's interpreter has no `&` of a condition for all elements and one for each."""
+    return tl.where(x, y, False)
+
+
+@triton.jit
+def either(x, y):
+    """x or y."""
+    return tl.where(x, True, y)
 
 
 @triton.jit
@@ -346,3 +376,74 @@ def normal(word, REAL: tl.constexpr):
     q = q * y + 1.0
     z = x * tl.div_rn(p, q)
     return tl.where(upper, z, -z).to(REAL)
+
+
+__all__ = [
+    "ARRAYS",
+    "CHUNK",
+    "CHUNKS",
+    "COLS",
+    "COL_PARTIALS",
+    "FOLDED",
+    "INDEX",
+    "KEPT_COLS",
+    "KEPT_ROWS",
+    "PARTIALS",
+    "ROWS",
+    "SEED",
+    "SHARED",
+    "SLOTS",
+    "VALUES",
+    "N",
+    "acos",
+    "asin",
+    "at",
+    "atan",
+    "atan2",
+    "bernoulli",
+    "both",
+    "ceil",
+    "cos",
+    "counted",
+    "cube",
+    "div",
+    "either",
+    "erf",
+    "exp",
+    "expm1",
+    "finite",
+    "floor",
+    "fold_max",
+    "fold_min",
+    "fold_sum",
+    "going",
+    "greater",
+    "largest",
+    "length",
+    "lesser",
+    "load",
+    "log",
+    "log1p",
+    "magnitude",
+    "nan_to_num",
+    "negated",
+    "normal",
+    "number",
+    "place",
+    "power",
+    "rademacher",
+    "remainder",
+    "rint",
+    "select",
+    "sign",
+    "sin",
+    "smallest",
+    "sqrt",
+    "square",
+    "store",
+    "tan",
+    "tanh",
+    "total",
+    "uniform",
+    "words",
+]  # fmt: skip
