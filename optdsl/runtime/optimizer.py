@@ -119,6 +119,22 @@ class Optimizer(Rule, torch.optim.Optimizer):
         self._cohorts = Cohorts()
         self._launcher: Any = None
 
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether `step` itself undoes the scaling of gradients and skips on overflow: `torch.amp.GradScaler` asks.
+
+        That takes steps that are counted on the device, by kernels that take every tensor.
+        """
+        if self._native is None or self._not_capturable is not None:
+            return False
+        launch = importlib.import_module("optdsl.runtime.native.launch")
+        return all(
+            (group["fused"] or (group["fused"] is None and group["foreach"] is None and group["capturable"]))
+            and not group["differentiable"]
+            and all(launch.counts_on_device(self._native, p.device) for p in group["params"])
+            for group in self.param_groups
+        )
+
     def _why_not_fused(self) -> str | None:
         """None, or why there are no native kernels."""
         return self._no_kernels if self._native is None else None

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import optdsl
+from tests.backends.interpreted import interpreted
 from tests.support import needs_compiler
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -59,12 +60,16 @@ FLAGS: dict[str, dict[str, Any]] = {
     "differentiable": {"differentiable": True},
     "native": {"fused": True},
     "native, two threads": {"fused": True},
+    "triton": {},
+    "triton, counting": {"fused": True},
 }
 PATHS = [
     "loop",
     "foreach",
     pytest.param("native", marks=needs_compiler),
     pytest.param("native, two threads", marks=needs_compiler),
+    pytest.param("triton", marks=needs_compiler),
+    pytest.param("triton, counting", marks=needs_compiler),
 ]
 #: Elements of one more parameter, all 0, without which the problem is too small for two threads.
 PADDING = 50_000
@@ -147,7 +152,8 @@ def tolerance(entry: dict[str, Any]) -> float:
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['optimizer']}-{e['setting']}-{e['dtype']}")
 def test_trajectory(entry: dict[str, Any], path: str, tmp_path: Path) -> None:
     """Every tensor at every step, relative to max(1, |recorded|)."""
-    measured = run(optimizer_class(entry, tmp_path), entry, path)
+    with interpreted() if "triton" in path else contextlib.nullcontext():
+        measured = run(optimizer_class(entry, tmp_path), entry, path)
     with np.load(REFERENCE / entry["file"]) as recorded:
         for name, key in entry["keys"].items():
             if name in (changes(entry, LEFT_OUT) or ()):

@@ -42,12 +42,13 @@ class Batch:
         self.width = ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
         #: The rows, of 64-bit cells, and the same memory as a tensor.
         self.table: Cells = (ctypes.c_int64 * (len(rows) * self.width))()
+        self.address = ctypes.addressof(self.table)
         self.cells = torch.frombuffer(self.table, dtype=torch.int64).view(len(rows), self.width)
         self._gather_cohorts(group)
         self._memory = self._fill(group)
         self.arguments = (ctypes.c_int64 * 7)(
             self._kernel(group, native),
-            ctypes.addressof(self.table),
+            self.address,
             len(rows),
             self.width,
             0,
@@ -139,16 +140,16 @@ class Batch:
         return memory
 
     def places(self, position: int) -> Iterator[int]:
-        """The cells of the addresses in a row, in the order of `Row.tensors`."""
-        kernel, start = self.kernel, position * self.width
-        yield start + ARRAYS
-        yield start + ARRAYS + 1
+        """Where the driver puts the addresses of a row, in the order of `Row.tensors`."""
+        kernel, start = self.kernel, self.address + 8 * position * self.width
+        yield start + 8 * ARRAYS
+        yield start + 8 * (ARRAYS + 1)
         for number, (_, place) in enumerate(kernel.arrays):
             if place:
-                yield start + ARRAYS + 2 + number
-        yield start + STEP
+                yield start + 8 * (ARRAYS + 2 + number)
+        yield start + 8 * STEP
         for number in range(len(kernel.host_states)):
-            yield start + ARRAYS + 2 + len(kernel.arrays) + number
+            yield start + 8 * (ARRAYS + 2 + len(kernel.arrays) + number)
 
     def prepare(self, group: GroupStep, options: Mapping[str, Any], native: Native, mode: int) -> bool:
         """Puts the numbers of this step in place; False if a cohort needs another kernel now."""

@@ -98,27 +98,26 @@ class Table:
 
     def _entries(self, group: GroupStep, export: int) -> None:
         params = group.group["params"]
-        place = {id(row): (b, i) for b, batch in enumerate(self.batches) for i, row in enumerate(batch.rows)}
-        at = {id(row.p): row for row in self.rows}
+        where = {id(row): (b, i) for b, batch in enumerate(self.batches) for i, row in enumerate(batch.rows)}
+        of = {id(row.p): row for row in self.rows}
         flat: list[int] = []
         counts: list[int] = []
         self._layouts: list[Cells] = []
         for number, p in enumerate(params):
-            row = None if number in self.skipped else at.get(id(p))
+            row = None if number in self.skipped else of.get(id(p))
             if row is None:
                 counts.append(-1 if number in self.skipped else 0)
                 continue
-            b, i = place[id(row)]
+            b, i = where[id(row)]
             batch = self.batches[b]
-            address = ctypes.addressof(batch.table)
             sizes, strides = row.layout()
             self._layouts.append((ctypes.c_int64 * (1 + 2 * len(sizes)))(len(sizes), *sizes, *strides))
             layout = ctypes.addressof(self._layouts[-1])
-            cells = list(batch.places(i))
+            places = list(batch.places(i))
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(placed(batch.kernel)) if kind == "element"
             }
-            for k, (cell, tensor) in enumerate(zip(cells, row.tensors, strict=True)):
+            for k, (place, tensor) in enumerate(zip(places, row.tensors, strict=True)):
                 shape = row.p if tensor is None else tensor
                 type_ = row.types[1] if tensor is None else type_of(tensor)
                 code = next(code for name, code in TYPES.values() if name == type_)
@@ -127,13 +126,13 @@ class Table:
                 device = int(kind) | int(index) << 32
                 flat += [
                     owner,
-                    address + 8 * cell,
+                    place,
                     shape.numel(),
                     code,
                     device,
                     layout if k in elements else 0,
                 ]
-            counts.append(len(cells))
+            counts.append(len(places))
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
         self._known = (ctypes.c_int64 * max(len(params), 1))(*map(id, params))
         self._counts = (ctypes.c_int64 * max(len(params), 1))(*counts)
@@ -200,6 +199,14 @@ def batch_class(native: Native, device: torch.device) -> type[Batch]:
     raise Absent(f"there are no kernels for the device `{device.type}`")
 
 
+def counts_on_device(native: Native, device: torch.device) -> bool:
+    """Whether kernels for a device can count steps there."""
+    try:
+        return batch_class(native, device) is not CpuBatch
+    except BuildError:
+        return False
+
+
 def _mode(group: GroupStep, row: Row) -> int:
     """Which variant of a kernel with several sweeps a parameter takes: see `Native.modes`."""
     exact = "f64" if row.real is torch.float64 else "f32"
@@ -241,6 +248,8 @@ class Launcher:
         if self.rule._joint and any(table is None or table.skipped for table in tables):
             return [None] * len(groups)
         active = [(group, table) for group, table in zip(groups, tables, strict=True) if table and table.rows]
+        if any(group.skip is not None for group in groups):
+            _check_scaling(self.rule, tables, active)
         threads = torch.get_num_threads()
         batches = [(group, batch) for group, table in active for batch in table.batches]
         if self.rule._joint:
@@ -594,6 +603,18 @@ def _together(kind: str, entries: Sequence[tuple[int, float, int]]) -> float:
         return total
     count = sum(count for _, _, count in entries)
     return total / count if count else math.nan
+
+
+def _check_scaling(
+    rule: Any, tables: Sequence[Table | None], active: Sequence[tuple[GroupStep, Table]]
+) -> None:
+    """Raises RuntimeError, before anything is changed, unless all can be skipped by what a device finds."""
+    batches = [batch for _, table in active for batch in table.batches]
+    if any(table is None or table.skipped for table in tables) or not all(b.counts_here for b in batches):
+        raise RuntimeError(
+            f"{type(rule).__name__}: a parameter or a state is not such as the kernels take, and only they take the "
+            "scaling of gradients back; use `fused=False`, with which the scaler does it"
+        )
 
 
 def signature(group: GroupStep) -> tuple[Any, ...]:

@@ -11,8 +11,9 @@ import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ from torch import Tensor
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
 from optdsl.runtime.native.build import BuildError
-from optdsl.runtime.native.rows import Row
+from optdsl.runtime.native.rows import CPU, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
 from optdsl.runtime.triton import counting
@@ -33,8 +34,8 @@ from optdsl.runtime.triton.functions import quiet
 _TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
 #: Elements that one program takes, and lanes that fold partial results.
 BLOCK = 1024
-#: Bytes that a thread loads at a time.
-_VECTOR = 16
+#: The lowest bytes of addresses at which a thread can load 16 bytes at a time.
+_ALIGNED = bytes(range(0, 256, 16))
 
 
 class _NoKernel(ctypes.Structure):
@@ -84,6 +85,20 @@ def in_type(real: torch.dtype) -> Any:
     return tl.float64 if real is torch.float64 else tl.float32
 
 
+def shape_of_pass(types: Sequence[Any], widest: int | None, lanes: int) -> tuple[dict[str, int], int]:
+    """Elements of a block and warps that share them, and how many of them a thread loads at a time.
+
+    `types` are those of the arrays that are loaded. A thread loads 16 bytes of the widest of them, so that all are in
+    registers in the same way. `widest` is the number of columns at most, for a kernel that goes by rows, whose
+    elements begin anywhere; `lanes` are the threads of a warp.
+    """
+    if widest is not None:
+        block = min(BLOCK, max(64, 1 << (max(widest, 1) - 1).bit_length()))
+        return {"BLOCK": block, "num_warps": max(1, block // (lanes * 4))}, 0
+    items = 8 if all(type_.primitive_bitwidth == 16 for type_ in types) else 4
+    return {"BLOCK": BLOCK, "num_warps": BLOCK // (lanes * items)}, items
+
+
 class TritonBatch(Batch):
     """Rows whose kernel is made of Triton functions."""
 
@@ -93,6 +108,9 @@ class TritonBatch(Batch):
         """Raises BuildError."""
         if native.kernels[number].by_rows:
             self.chunk = 4 * BLOCK
+        #: Addresses of parameters, then of gradients, and the same memory as a tensor.
+        self.moving = (ctypes.c_int64 * (2 * len(rows)))()
+        self.moving_here = torch.frombuffer(self.moving, dtype=torch.int64).view(2, len(rows))
         super().__init__(group, native, number, rows)
         module = load(native.path(group.rule, native.triton), native.triton_sha256)
         functions = self.kernel.passes, self.kernel.between
@@ -113,24 +131,15 @@ class TritonBatch(Batch):
         return ctypes.addressof(self._nothing[1])
 
     def _shape(self) -> None:
-        """Block sizes and warps: a thread takes as many elements as fill its loads of the widest array."""
-        element = [type_.primitive_bitwidth // 8 for type_ in self._element_types()]
-        self.items = 8 if max(element) == 2 else 4
-        self.settings = {"REAL": self.real, "GUARD": False, "WIDTH": self.width}
-        lanes = 64 if torch.version.hip else 32
-        if self.kernel.by_rows:
-            widest = max((row.facts.cols for row in self.rows), default=1)
-            block = min(BLOCK, max(64, 1 << (max(widest, 1) - 1).bit_length()))
-            self.items = 0
-            warps = max(1, block // (lanes * 4))
-        else:
-            block, warps = BLOCK, BLOCK // (lanes * self.items)
-        self.of_pass = {"BLOCK": block, "num_warps": warps}
-        self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
-
-    def _element_types(self) -> list[Any]:
+        """Block sizes and warps."""
         places = ["element", "element", *(place for _, place in self.kernel.arrays)]
-        return [self.types[f"T{cell}"] for cell, place in enumerate(places) if place == "element"]
+        types = [
+            type_ for type_, place in zip(self.types.values(), places, strict=True) if place == "element"
+        ]
+        widest = max(row.facts.cols for row in self.rows) if self.kernel.by_rows else None
+        self.settings = {"REAL": self.real, "GUARD": False, "WIDTH": self.width}
+        self.of_pass, self.items = shape_of_pass(types, widest, 64 if torch.version.hip else 32)
+        self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
 
     def _allocate(self) -> None:
         """What the device has of the table: rows, chunks, addresses of gradients, numbers."""
@@ -152,9 +161,11 @@ class TritonBatch(Batch):
         self.rows_here = torch.zeros(count, self.width, dtype=torch.int64, device=self.device)
         owners = torch.arange(count) if self.counts_here else torch.tensor(self.cohort_of)
         self.slots_at = self.slots.data_ptr() + owners * (self.numbers_of_row * real.itemsize)
+        #: The numbers that the device gets, and what they are in the type that is computed in.
+        self.numbers_sent = self.numbers[:, : self.numbers_of_row]
+        self.rounded = torch.empty(self.numbers_sent.shape, dtype=real, device=CPU)
         #: Addresses of parameters and gradients, and numbers, as the device has them.
-        self.sent_addresses: Tensor | None = None
-        self.sent_numbers: Tensor | None = None
+        self.sent_addresses = self.sent_numbers = b""
         self.kept: list[Tensor] = []
         if self.counts_here:
             self.counts = torch.zeros(count, dtype=torch.float64, device=self.device)
@@ -178,36 +189,51 @@ class TritonBatch(Batch):
         if self.device.type == "cpu":
             target.copy_(data)
             return
-        pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
-        pinned.copy_(data)
+        pinned = (
+            data
+            if data.is_pinned()
+            else torch.empty(data.shape, dtype=data.dtype, pin_memory=True).copy_(data)
+        )
         target.copy_(pinned, non_blocking=True)
         if torch.cuda.is_current_stream_capturing():
             self.kept.append(pinned)  # the graph copies from there whenever it runs
 
     def send(self) -> None:
         """Brings the device what has changed since the last step."""
-        addresses = self.cells[:, ARRAYS : ARRAYS + 2]
-        known = self.sent_addresses
-        moved = known is None or not torch.equal(addresses, known)
+        half = 8 * len(self.rows)
+        addresses = ctypes.string_at(self.moving, 2 * half)
+        moved = addresses != self.sent_addresses
         if moved:
-            if known is None or not torch.equal(addresses[:, 0], known[:, 0]):
+            if addresses[:half] != self.sent_addresses[:half]:
                 rows = self.cells.clone()
                 rows[:, SLOTS] = self.slots_at
+                rows[:, ARRAYS] = self.moving_here[0]
                 self._copy(self.rows_here, rows)
-            self.sent_addresses = addresses.clone()
-            self.aligned = not bool((self.sent_addresses % _VECTOR).any())
+            self.sent_addresses = addresses
+            # the lowest bytes, those of multiples of 16 left out
+            self.aligned = not addresses[::8].translate(None, _ALIGNED)
         if self.counts_here:
             if moved:
-                self._copy(self.gradients, addresses[:, 1].contiguous())
+                self._copy(self.gradients, self.moving_here[1])
             return
-        numbers = self.numbers[:, : self.numbers_of_row]
-        if moved or self.sent_numbers is None or not torch.equal(numbers, self.sent_numbers):
-            self.sent_numbers = numbers.clone()
-            data = torch.empty(self.changing.numel(), dtype=torch.uint8)
-            count = 8 * len(self.rows)
-            data[:count].view(torch.int64).copy_(addresses[:, 1])
-            data[count:].view(self.slots.dtype).view(self.slots.shape).copy_(numbers)
+        numbers = ctypes.string_at(self.numbers.data_ptr(), 8 * self.numbers.numel())
+        if moved or numbers != self.sent_numbers:
+            self.sent_numbers = numbers
+            data = torch.empty(self.changing.numel(), dtype=torch.uint8, pin_memory=self.device.type != "cpu")
+            data[:half].view(torch.int64).copy_(self.moving_here[1])
+            data[half:].view(self.slots.dtype).view(self.slots.shape).copy_(
+                self.numbers[:, : self.numbers_of_row]
+            )
             self._copy(self.changing, data)
+
+    def places(self, position: int) -> Iterator[int]:
+        """Where the driver puts the addresses of a row: those of the parameter and its gradient, which may move, lie
+        apart.
+        """
+        apart = ctypes.addressof(self.moving) + 8 * position
+        yield apart
+        yield apart + 8 * len(self.rows)
+        yield from islice(super().places(position), 2, None)
 
     # ---- steps --------------------------------------------------------------------------------------------
 
@@ -215,7 +241,7 @@ class TritonBatch(Batch):
         """Puts the numbers of this step in place, unless they are counted on the device; False if a cohort needs
         another kernel now.
         """
-        self.skip = group.skip
+        self.skip = None if group.skip is None else group.skip.to(self.device)
         self.settings["GUARD"] = group.skip is not None
         self.group = group
         if not self.counts_here:

@@ -1,0 +1,178 @@
+"""Compiles Triton functions for devices that are not there, and reads what came of them.
+
+Run as a program, since Triton compiles in a process only what it does not interpret there:
+
+    python -m tests.backends.ahead NAME...
+
+It prints a line of JSON for each function of each named method, target and types.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from optdsl.runtime.native.batch import ARRAYS
+from optdsl.runtime.native.spec import Kernel, Native
+from optdsl.runtime.triton.batch import BLOCK, load, shape_of_pass
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+#: What is computed in, and how the parameter, the gradient and states are stored.
+TYPES = {
+    "f32": (tl.float32, tl.float32, tl.float32, tl.float32),
+    "f64": (tl.float64, tl.float64, tl.float64, tl.float64),
+    "bf16": (tl.float32, tl.bfloat16, tl.bfloat16, tl.bfloat16),
+    "mixed": (tl.float32, tl.bfloat16, tl.bfloat16, tl.float32),
+}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One function, the kernel it is of, and for what it is compiled."""
+
+    method: str
+    function: str
+    by_rows: bool
+    #: Element-sized arrays that a pass loads and stores.
+    loads: int
+    stores: int
+    reduces: bool
+    #: Whether it reads values per tensor, which are kept in double precision.
+    scalars: bool
+    target: str
+    types: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of one: instructions of the main path and of the whole, registers, memory."""
+
+    registers: int
+    stack: int
+    shared: int
+    wide_loads: int
+    wide_stores: int
+    doubles: int
+    spills: int
+
+
+def kernels_of(method: str) -> tuple[Native, Any]:
+    """What a shipped class says of its kernels, and the module that has them."""
+    module = importlib.import_module(f"optdsl.zoo.{method}")
+    cls = getattr(module, module.__all__[0])
+    native: Native = cls._native
+    return native, load(native.path(cls, native.triton), native.triton_sha256)
+
+
+def jobs(method: str, target: str, types: str) -> Iterator[tuple[Job, Kernel, Any]]:
+    """Every function of a method, once."""
+    native, module = kernels_of(method)
+    seen: set[str] = set()
+    for kernel in native.kernels:
+        for name in (*kernel.passes, *kernel.between):
+            if not name or name in seen:
+                continue
+            seen.add(name)
+            function = getattr(module, name)
+            body = (function.src + getattr(module, f"{name}_chunk", function).src).replace("MASKED", "")
+            loads = len(re.findall(r" load\(\w+_at \+ i, live, ", body))
+            stores = len(re.findall(r"^ +store\(\w+_at \+ i, ", body, re.MULTILINE))
+            reads = "partials" in body, "values" in body
+            yield Job(method, name, kernel.by_rows, loads, stores, *reads, target, types), kernel, function
+
+
+def compiled(job: Job, kernel: Kernel, function: Any) -> Any:
+    """The function as the runtime would have it compiled."""
+    target = TARGETS[job.target]
+    real, *of_arrays = TYPES[job.types]
+    state = of_arrays[-1]
+    given = [*of_arrays[:2], *(state if place == "element" else real for _, place in kernel.arrays)]
+    settings: dict[str, Any] = {
+        "skip": None,
+        "REAL": real,
+        "GUARD": False,
+        "WIDTH": ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states),
+        **{f"T{cell}": type_ for cell, type_ in enumerate(given)},
+    }
+    widest = 1000 if job.by_rows else None
+    if job.function in kernel.passes:
+        shape, items = shape_of_pass(of_arrays, widest, target.warp_size)
+        settings |= {"BLOCK": shape["BLOCK"], "ITEMS": items}
+        warps = shape["num_warps"]
+    else:
+        settings |= {"BLOCK": BLOCK, "FOLD": True, "COMPUTE": True}
+        warps = 4
+    settings = {name: value for name, value in settings.items() if name in function.arg_names}
+    pointers = {"table": "*i64", "chunks": "*i32", "gradients": "*i64"}
+    signature = {name: pointers.get(name, "constexpr") for name in function.arg_names}
+    source = ASTSource(function, signature=signature, constexprs=settings, attrs={})
+    return triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": False})
+
+
+def found(binary: Any, target: str) -> Found:
+    """What is in a compiled function."""
+    if target == "gfx942":
+        text = binary.asm["amdgcn"]
+        number = {key: int(value) for key, value in re.findall(r"\.(\w+): +(\d+)$", text, re.MULTILINE)}
+        ops = Counter(re.findall(r"\b((?:global|buffer)_(?:load|store)_\w+|v_\w+_f64\w*)", text))
+        return Found(
+            number.get("vgpr_count", 0),
+            number.get("private_segment_fixed_size", 0),
+            number.get("group_segment_fixed_size", 0),
+            sum(n for op, n in ops.items() if op.endswith("load_dwordx4")),
+            sum(n for op, n in ops.items() if op.endswith("store_dwordx4")),
+            sum(n for op, n in ops.items() if "_f64" in op),
+            number.get("vgpr_spill_count", 0),
+        )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = _output("cuobjdump", "-res-usage", file.name)
+        sass = _output("nvdisasm", "-c", file.name)
+    number = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    ops = Counter(re.findall(r"\b(LDG\.\S+|STG\.\S+|LDL\S*|STL\S*|D(?:ADD|MUL|FMA|SETP|MNMX)\S*)", sass))
+    return Found(
+        number["REG"],
+        number["STACK"],
+        binary.metadata.shared,
+        sum(n for op, n in ops.items() if re.match(r"LDG\.E\.(\w+\.)*128", op)),
+        sum(n for op, n in ops.items() if re.match(r"STG\.E\.(\w+\.)*128", op)),
+        sum(n for op, n in ops.items() if op[0] == "D"),
+        sum(n for op, n in ops.items() if op.startswith(("LDL", "STL"))),
+    )
+
+
+def _output(tool: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def main(arguments: list[str]) -> None:
+    """Compiles all functions of the methods named, as `method:target:types`."""
+    for argument in arguments:
+        method, target, types = argument.split(":")
+        for job, kernel, function in jobs(method, target, types):
+            line = {"job": asdict(job), "found": asdict(found(compiled(job, kernel, function), target))}
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
