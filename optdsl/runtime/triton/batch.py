@@ -216,14 +216,14 @@ class TritonBatch(Batch):
             if moved:
                 self._copy(self.gradients, self.moving_here[1])
             return
-        numbers = ctypes.string_at(self.numbers.data_ptr(), 8 * self.numbers.numel())
+        self.rounded.copy_(self.numbers_sent)
+        size = self.changing.numel()
+        numbers = ctypes.string_at(self.rounded.data_ptr(), size - half)
         if moved or numbers != self.sent_numbers:
             self.sent_numbers = numbers
-            data = torch.empty(self.changing.numel(), dtype=torch.uint8, pin_memory=self.device.type != "cpu")
-            data[:half].view(torch.int64).copy_(self.moving_here[1])
-            data[half:].view(self.slots.dtype).view(self.slots.shape).copy_(
-                self.numbers[:, : self.numbers_of_row]
-            )
+            data = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type != "cpu")
+            ctypes.memmove(data.data_ptr(), ctypes.addressof(self.moving) + half, half)
+            ctypes.memmove(data.data_ptr() + half, self.rounded.data_ptr(), size - half)
             self._copy(self.changing, data)
 
     def places(self, position: int) -> Iterator[int]:

@@ -1,0 +1,329 @@
+"""Steps by Triton kernels, in Triton's interpreter: what goes to the device, what is launched, what is left alone."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import optdsl
+from optdsl.runtime import optimizer as optimizer_module
+from optdsl.runtime.native import launch
+from optdsl.runtime.native.build import BuildError
+from tests.backends.interpreted import interpreted
+from tests.support import ROOT, module_of, needs_compiler
+
+pytestmark = needs_compiler
+batch = importlib.import_module("optdsl.runtime.triton.batch")
+
+ADAMW, LION, LAMB, NADAM, SGD = (optdsl.load(name) for name in ("adamw", "lion", "lamb", "nadam", "sgd"))
+#: Steps counted by the host, and on the device.
+COUNTING: tuple[dict[str, Any], ...] = ({}, {"fused": True}, {"capturable": True})
+SHAPES = ((), (7,), (0,), (40, 33), (1024,))
+
+
+@pytest.fixture(autouse=True)
+def interpreter() -> Iterator[None]:
+    """Runs the kernels in Triton's interpreter."""
+    with interpreted():
+        yield
+
+
+def parameters(seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+
+
+def give(params: list[torch.nn.Parameter], seed: int, scale: float = 1.0) -> None:
+    """New gradients, the same for the same seed."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator) * scale
+
+
+def tables(optimizer: Any) -> Any:
+    return optimizer._launcher.tables
+
+
+def close(one: list[torch.nn.Parameter], other: list[torch.nn.Parameter]) -> None:
+    for x, y in zip(one, other, strict=True):
+        torch.testing.assert_close(x, y, rtol=2e-6, atol=1e-7)
+
+
+class Seen:
+    """The launches of some steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.names: list[str] = []
+        self.settings: list[dict[str, Any]] = []
+        whole = batch.launch
+
+        def launched(function: Any, programs: int, arguments: Any, settings: Any) -> None:
+            self.names.append(function.__name__)
+            self.settings.append(dict(settings))
+            whole(function, programs, arguments, settings)
+
+        monkeypatch.setattr(batch, "launch", launched)
+
+    def step(self, optimizer: Any) -> list[str]:
+        self.names.clear()
+        self.settings.clear()
+        optimizer.step()
+        return list(self.names)
+
+
+@pytest.mark.parametrize("flags", COUNTING, ids=str)
+def test_late_parameters_and_groups_with_their_own_options(flags: dict[str, Any]) -> None:
+    """A parameter that first gets a gradient later is at its own first step; a rate that changes is obeyed."""
+    ours, theirs = parameters(), parameters()
+    made = []
+    for cls, params, more in ((ADAMW, ours, flags), (torch.optim.AdamW, theirs, {})):
+        groups = [{"params": params[:2], "lr": 1e-2}, {"params": params[2:], "weight_decay": 0.3}]
+        made.append(cls(groups, weight_decay=0.1, **more))
+    for number in range(5):
+        for params in (ours, theirs):
+            give(params, number)
+            params[3].grad = None if number < 2 else params[3].grad
+        for optimizer in made:
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + number)
+            optimizer.step()
+        close(ours, theirs)
+    assert [float(made[0].state[p]["step"]) for p in ours] == [5, 5, 5, 3, 5]
+    assert not any(table.skipped for table in tables(made[0]).values())
+
+
+@pytest.mark.parametrize("cls", [LAMB, NADAM], ids=lambda cls: cls.__name__)
+def test_counting_on_the_device_gives_the_same(cls: Any) -> None:
+    """Joint reductions and host-level states too."""
+    runs = []
+    for flags in ({}, {"fused": True}):
+        params = parameters()
+        optimizer = cls(params, weight_decay=0.1, **flags)
+        for number in range(3):
+            give(params, number)
+            params[1].grad = None if number == 0 else params[1].grad
+            optimizer.step()
+        runs.append(params)
+    close(*runs)
+
+
+def test_a_tensor_as_rate_stays_one() -> None:
+    """Under `capturable` the rate is read where it is, in every step."""
+    ours, theirs = parameters(), parameters()
+    rate = torch.tensor(1e-2)
+    mine = ADAMW(ours, lr=rate, weight_decay=0.1, capturable=True)
+    peer = torch.optim.AdamW(theirs, lr=1e-2, weight_decay=0.1)
+    for number in range(3):
+        rate.fill_(1e-2 / (1 + number))
+        peer.param_groups[0]["lr"] = 1e-2 / (1 + number)
+        for params in (ours, theirs):
+            give(params, number)
+        mine.step()
+        peer.step()
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "expected"),
+    [
+        (ADAMW, {}, ["pass"]),
+        (LION, {}, ["pass"]),
+        (LAMB, {"max_grad_norm": float("inf")}, ["pass", "between", "pass"]),
+        (LAMB, {}, ["pass", "between", "between", "pass", "between", "pass"]),
+    ],
+)
+def test_launches(cls: Any, options: Any, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each pass, however many tensors, and one for what is computed between two."""
+    params = parameters()
+    optimizer = cls(params, **options)
+    give(params, 0)
+    optimizer.step()
+    seen = Seen(monkeypatch)
+    give(params, 1)
+    assert [name.rstrip("0123456789") for name in seen.step(optimizer)] == expected
+
+
+def test_only_what_has_changed_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One copy for new gradients or numbers, none for Lion's with the same gradients."""
+    copies: list[int] = []
+    whole = batch.TritonBatch._copy
+    monkeypatch.setattr(
+        batch.TritonBatch, "_copy", lambda s, t, d: copies.append(t.numel()) or whole(s, t, d)
+    )
+
+    def counted(optimizer: Any) -> int:
+        copies.clear()
+        optimizer.step()
+        return len(copies)
+
+    params = parameters()
+    give(params, 0)
+    lion = LION(params, weight_decay=0.1)
+    lion.step()
+    assert counted(lion) == 0
+    give(params, 1)
+    assert counted(lion) == 1
+    lion.param_groups[0]["lr"] = 0.5
+    assert counted(lion) == 1
+    adamw = ADAMW(params)
+    adamw.step()
+    assert counted(adamw) == 1
+
+
+@pytest.mark.parametrize("flags", COUNTING[:2], ids=str)
+def test_parameters_and_gradients_that_move(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where 16 bytes cannot be read at once, elements are read one by one."""
+    ours, theirs = parameters(shapes=((2100,), (5,))), parameters(shapes=((2100,), (5,)))
+    mine, peer = ADAMW(ours, weight_decay=0.1, **flags), torch.optim.AdamW(theirs, weight_decay=0.1)
+    seen = Seen(monkeypatch)
+    items = []
+    for number in range(4):
+        for params in (ours, theirs):
+            give(params, number)
+        if number == 1:
+            odd = torch.zeros(2101)[1:]
+            ours[0].grad = odd.copy_(ours[0].grad)  # type: ignore[arg-type]
+        if number == 2:
+            ours[0].data = ours[0].data.clone()
+        if number == 3:
+            ours[0].data = torch.zeros(2101)[1:].copy_(ours[0].data)
+        seen.step(mine)
+        items.append([s["ITEMS"] for s in seen.settings if "ITEMS" in s])
+        peer.step()
+        close(ours, theirs)
+    assert items == [[4], [0], [4], [0]]
+
+
+def test_a_moved_state_makes_the_table_anew() -> None:
+    ours, theirs = parameters(), parameters()
+    mine, peer = ADAMW(ours), torch.optim.AdamW(theirs)
+    for number in range(3):
+        for params in (ours, theirs):
+            give(params, number)
+        if number == 1:
+            state = mine.state[ours[3]]
+            state["exp_avg"] = state["exp_avg"].clone()
+        if number == 2:
+            mine.state[ours[3]]["exp_avg_sq"].data = mine.state[ours[3]]["exp_avg_sq"].clone()
+        mine.step()
+        peer.step()
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("cls", [ADAMW, LAMB, NADAM], ids=lambda cls: cls.__name__)
+def test_the_scaling_of_gradients(cls: Any) -> None:
+    """Scaled gradients give the same step; an overflow leaves parameters, states and counts as they were."""
+    ours, theirs = parameters(), parameters()
+    mine, plain = cls(ours, weight_decay=0.1, fused=True), cls(theirs, weight_decay=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))
+    for number in range(3):
+        give(ours, number, 1024.0)
+        give(theirs, number)
+        assert scaler.scale(torch.ones(())) == 1024.0
+        scaler.step(mine)
+        plain.step()
+        close(ours, theirs)
+        scaler.update(1024.0)
+    before = [p.detach().clone() for p in ours]
+    states = [{k: v.clone() for k, v in mine.state[p].items()} for p in ours]
+    give(ours, 4)
+    ours[3].grad[5, 5] = float("inf")  # type: ignore[index]
+    scaler.scale(torch.ones(()))
+    scaler.step(mine)
+    for p, q, kept in zip(ours, before, states, strict=True):
+        assert torch.equal(p, q)
+        assert kept.keys() == mine.state[p].keys()
+        for key, value in kept.items():
+            assert torch.equal(value, mine.state[p][key]), key
+
+
+def test_who_supports_scaling() -> None:
+    """Those whose steps the device counts; torch's scaler does it for the others."""
+    for flags, supports in (({}, False), ({"fused": True}, True), ({"capturable": True}, True)):
+        assert ADAMW(parameters(), **flags)._step_supports_amp_scaling is supports
+    assert not ADAMW(parameters(), foreach=True)._step_supports_amp_scaling
+    assert not SGD(
+        parameters(), momentum=0.9, fused=True
+    )._step_supports_amp_scaling  # its first step differs
+    mine = ADAMW(parameters(), fused=True)
+    give(mine.param_groups[0]["params"], 0)
+    mine.step()
+    mine.state[mine.param_groups[0]["params"][1]]["exp_avg"] = torch.zeros(3)
+    mine.found_inf = torch.zeros(())
+    with pytest.raises(RuntimeError, match="not such as the kernels take"):
+        mine.step()
+
+
+def test_kernels_of_another_compilation_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was changed is not the one that the class was made with; torch's operations do the work."""
+    monkeypatch.setattr(optimizer_module._Kernels, "missing", {})
+    monkeypatch.setattr(optimizer_module._Kernels, "told", set())
+    for name in ("adamw.py", "adamw.c", "adamw_triton.py"):
+        shutil.copy(ROOT / "generated" / name, tmp_path)
+    with (tmp_path / "adamw_triton.py").open("a") as file:
+        file.write("# changed\n")
+    cls = module_of(tmp_path / "adamw.py", "changed_adamw").AdamW
+    ours, theirs = parameters(), parameters()
+    mine, peer = cls(ours), torch.optim.AdamW(theirs)
+    for params in (ours, theirs):
+        give(params, 0)
+    with pytest.warns(RuntimeWarning, match="was not made together with the class"):
+        mine.step()
+    peer.step()
+    close(ours, theirs)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning that says what to do, and torch's operations."""
+
+    def missing() -> type[launch.Batch]:
+        raise BuildError(
+            "Triton cannot be imported (No module named 'triton'); `pip install triton` installs it"
+        )
+
+    monkeypatch.setattr(launch, "triton_batch", missing)
+    monkeypatch.setattr(optimizer_module._Kernels, "missing", {})
+    monkeypatch.setattr(optimizer_module._Kernels, "told", set())
+    ours, theirs = parameters(), parameters()
+    mine, peer = ADAMW(ours), torch.optim.AdamW(theirs)
+    for number in range(2):
+        for params in (ours, theirs):
+            give(params, number)
+        if number == 0:
+            with pytest.warns(RuntimeWarning, match="pip install triton"):
+                mine.step()
+        else:
+            mine.step()
+        peer.step()
+        close(ours, theirs)
+
+
+def test_a_class_without_triton_kernels(tmp_path: Path) -> None:
+    """Compiled for the CPU alone, it has nothing for Triton's interpreter, and runs its native kernels."""
+    optdsl.compile(ROOT / "specs" / "adamw.opt", tmp_path, ["torch", "cpu"])
+    cls = module_of(tmp_path / "adamw.py", "adamw_for_the_cpu").AdamW
+    params = parameters()
+    give(params, 0)
+    mine = cls(params, fused=True)
+    mine.step()
+    assert type(tables(mine)[0].batches[0]) is launch.CpuBatch
+    assert not mine._step_supports_amp_scaling
+
+
+def test_flags_that_change_between_steps() -> None:
+    """Counts move to where they are kept from then on."""
+    ours, theirs = parameters(), parameters()
+    mine, peer = ADAMW(ours, weight_decay=0.1), torch.optim.AdamW(theirs, weight_decay=0.1)
+    for number, fused in enumerate((None, True, False, True, None)):
+        mine.param_groups[0]["fused"] = fused
+        for params in (ours, theirs):
+            give(params, number)
+        mine.step()
+        peer.step()
+        close(ours, theirs)
