@@ -69,7 +69,6 @@ PATHS = [
     pytest.param("native", marks=needs_compiler),
     pytest.param("native, two threads", marks=needs_compiler),
     pytest.param("triton", marks=needs_compiler),
-    pytest.param("triton, counting", marks=needs_compiler),
 ]
 #: Elements of one more parameter, all 0, without which the problem is too small for two threads.
 PADDING = 50_000
@@ -151,7 +150,12 @@ def tolerance(entry: dict[str, Any]) -> float:
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e['optimizer']}-{e['setting']}-{e['dtype']}")
 def test_trajectory(entry: dict[str, Any], path: str, tmp_path: Path) -> None:
-    """Every tensor at every step, relative to max(1, |recorded|)."""
+    """Every tensor at every step, relative to max(1, |recorded|).
+
+    Triton's interpreter is slow: steps are counted by the host in float64, on the device in float32.
+    """
+    if path == "triton" and entry["dtype"] == "float32":
+        path = "triton, counting"
     with interpreted() if "triton" in path else contextlib.nullcontext():
         measured = run(optimizer_class(entry, tmp_path), entry, path)
     with np.load(REFERENCE / entry["file"]) as recorded:
