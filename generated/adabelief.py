@@ -92,7 +92,7 @@ class AdaBelief(Optimizer):
     _native = Native(
         c="adabelief.c",
         c_sha256="0427d8ab0def842cc595c986e08d590537338a4f0f1e928c9caef8c86ebd6c3c",
-        triton="adabelief_triton.py",
+        triton="adabelief.triton.py",
         triton_sha256="ce022dd91aed074e8371c9e0dce6795645b2048697263698275a7370ec594171",
         kernels=(
             Kernel(

@@ -58,7 +58,7 @@ class Adadelta(Optimizer):
     _native = Native(
         c="adadelta.c",
         c_sha256="d6e87050b8d8f9be905e6c0aa33fa99af99cd307e3dbd927a92d5aa1a3903148",
-        triton="adadelta_triton.py",
+        triton="adadelta.triton.py",
         triton_sha256="c0f5e6fca3224149fbeef1fcbb503cb87617bba3314e72260c766ff0263efd3a",
         kernels=(
             Kernel(

@@ -56,7 +56,7 @@ class Adagrad(Optimizer):
     _native = Native(
         c="adagrad.c",
         c_sha256="7c14ec3eb49ad0d3a5da3b26b0549bc3d5502ae5919bdd29033a4d1a7634090f",
-        triton="adagrad_triton.py",
+        triton="adagrad.triton.py",
         triton_sha256="abc75ffdbd01fdd8c31188b99e3943c459a9d3469b19cc8b0770e2eb8bcf217e",
         kernels=(
             Kernel(

@@ -87,7 +87,7 @@ class AdaGradNorm(Optimizer):
     _native = Native(
         c="adagradnorm.c",
         c_sha256="0c81dc99f52343ea83d6ac18eaeb8f7b51a75aba13d3d62f7f26ec1d8b9ac379",
-        triton="adagradnorm_triton.py",
+        triton="adagradnorm.triton.py",
         triton_sha256="27b24be12787de3477a9f9ac1d15837eb4fe1e2862c7b2b1acbe6f0872940e13",
         kernels=(
             Kernel(

@@ -72,7 +72,7 @@ class Adam(Optimizer):
     _native = Native(
         c="adam.c",
         c_sha256="28db4af103e97c665c069533d5d4bc20efe2ca03df3c320ad0751df3ced53800",
-        triton="adam_triton.py",
+        triton="adam.triton.py",
         triton_sha256="21dbc3333afbfd2d3a95f4f702e242ae6a5118f06951cade260ea9c1315ec006",
         kernels=(
             Kernel(

@@ -58,7 +58,7 @@ class Adamax(Optimizer):
     _native = Native(
         c="adamax.c",
         c_sha256="0fadbc562f507862bb695ad3a1378886ec2568159a2979a664091b71d4505cac",
-        triton="adamax_triton.py",
+        triton="adamax.triton.py",
         triton_sha256="cd39cc1fe9a993b2aeaa5f8b93cd3413e71af62610ac37640338ddde90b8ae14",
         kernels=(
             Kernel(

@@ -67,7 +67,7 @@ class AdamW(Optimizer):
     _native = Native(
         c="adamw.c",
         c_sha256="c4e0f6be4a907fde9dfdc0762c0e51206ed18714b3625340dd3c48196595302d",
-        triton="adamw_triton.py",
+        triton="adamw.triton.py",
         triton_sha256="f25e9da5fb36153a33ad286e07a04e34d81730add6d67b7e95f0eccd18c19b91",
         kernels=(
             Kernel(

@@ -66,7 +66,7 @@ class ASGD(Optimizer):
     _native = Native(
         c="asgd.c",
         c_sha256="e6989e62b651ab759775856f448a1de16f4a437859e5388310bcd01c581607b1",
-        triton="asgd_triton.py",
+        triton="asgd.triton.py",
         triton_sha256="650de769324c2d582ea73381bd3396fdfc8a0aed815d5b548b2449dcdbcf35c9",
         kernels=(
             Kernel(

@@ -71,7 +71,7 @@ class DiffGrad(Optimizer):
     _native = Native(
         c="diffgrad.c",
         c_sha256="69330d06a147b87288dc19b57f10a14a54c68ea8d765c102d827ed924a4a5dfb",
-        triton="diffgrad_triton.py",
+        triton="diffgrad.triton.py",
         triton_sha256="52c7de2d47c6c82c894693a9a18d2a296d271bf3b15dfc98c8428efaf30dff13",
         kernels=(
             Kernel(

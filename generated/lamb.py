@@ -87,7 +87,7 @@ class Lamb(Optimizer):
     _native = Native(
         c="lamb.c",
         c_sha256="62df5d88e34b4053cb3b2bc0e260362c8859b02de228d0399dac96276f1657d8",
-        triton="lamb_triton.py",
+        triton="lamb.triton.py",
         triton_sha256="729b4bedc94c750bceb0055971ba28e7e7cb34c168d7446a0cdaa00190fd923a",
         kernels=(
             Kernel(

@@ -94,7 +94,7 @@ class Lars(Optimizer):
     _native = Native(
         c="lars.c",
         c_sha256="d9c837fd5819aaab6269dcb1bd3f5909643538e09be43803fe4176d23d019e1b",
-        triton="lars_triton.py",
+        triton="lars.triton.py",
         triton_sha256="ac48e24a22c3607bde45185c1ab2524efc86a8b2cb3208296c521ba89549fdef",
         kernels=(
             Kernel(

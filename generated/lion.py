@@ -53,7 +53,7 @@ class Lion(Optimizer):
     _native = Native(
         c="lion.c",
         c_sha256="5288e4c49984561817447dd309cb9e1cf1ba418bd72089d1b92a3de8fae75c99",
-        triton="lion_triton.py",
+        triton="lion.triton.py",
         triton_sha256="05edf39869c10c02ce4dc707fc4a68ecbb13ac57c8f277887264f3d863c03a9b",
         kernels=(
             Kernel(

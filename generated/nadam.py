@@ -71,7 +71,7 @@ class NAdam(Optimizer):
     _native = Native(
         c="nadam.c",
         c_sha256="857c176458ac707c6188b2c02664b2328750619e93471437e43e1ebaa9fa1447",
-        triton="nadam_triton.py",
+        triton="nadam.triton.py",
         triton_sha256="e1dcc38ff837992f6fbf8aa55b74e6d80414fcb2b564ecedac01f34e7315459a",
         kernels=(
             Kernel(

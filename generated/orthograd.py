@@ -70,7 +70,7 @@ class OrthoGradSGD(Optimizer):
     _native = Native(
         c="orthograd.c",
         c_sha256="e5ec30a1450a84d48cc6e0dd17b427bffeb538631cd5a8b839ce02c9b575c649",
-        triton="orthograd_triton.py",
+        triton="orthograd.triton.py",
         triton_sha256="088f2a37d7eff9a16d17e9d0275bff30b2373abc8c341333bf7d639fc38bfccc",
         kernels=(
             Kernel(

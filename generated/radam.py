@@ -70,7 +70,7 @@ class RAdam(Optimizer):
     _native = Native(
         c="radam.c",
         c_sha256="f7f29b082e261b6000ace2a8164ab33595c905095993419a5420822679849c3b",
-        triton="radam_triton.py",
+        triton="radam.triton.py",
         triton_sha256="557121d8e8eead78f73c7483eb2eb16435c62636ac1d3971f485d57d0c1160a7",
         kernels=(
             Kernel(

@@ -71,7 +71,7 @@ class RMSprop(Optimizer):
     _native = Native(
         c="rmsprop.c",
         c_sha256="62c682ceaeb6ec95599b114761e5db45d8f17fe446855698f6485a555b447efb",
-        triton="rmsprop_triton.py",
+        triton="rmsprop.triton.py",
         triton_sha256="e57ab2c20f9b027f2c08b1d69204f573e138b72f99dfc9e3b1a586c1afaa5b29",
         kernels=(
             Kernel(

@@ -59,7 +59,7 @@ class Rprop(Optimizer):
     _native = Native(
         c="rprop.c",
         c_sha256="7c51e4a8b2509d3f3dd40042c969087fc3b411b4f27133f32035d4862666745a",
-        triton="rprop_triton.py",
+        triton="rprop.triton.py",
         triton_sha256="6d8b1ffd4fa24be2a2c347dd8619833fad28a929ef76fd9f0f97f281f8603251",
         kernels=(
             Kernel(

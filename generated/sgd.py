@@ -68,7 +68,7 @@ class SGD(Optimizer):
     _native = Native(
         c="sgd.c",
         c_sha256="3c6e2e44eb5b1c9953d01716ba93ed1827f717fc11855516e9633b6de7c6429a",
-        triton="sgd_triton.py",
+        triton="sgd.triton.py",
         triton_sha256="91e965af34cabcbcae491054074554d2d896d5b56320731ec8df61ba15519fe5",
         kernels=(
             Kernel(

@@ -60,7 +60,7 @@ class SignSGD(Optimizer):
     _native = Native(
         c="signsgd.c",
         c_sha256="ce2ead956dd2c640ed0b58c4b19bde7798280076b7d601ae33e663a90d2fe80e",
-        triton="signsgd_triton.py",
+        triton="signsgd.triton.py",
         triton_sha256="e0cf7e9a6fea6938998400cba81fcf40cc8ac0bc6cb1df521c8d98dc7195a0a8",
         kernels=(
             Kernel(

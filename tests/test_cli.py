@@ -196,7 +196,7 @@ def test_files_that_are_no_specs(here, content, code, capsys):
 
 def test_compile_writes_beside_the_spec_and_says_so(folder):
     run = command("compile", "plain.opt", cwd=folder)
-    assert good(run) == "plain.opt -> plain.py, plain.c (Plain)\n"
+    assert good(run) == "plain.opt -> plain.py, plain.c, plain.triton.py (Plain)\n"
     assert run.stderr == ""
     assert "class Plain(Optimizer):" in (folder / "plain.py").read_text()
     assert "optdsl_run" not in (folder / "plain.py").read_text()
@@ -221,10 +221,10 @@ def test_one_bad_spec_does_not_stop_the_others(folder):
     assert run.returncode == 1
     assert sorted(run.stdout.splitlines()) == [
         "halve.opt: transform, used by other specs; nothing to write",
-        "plain.opt -> out/plain.py, out/plain.c (Plain)",
+        "plain.opt -> out/plain.py, out/plain.c, out/plain.triton.py (Plain)",
     ]
     assert run.stderr.endswith("2 errors\n")
-    assert files(folder / "out") == {"plain.py", "plain.c"}
+    assert files(folder / "out") == {"plain.py", "plain.c", "plain.triton.py"}
 
 
 def test_quiet_prints_messages_only(folder):
@@ -237,7 +237,7 @@ def test_compile_as_json(folder):
     run = command("compile", ".", "-o", "out", "--format", "json", cwd=folder)
     assert (run.returncode, run.stderr) == (1, "")
     assert [found["code"] for found in json.loads(run.stdout)] == ["E0301", "E0301"]
-    assert files(folder / "out") == {"plain.py", "plain.c"}
+    assert files(folder / "out") == {"plain.py", "plain.c", "plain.triton.py"}
     run = command("compile", "plain.opt", "halve.opt", "--format", "json", cwd=folder)
     assert json.loads(good(run)) == []
 
@@ -246,14 +246,19 @@ def test_compile_a_shipped_spec(here, capsys):
     assert main(["compile", "adamw"]) == 2
     assert "say with -o where to write" in capsys.readouterr().err
     assert main(["compile", "AdamW", "plain.opt", "-o", "."]) == 0
-    for name in ("adamw.py", "adamw.c"):
+    for name in ("adamw.py", "adamw.c", "adamw.triton.py"):
         assert (here / name).read_text() == (ROOT / "generated" / name).read_text()
     assert (here / "plain.py").is_file()
 
 
 @pytest.mark.parametrize(
     ("backends", "made"),
-    [("torch", {"lion.py"}), ("cpu", {"lion.py", "lion.c"}), ("cpu torch", {"lion.py", "lion.c"})],
+    [
+        ("torch", {"lion.py"}),
+        ("cpu", {"lion.py", "lion.c"}),
+        ("triton", {"lion.py", "lion.triton.py"}),
+        ("triton cpu torch", {"lion.py", "lion.c", "lion.triton.py"}),
+    ],
 )
 def test_compile_for_chosen_backends(tmp_path, backends, made, capsys):
     words = [word for backend in backends.split() for word in ("--backend", backend)]
@@ -261,7 +266,7 @@ def test_compile_for_chosen_backends(tmp_path, backends, made, capsys):
     assert capsys.readouterr().out.count("\n") == 1
     assert files(tmp_path) == made
     same = (tmp_path / "lion.py").read_text() == (ROOT / "generated" / "lion.py").read_text()
-    assert same is ("lion.c" in made)
+    assert same is (len(made) == 3)
 
 
 def test_compile_standalone(here, capsys):
@@ -283,7 +288,7 @@ def test_a_standalone_file_cannot_use_a_name_twice(here, capsys):
     (here / "unit.c").unlink()
     assert main(["compile", "unit.opt", "--standalone"]) == 2
     assert "uses `Unit` for something else" in capsys.readouterr().err
-    assert not files(here) & {"unit.py", "unit.c"}
+    assert not files(here) & {"unit.py", "unit.c", "unit.triton.py"}
 
 
 def test_a_place_that_cannot_be_written(here, capsys):
@@ -299,10 +304,10 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     run = command("compile", ".", cwd=tmp_path, LC_ALL="C.UTF-8", PYTHONUTF8="1")
-    assert good(run) == "odd\\udcff.opt -> odd_.py, odd_.c (Plain)\n"
+    assert good(run) == "odd\\udcff.opt -> odd_.py, odd_.c, odd_.triton.py (Plain)\n"
     (tmp_path / "größe.opt").write_text(PLAIN)
     run = command("compile", "größe.opt", cwd=tmp_path, PYTHONIOENCODING="ascii")
-    assert good(run) == "gr\\xf6\\xdfe.opt -> gr__e.py, gr__e.c (Plain)\n"
+    assert good(run) == "gr\\xf6\\xdfe.opt -> gr__e.py, gr__e.c, gr__e.triton.py (Plain)\n"
 
 
 # ---- fmt -------------------------------------------------------------------------------------------------
@@ -561,13 +566,14 @@ def test_an_interrupted_compile_leaves_whole_files(tmp_path):
     assert (code, printed) == (130, "")
     assert said == "interrupted; finished files are complete, others are as they were\n"
     written = sorted(out.iterdir())
-    assert 0 < len(written) < 6000
-    classes = [path for path in written if path.suffix == ".py"]
+    assert 0 < len(written) < 9000
+    classes = [path for path in written if path.suffixes == [".py"]]
     assert {path.stem for path in written if path.suffix == ".c"} == {path.stem for path in classes}
-    assert len(written) == 2 * len(classes)
+    assert len(written) == 3 * len(classes)
     for path in (classes[0], classes[-1]):
         ast.parse(path.read_text())
-        assert hashlib.sha256(path.with_suffix(".c").read_bytes()).hexdigest() in path.read_text()
+        for end in (".c", ".triton.py"):
+            assert hashlib.sha256(path.with_suffix(end).read_bytes()).hexdigest() in path.read_text()
 
 
 def test_an_interrupted_read(tmp_path):

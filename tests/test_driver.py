@@ -77,7 +77,7 @@ def contents(folder):
 def test_a_file_becomes_two_files_beside_it(plain):
     (done,) = optdsl.compile(plain)
     assert done.path == plain
-    assert done.files == (plain.with_suffix(".py"), plain.with_suffix(".c"))
+    assert done.files == tuple(map(plain.with_suffix, (".py", ".c", ".triton.py")))
     assert done.diagnostics == ()
     assert done.no_kernels is None
     assert done.checked.program.name == "Plain"
@@ -88,8 +88,8 @@ def test_a_file_becomes_two_files_beside_it(plain):
 def test_a_path_may_come_in_any_form(plain, tmp_path, form):
     (done,) = optdsl.compile(form(plain), out=str(tmp_path / "new" / "folders"))
     folder = tmp_path / "new" / "folders"
-    assert done.files == (folder / "plain.py", folder / "plain.c")
-    assert files(folder) == {"plain.py", "plain.c"}
+    assert done.files == tuple(folder / f"plain{end}" for end in (".py", ".c", ".triton.py"))
+    assert files(folder) == {"plain.py", "plain.c", "plain.triton.py"}
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_a_folder_stands_for_the_specs_right_in_it(plain, tmp_path):
     out = tmp_path / "out"
     halve, done = optdsl.compile(tmp_path, out=out)
     assert (halve.files, halve.checked.kind, halve.diagnostics) == ((), "transform", ())
-    assert done.files == (out / "plain.py", out / "plain.c")
-    assert files(out) == {"plain.py", "plain.c"}
+    assert done.files == tuple(out / f"plain{end}" for end in (".py", ".c", ".triton.py"))
+    assert files(out) == {"plain.py", "plain.c", "plain.triton.py"}
 
 
 def test_a_spec_with_mistakes_writes_nothing_and_stops_no_other(plain, tmp_path):
@@ -221,7 +221,7 @@ def test_long_file_names(tmp_path, cache):
     path = tmp_path / f"{'x' * 240}.opt"
     path.write_text(PLAIN)
     (done,) = optdsl.compile(path)
-    assert [file.name for file in done.files] == [f"{'x' * 240}.py", f"{'x' * 240}.c"]
+    assert [file.name for file in done.files] == [f"{'x' * 240}{end}" for end in (".py", ".c", ".triton.py")]
     assert stepped(optdsl.load(path)) == pytest.approx(0.995)
 
 
@@ -233,7 +233,7 @@ def test_an_unchanged_file_is_left_alone(plain):
     for file in done.files:
         os.utime(file, (1, 1))
     optdsl.compile(plain)
-    assert [file.stat().st_mtime for file in done.files] == [1, 1]
+    assert [file.stat().st_mtime for file in done.files] == [1, 1, 1]
     plain.write_text(PLAIN.replace("1e-2", "2e-2"))
     optdsl.compile(plain)
     assert all(file.stat().st_mtime > 1 for file in done.files)
@@ -244,19 +244,19 @@ def test_an_unchanged_file_is_left_alone(plain):
     [
         *(
             ("replace", n, kept)
-            for n in (1, 2)
-            for kept in ((), ("plain.py",), ("plain.c",), ("plain.py", "plain.c"))
+            for n in (1, 2, 3)
+            for kept in ((), ("plain.py",), ("plain.c",), ("plain.py", "plain.c", "plain.triton.py"))
         ),
         ("chmod", 1, ("plain.py",)),  # only a file that is there has permissions to keep
         ("chmod", 1, ("plain.c",)),
-        ("chmod", 2, ("plain.py", "plain.c")),
+        ("chmod", 3, ("plain.py", "plain.c", "plain.triton.py")),
     ],
 )
 @pytest.mark.parametrize(
     "problem", [OSError(28, "No space left on device", "a temporary name"), KeyboardInterrupt()]
 )
-def test_a_failing_write_leaves_both_old_files(plain, tmp_path, monkeypatch, function, number, problem, kept):
-    """Whichever of the two files it is that cannot be put in place."""
+def test_a_failing_write_leaves_all_old_files(plain, tmp_path, monkeypatch, function, number, problem, kept):
+    """Whichever of the files it is that cannot be put in place."""
     for name in kept:
         (tmp_path / name).write_text(f"old {name}")
     calls, real = [], getattr(os, function)
@@ -268,7 +268,7 @@ def test_a_failing_write_leaves_both_old_files(plain, tmp_path, monkeypatch, fun
         real(*arguments)
 
     monkeypatch.setattr(os, function, fail)
-    with pytest.raises(type(problem), match=r"|No space left on device: '.*plain\.(py|c)'"):
+    with pytest.raises(type(problem), match=r"|No space left on device: '.*plain\.(py|c|triton\.py)'"):
         optdsl.compile(plain)
     assert files(tmp_path) == {"plain.opt", *kept}
     for name in kept:
@@ -289,7 +289,9 @@ def test_a_write_that_breaks_off_leaves_the_old_file(plain, tmp_path):
     )
     run = python("-c", script, plain, cwd=tmp_path, PYTHONDONTWRITEBYTECODE="1")
     assert run.returncode == 1
-    assert re.search(r"OSError: \[Errno \d+\] File too large: '.*plain\.(py|c)'\n$", run.stderr), run.stderr
+    assert re.search(r"OSError: \[Errno \d+\] File too large: '.*plain\.(py|c|triton\.py)'\n$", run.stderr), (
+        run.stderr
+    )
     assert [target.read_text() for target in targets] == ["old", "old"]
     assert files(tmp_path) == {"plain.opt", "plain.py", "plain.c", "elsewhere"}
 

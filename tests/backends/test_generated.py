@@ -337,6 +337,8 @@ import importlib.util, json, pathlib, sys
 import torch
 found = {}
 for path in sorted(pathlib.Path(sys.argv[1]).glob("*.py")):
+    if path.suffixes != [".py"]:
+        continue
     spec = importlib.util.spec_from_file_location("alone_" + path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -19,7 +19,7 @@ from tests.support import NAMES, ROOT, good, python
 
 TARGETS = ("sm_80", "sm_90", "gfx942")
 #: Methods with long files first, so that the groups take about the same time.
-BY_LENGTH = sorted(NAMES, key=lambda name: -len((ROOT / "generated" / f"{name}_triton.py").read_text()))
+BY_LENGTH = sorted(NAMES, key=lambda name: -len((ROOT / "generated" / f"{name}.triton.py").read_text()))
 GROUPS = [
     ("lamb",),
     ("adabelief", "lars"),

@@ -27,6 +27,7 @@ def fresh(monkeypatch, tmp_path):
     """A process that has built nothing yet, with a cache of its own."""
     monkeypatch.setattr(build, "_LOADED", {})
     monkeypatch.setattr(optimizer_module._Kernels, "missing", {})
+    monkeypatch.setattr(optimizer_module._Kernels, "told", set())
     monkeypatch.setenv("OPTDSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
 
@@ -154,7 +155,7 @@ def started(**changes):
             "-c",
             _BUILD,
             build.__file__,
-            SGD._native.path(SGD),
+            SGD._native.path(SGD, SGD._native.c),
             str(SGD._native.kernels[-1].unit),
         ],
         env={**os.environ, **changes},
@@ -364,7 +365,7 @@ def test_the_name_depends_on_everything(stems, monkeypatch, tmp_path):
 
 def test_the_names_depend_on_what_is_included(stems, monkeypatch, tmp_path):
     """The driver and kernels of another version are others, if they changed."""
-    path = Path(SGD._native.path(SGD))
+    path = Path(SGD._native.path(SGD, SGD._native.c))
     included = ("driver.c", "table.h", "kernel.h")
     for name in included:
         (tmp_path / name).write_bytes((build._HERE / name).read_bytes())
@@ -372,7 +373,7 @@ def test_the_names_depend_on_what_is_included(stems, monkeypatch, tmp_path):
     def both():
         build._LOADED.clear()
         build.driver()
-        build.library(path, SGD._native.sha256, 0, "float", ["f32"] * 3)
+        build.library(path, SGD._native.c_sha256, 0, "float", ["f32"] * 3)
         assert [stem.rpartition("-")[0] for stem in stems.found[-2:]] == ["driver", "sgd"]
         return stems.found[-2:]
 

@@ -98,9 +98,10 @@ def watch(monkeypatch):
         RAN.update(id(row.p) for row in self.rows)
         return whole(self, *args)
 
-    whole = launch.Batch.run
-    monkeypatch.setattr(launch.Batch, "run", run)
+    whole = launch.CpuBatch.run
+    monkeypatch.setattr(launch.CpuBatch, "run", run)
     monkeypatch.setattr(optimizer_module._Kernels, "missing", {})
+    monkeypatch.setattr(optimizer_module._Kernels, "told", set())
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "optdsl runs without native kernels")
         yield

@@ -264,9 +264,9 @@ def test_kernels_of_another_compilation_are_not_run(tmp_path: Path, monkeypatch:
     """A file that was changed is not the one that the class was made with; torch's operations do the work."""
     monkeypatch.setattr(optimizer_module._Kernels, "missing", {})
     monkeypatch.setattr(optimizer_module._Kernels, "told", set())
-    for name in ("adamw.py", "adamw.c", "adamw_triton.py"):
+    for name in ("adamw.py", "adamw.c", "adamw.triton.py"):
         shutil.copy(ROOT / "generated" / name, tmp_path)
-    with (tmp_path / "adamw_triton.py").open("a") as file:
+    with (tmp_path / "adamw.triton.py").open("a") as file:
         file.write("# changed\n")
     cls = module_of(tmp_path / "adamw.py", "changed_adamw").AdamW
     ours, theirs = parameters(), parameters()

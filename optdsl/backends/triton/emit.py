@@ -42,7 +42,7 @@ def emit(kernels: Kernels, source: str, digest: str, module: str) -> Source:
         ],
     }
     made_of = render(Path(__file__).parent, "kernels.py.jinja", view)
-    return Source("triton", f"{module}_triton.py", made_of, tuple(functions))
+    return Source("triton", f"{module}.triton.py", made_of, tuple(functions))
 
 
 def _used_by(name: str, functions: list[Functions]) -> str:

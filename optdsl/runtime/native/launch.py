@@ -11,7 +11,7 @@ import importlib
 import math
 import operator
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from optdsl.runtime.native.batch import Batch, Cells, CpuBatch
 from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import (
     CPU,
+    GPUS,
     TYPES,
     ParamState,
     Row,
@@ -37,9 +38,6 @@ from optdsl.runtime.native.rows import (
 )
 from optdsl.runtime.native.spec import Kernel, Native
 from optdsl.runtime.states import Facts, as_real, create_state, facts_of, opened, state_dtype
-
-#: Kinds of devices, as torch calls them, whose kernels Triton compiles. ROCm goes by the name of cuda.
-GPUS = ("cuda",)
 
 
 @functools.cache
@@ -152,8 +150,10 @@ class Table:
         listed = params if type(params) is list else list(params)
         return not self.batches[0].driver.gather(listed, "grad", "is_neg", None, self._call)
 
-    def idle(self, group: GroupStep) -> bool:
-        """Whether there is still nothing for kernels to do, where there was nothing."""
+    def idle(self, group: GroupStep, takes: Callable[[Tensor], bool]) -> bool:
+        """Whether there is still nothing for kernels to do, where there was nothing; `takes` tells of a parameter
+        with a gradient whether they take it.
+        """
         params = group.group["params"]
         if self.signature != signature(group) or len(params) != len(self._keep):
             return False
@@ -161,7 +161,7 @@ class Table:
         return (
             given == self.skipped
             and all(map(operator.is_, params, self._keep))
-            and not any(eligible(params[number], params[number].grad) for number in given)
+            and not any(takes(params[number]) for number in given)
         )
 
     def stage_in(self) -> None:
@@ -286,7 +286,7 @@ class Launcher:
             if table is None or table.first != first:
                 fits = False
             elif not table.batches:
-                fits = table.idle(group)
+                fits = table.idle(group, functools.partial(self._takes, group))
             else:
                 fits = same and table.gather(group) and self._prepare(table, group)
             if table is None or not fits:
@@ -367,7 +367,7 @@ class Launcher:
                 raise RuntimeError(f"{name} does not support sparse gradients")
             if p.is_complex() and not group.rule._elementwise:
                 raise RuntimeError(f"{name} does not support complex parameters")
-            if not eligible(p, p.grad) or (p.device.type != "cpu" and p.device.type not in GPUS):
+            if not eligible(p, p.grad):
                 if group.group["fused"]:
                     raise RuntimeError(
                         f"{name}: `fused=True` needs dense parameters and gradients of float32, float64, bfloat16 or "
@@ -411,6 +411,11 @@ class Launcher:
         for p, state in fresh:
             states[p] = state
         return table
+
+    def _takes(self, group: GroupStep, p: Tensor) -> bool:
+        """Whether kernels take a parameter that has a gradient."""
+        assert p.grad is not None
+        return eligible(p, p.grad) and self._counts_here(group, p) is not None
 
     def _counts_here(self, group: GroupStep, p: Tensor) -> bool | None:
         """Whether the device of a parameter counts its steps, as its kernels want it; None if it has no kernels."""

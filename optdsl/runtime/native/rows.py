@@ -21,12 +21,16 @@ TYPES = {
     torch.bfloat16: ("bf16", 4 << 8 | 16),
 }
 _COMPLEX = (torch.complex64, torch.complex128)
+#: Kinds of devices, as torch calls them, whose kernels Triton compiles. ROCm goes by the name of cuda.
+GPUS = ("cuda",)
 
 ParamState = dict[str, Any]
 
 
 def eligible(p: Tensor, grad: Tensor) -> bool:
-    """Whether a parameter and its gradient are such as native kernels take, wherever they are."""
+    """Whether a parameter and its gradient are such as native kernels take, on a device that may have some."""
+    if p.device.type != "cpu" and p.device.type not in GPUS:
+        return False
     if (p.dtype not in TYPES and p.dtype not in _COMPLEX) or p.layout is not torch.strided:
         return False
     plain = Tensor.__torch_dispatch__
