@@ -62,11 +62,11 @@ class AdaBelief(Optimizer):
         fixed_decay: decoupled decay that ignores the learning rate (default False)
         rectify: rectify as RAdam does (default True)
         degenerated_to_sgd: use momentum while the deviation cannot be trusted (default True)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Zhuang et al. 2020, AdaBelief Optimizer, arXiv:2010.07468

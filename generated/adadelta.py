@@ -35,11 +35,11 @@ class Adadelta(Optimizer):
         rho: decay of both averages, in [0, 1] (default 0.9)
         eps: added to both averages, inside the roots, in [0, inf) (default 1e-06)
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Zeiler 2012, ADADELTA: An Adaptive Learning Rate Method, arXiv:1212.5701

@@ -33,11 +33,11 @@ class Adagrad(Optimizer):
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
         initial_accumulator_value: start of the sum of squares, in [0, inf) (default 0)
         eps: added to the root of the sum, in [0, inf) (default 1e-10)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Duchi, Hazan and Singer 2011, Adaptive Subgradient Methods, JMLR 12

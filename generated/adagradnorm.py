@@ -56,11 +56,11 @@ class AdaGradNorm(Optimizer):
         lr_decay: the learning rate is lr / (1 + (t - 1) * lr_decay), in [0, inf) (default 0)
         weight_decay: repeats this part of the gradient step, in [0, inf) (default 0)
         initial_accumulator_value: start of the sums per row, in [0, inf) (default 0.01)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Ward, Wu and Bottou 2019, AdaGrad Stepsizes, arXiv:1806.01811

@@ -46,11 +46,11 @@ class Adam(Optimizer):
         weight_decay: L2 penalty, or decoupled decay, in [0, inf) (default 0)
         amsgrad: divide by the largest second moment so far (default False)
         decoupled_weight_decay: decay the parameter instead of the gradient (AdamW) (default False)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Kingma and Ba 2015, Adam: A Method for Stochastic Optimization, arXiv:1412.6980

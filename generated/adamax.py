@@ -35,11 +35,11 @@ class Adamax(Optimizer):
         betas: decay of the first moment and of the maximum (beta1, beta2), in [0, 1) (default (0.9, 0.999))
         eps: added to the size of the gradient, in [0, inf) (default 1e-08)
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Kingma and Ba 2015, Adam: A Method for Stochastic Optimization, section 7, arXiv:1412.6980

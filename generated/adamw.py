@@ -42,11 +42,11 @@ class AdamW(Optimizer):
         eps: added to the root of the second moment, in [0, inf) (default 1e-08)
         weight_decay: decoupled weight decay, in [0, inf) (default 0.01)
         amsgrad: divide by the largest second moment so far (default False)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv:1711.05101

@@ -40,11 +40,11 @@ class ASGD(Optimizer):
         alpha: power of the fall of the learning rate, in [0, inf) (default 0.75)
         t0: step at which averaging starts, in [0, inf) (default 1000000)
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging, SIAM J. Control

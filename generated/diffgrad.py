@@ -45,11 +45,11 @@ class DiffGrad(Optimizer):
         eps: added to the root of the second moment, in [0, inf) (default 1e-08)
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
         reused_gradient: as the authors' first version with a reused gradient buffer (default False)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Dubey et al. 2020, diffGrad: An Optimization Method for Convolutional Neural Networks, arXiv:1909.11015

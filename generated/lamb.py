@@ -56,11 +56,11 @@ class Lamb(Optimizer):
         trust_clip: let the trust ratio shrink steps only (default False)
         always_adapt: use the trust ratio without weight decay too (default False)
         max_trust_norm: largest norm of a tensor that counts, in (0, inf] (default inf)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: You et al. 2020, Large Batch Optimization for Deep Learning, arXiv:1904.00962

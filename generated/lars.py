@@ -64,11 +64,11 @@ class Lars(Optimizer):
         always_adapt: use the trust ratio without weight decay too (default False)
         eta: trust_coeff of the first PyTorch version; above 0 selects it, in [0, inf) (default 0)
         max_epoch: steps until the learning rate has fallen to 0, with eta, in (0, inf] (default inf)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: You, Gitman and Ginsburg 2017, Large Batch Training of Convolutional Networks, arXiv:1708.03888

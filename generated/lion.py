@@ -32,11 +32,11 @@ class Lion(Optimizer):
         lr: learning rate, 3 to 10 times below AdamW's, in [0, inf) (default 0.0001)
         betas: interpolation of the update; decay of the momentum (beta1, beta2), in [0, 1) (default (0.9, 0.99))
         weight_decay: decoupled weight decay, in [0, inf) (default 0)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675

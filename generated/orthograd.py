@@ -45,11 +45,11 @@ class OrthoGradSGD(Optimizer):
         dampening: how much less the gradient counts in the buffer, in [0, 1] (default 0)
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
         nesterov: look ahead along the buffer (default False)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Prieto et al. 2025, Grokking at the Edge of Numerical Stability, arXiv:2501.04697

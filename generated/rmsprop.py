@@ -45,11 +45,11 @@ class RMSprop(Optimizer):
         weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
         momentum: factor of the buffer; 0 keeps none, in [0, inf) (default 0)
         centered: divide by an estimate of the variance (default False)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Tieleman and Hinton 2012, Lecture 6.5 rmsprop; centred: Graves 2013, arXiv:1308.0850

@@ -37,11 +37,11 @@ class Rprop(Optimizer):
         lr: first step size, in [0, inf) (default 0.01)
         etas: factors after a change, or not, of sign (eta_minus, eta_plus), in (0, inf) (default (0.5, 1.2))
         step_sizes: smallest and largest step size (step_min, step_max), in [0, inf) (default (1e-06, 50))
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Riedmiller and Braun 1993, The RPROP algorithm, ICNN

@@ -38,11 +38,11 @@ class SignSGD(Optimizer):
         momentum: decay of the average; 0 keeps no state, in [0, 1) (default 0.9)
         weight_decay: decoupled weight decay, or L2 penalty, in [0, inf) (default 0)
         weight_decouple: decay the parameter instead of the gradient (default True)
-        foreach: update lists of tensors together (default: on CUDA)
+        foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
 
     Reference: Bernstein et al. 2018, signSGD: Compressed Optimisation for Non-Convex Problems, arXiv:1802.04434

@@ -119,15 +119,15 @@ def _compile_options(command: _Command) -> None:
     compile_ = command(
         "compile",
         _compile,
-        "compile specs to Python and C files",
+        "compile specs to Python, C and Triton files",
         "  optdsl compile my.opt\n"
         "  optdsl compile specs/ -o generated/\n"
         "  optdsl compile adamw -o . --backend torch\n"
         "  optdsl compile adamw -o . --standalone",
-        "A spec NAME.opt becomes NAME.py, which holds the class, and NAME.c, which holds the native kernels that\n"
-        "the class runs for parameters on the CPU. Keep both in one folder: the C compiler of the machine where\n"
-        "the class is used builds the kernels in its first step; without one, the class does the same by torch's\n"
-        "operations.",
+        "A spec NAME.opt becomes NAME.py, which holds the class, NAME.c, which holds the native kernels that the\n"
+        "class runs for parameters on the CPU, and NAME.triton.py, which holds those for parameters on a GPU. Keep\n"
+        "them in one folder. Where the class is used, the C compiler of the machine and Triton build the kernels in\n"
+        "its first step; without them, the class does the same by torch's operations.",
     )
     compile_.add_argument(
         "paths", nargs="+", metavar="SPEC", help="a file, a folder, or the name of a shipped spec"
@@ -142,7 +142,8 @@ def _compile_options(command: _Command) -> None:
         "--backend",
         choices=driver.BACKENDS,
         action="append",
-        help="torch: the class alone; cpu: with native kernels; may be repeated (default: all)",
+        help="torch: the class alone; cpu: with kernels in C; triton: with kernels for GPUs; may be repeated "
+        "(default: all)",
     )
     compile_.add_argument(
         "--standalone",
@@ -180,7 +181,8 @@ def _show_options(command: _Command) -> None:
         "  opt         the program as a spec, with everything that it uses written out\n"
         "  plan        the passes over memory that the native kernels make, for each setting of the options\n"
         "  torch       the Python file without native kernels\n"
-        "  cpu         the C file with the native kernels",
+        "  cpu         the C file with the kernels for the CPU\n"
+        "  triton      the Python file with the kernels for GPUs",
     )
     show.add_argument("path", metavar="SPEC", help="a file, or the name of a shipped spec")
     show.add_argument("--stage", choices=driver.STAGES, default="torch", help="default: %(default)s")
@@ -384,10 +386,8 @@ def _check(options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     backends = tuple(options.backend) if options.backend else driver.BACKENDS
-    if options.standalone and "cpu" in (options.backend or ()):
-        raise ValueError(
-            "a standalone file has no native kernels: leave out `--backend cpu` or `--standalone`"
-        )
+    if options.standalone and {"cpu", "triton"} & set(options.backend or ()):
+        raise ValueError("a standalone file has no native kernels: leave out `--backend` or `--standalone`")
     shipped = [name for name in options.paths if not Path(name).exists()]
     paths = _spec_paths(options.paths)
     if shipped and options.out is None:

@@ -105,7 +105,8 @@ def emit(
 ) -> dict[str, str]:
     """The files that backends make of a program, already simplified, that comes from the spec at `path`.
 
-    By their names: `NAME.py`, and `NAME.c` where the backend "cpu" is among them and has kernels for the program.
+    By their names: `NAME.py`, and where the program has kernels `NAME.c` and `NAME.triton.py` for the backends "cpu"
+    and "triton".
     The class is always that of the backend "torch", which every other path falls back on. A `standalone` file has
     no kernels. Raises ValueError for an unknown backend.
     """
@@ -154,13 +155,15 @@ def compile(
     standalone: bool = False,
     progress: Callable[[Path], None] | None = None,
 ) -> list[Compiled]:
-    """Compiles specs, or all specs of a folder, to `out/NAME.py` and `out/NAME.c` (default: beside the spec).
+    """Compiles specs, or all specs of a folder, to `out/NAME.py`, `out/NAME.c` and `out/NAME.triton.py` (default:
+    beside the spec).
 
-    The first holds the class, the second its native kernels; it is written if the backend "cpu" is asked for and
-    has kernels for the spec. `standalone` puts the runtime into the first, so that it needs torch alone, and writes
-    no kernels. `progress` is called with each spec before it is compiled. A spec with errors writes nothing and
-    does not stop the others; look at `Compiled.checked.errors`. The files of a spec are replaced together or not
-    at all. Raises OSError, and ValueError for an unknown backend or when two specs would become the same file.
+    The first holds the class, the others its kernels for CPUs and for GPUs; they are written if the backends "cpu"
+    and "triton" are asked for and the spec has kernels. `standalone` puts the runtime into the first, so that
+    it needs torch alone, and writes no kernels. `progress` is called with each spec before it is compiled. A
+    spec with errors writes nothing and does not stop the others; look at `Compiled.checked.errors`. The files
+    of a spec are replaced together or not at all. Raises OSError, and ValueError for an unknown backend or when
+    two specs would become the same file.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]

@@ -286,6 +286,7 @@ def test_a_standalone_file_cannot_use_a_name_twice(here, capsys):
     assert main(["compile", "unit.opt"]) == 0
     (here / "unit.py").unlink()
     (here / "unit.c").unlink()
+    (here / "unit.triton.py").unlink()
     assert main(["compile", "unit.opt", "--standalone"]) == 2
     assert "uses `Unit` for something else" in capsys.readouterr().err
     assert not files(here) & {"unit.py", "unit.c", "unit.triton.py"}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 SWITCH = "TRITON_INTERPRET"
+HERE = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HERE, reason="Triton is not installed")
 
 
 @contextmanager
@@ -23,5 +28,6 @@ def interpreted() -> Iterator[None]:
             os.environ[SWITCH] = before
 
 
-with interpreted():
-    import optdsl.runtime.triton.batch  # noqa: F401
+if HERE:
+    with interpreted():
+        import optdsl.runtime.triton.batch  # noqa: F401

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.interpreted import SWITCH
+from tests.backends.interpreted import SWITCH, needs_triton
 from tests.support import NAMES, ROOT, good, python
 
+pytestmark = needs_triton
 TARGETS = ("sm_80", "sm_90", "gfx942")
 #: Methods with long files first, so that the groups take about the same time.
 BY_LENGTH = sorted(NAMES, key=lambda name: -len((ROOT / "generated" / f"{name}.triton.py").read_text()))

@@ -17,13 +17,14 @@ import torch
 from optdsl.check import check_path
 from optdsl.ir import random as definition
 from tests.backends.differential import Shapes, Tally, Way, problem
-from tests.backends.interpreted import interpreted
+from tests.backends.interpreted import interpreted, needs_triton
 from tests.backends.native import NoKernels, triton_class
 from tests.backends.test_native_random import draws
 from tests.backends.test_torch_random import held, made
 from tests.fuzz import count
-from tests.support import SHIPPED
+from tests.support import SHIPPED, needs_compiler
 
+pytestmark = [needs_compiler, needs_triton]
 BATCH = 5
 #: The interpreter cuts numbers off that it makes bfloat16.
 DTYPES = (torch.float32, torch.float64, torch.float16)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import optdsl
-from tests.backends.interpreted import interpreted
+from tests.backends.interpreted import interpreted, needs_triton
 from tests.support import needs_compiler
 
 BESIDE = Path(__file__).resolve().parents[3] / "shared" / "reference"
@@ -68,7 +68,7 @@ PATHS = [
     "foreach",
     pytest.param("native", marks=needs_compiler),
     pytest.param("native, two threads", marks=needs_compiler),
-    pytest.param("triton", marks=needs_compiler),
+    pytest.param("triton", marks=[needs_compiler, needs_triton]),
 ]
 #: Elements of one more parameter, all 0, without which the problem is too small for two threads.
 PADDING = 50_000

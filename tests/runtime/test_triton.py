@@ -15,11 +15,11 @@ import optdsl
 from optdsl.runtime import optimizer as optimizer_module
 from optdsl.runtime.native import launch
 from optdsl.runtime.native.build import BuildError
-from tests.backends.interpreted import interpreted
+from tests.backends.interpreted import HERE, interpreted, needs_triton
 from tests.support import ROOT, module_of, needs_compiler
 
-pytestmark = needs_compiler
-batch = importlib.import_module("optdsl.runtime.triton.batch")
+pytestmark = [needs_compiler, needs_triton]
+batch = importlib.import_module("optdsl.runtime.triton.batch") if HERE else None
 
 ADAMW, LION, LAMB, NADAM, SGD = (optdsl.load(name) for name in ("adamw", "lion", "lamb", "nadam", "sgd"))
 #: Steps counted by the host, and on the device.

@@ -43,7 +43,7 @@ def supports(program: Program) -> str | None:
 def emit(program: Program, source: str, digest: str, native: Native | None = None) -> str:
     """The Python file for `program` (simplified, not lowered) that comes from the spec file `source`.
 
-    `native` is what the backend for the CPU makes of the program, if it is asked for.
+    `native` is what backends for kernels make of the program, if any is asked for.
     """
     return _Module(program, source, digest, native).text()
 
@@ -132,7 +132,7 @@ class _Module:
         if program.draws:
             rows.append("    seed: seed of the random numbers, a whole number from 0 (default 0)")
         rows += [
-            "    foreach: update lists of tensors together (default: on CUDA)",
+            "    foreach: update lists of tensors together (default: on CUDA, where there are no kernels)",
             "    maximize: move along the gradient instead of against it",
             "    capturable: keep step counts on the device, so that a CUDA graph can hold the step",
             "    differentiable: keep the autograd graph through the step",
@@ -151,7 +151,7 @@ class _Module:
                 "    overwrite_grad: no effect here",
             ]
         return [
-            "    fused: run native kernels (default: on the CPU, unless `foreach` or `capturable` is set)",
+            "    fused: run native kernels (default: where there are some, unless `foreach` is set)",
             "    overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more",
         ]
 
