@@ -2,9 +2,10 @@
 
 Run as a program, since Triton compiles in a process only what it does not interpret there:
 
-    python -m tests.backends.ahead NAME...
+    python -m tests.backends.ahead METHOD:TARGET:TYPES...
+    python -m tests.backends.ahead random:TARGET:TYPES:FIRST:LAST
 
-It prints a line of JSON for each function of each named method, target and types.
+It prints a line of JSON for each function of each named method, or of the random programs from FIRST to LAST - 1.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from triton.compiler import ASTSource
 
 from optdsl.runtime.native.batch import ARRAYS
 from optdsl.runtime.native.spec import Kernel, Native
-from optdsl.runtime.triton.batch import BLOCK, load, shape_of_pass
+from optdsl.runtime.triton.batch import BLOCK, OPTIONS, load, shape_of_pass
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -75,17 +76,28 @@ class Found:
     spills: int
 
 
-def kernels_of(method: str) -> tuple[Native, Any]:
-    """What a shipped class says of its kernels, and the module that has them."""
+def shipped(method: str) -> Any:
+    """A shipped class."""
     module = importlib.import_module(f"optdsl.zoo.{method}")
-    cls = getattr(module, module.__all__[0])
-    native: Native = cls._native
-    return native, load(native.path(cls, native.triton), native.triton_sha256)
+    return getattr(module, module.__all__[0])
 
 
-def jobs(method: str, target: str, types: str) -> Iterator[tuple[Job, Kernel, Any]]:
+def random_classes(first: int, last: int) -> Iterator[tuple[str, Any]]:
+    """The classes of random programs that have kernels."""
+    # they bring along the compiler, and pytest
+    native = importlib.import_module("tests.backends.native")
+    made = importlib.import_module("tests.backends.test_torch_random").made
+    for seed in range(first, last):
+        try:
+            yield f"random {seed}", native.triton_class(made(seed))
+        except native.NoKernels:
+            continue
+
+
+def jobs(method: str, cls: Any, target: str, types: str) -> Iterator[tuple[Job, Kernel, Any]]:
     """Every function of a method, once."""
-    native, module = kernels_of(method)
+    native: Native = cls._native
+    module = load(native.path(cls, native.triton), native.triton_sha256)
     seen: set[str] = set()
     for kernel in native.kernels:
         for name in (*kernel.passes, *kernel.between):
@@ -93,7 +105,7 @@ def jobs(method: str, target: str, types: str) -> Iterator[tuple[Job, Kernel, An
                 continue
             seen.add(name)
             function = getattr(module, name)
-            body = (function.src + getattr(module, f"{name}_chunk", function).src).replace("MASKED", "")
+            body = function.src + getattr(module, f"{name}_chunk", function).src
             loads = len(re.findall(r" load\(\w+_at \+ i, live, ", body))
             stores = len(re.findall(r"^ +store\(\w+_at \+ i, ", body, re.MULTILINE))
             reads = "partials" in body, "values" in body
@@ -125,7 +137,10 @@ def compiled(job: Job, kernel: Kernel, function: Any) -> Any:
     pointers = {"table": "*i64", "chunks": "*i32", "gradients": "*i64"}
     signature = {name: pointers.get(name, "constexpr") for name in function.arg_names}
     source = ASTSource(function, signature=signature, constexprs=settings, attrs={})
-    return triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": False})
+    options = {**OPTIONS, "num_warps": warps}
+    if target.backend == "hip":
+        del options["enable_reflect_ftz"]
+    return triton.compile(source, target=target, options=options)
 
 
 def found(binary: Any, target: str) -> Found:
@@ -168,10 +183,12 @@ def _output(tool: str, *arguments: str) -> str:
 def main(arguments: list[str]) -> None:
     """Compiles all functions of the methods named, as `method:target:types`."""
     for argument in arguments:
-        method, target, types = argument.split(":")
-        for job, kernel, function in jobs(method, target, types):
-            line = {"job": asdict(job), "found": asdict(found(compiled(job, kernel, function), target))}
-            print(json.dumps(line), flush=True)
+        method, target, types, *seeds = argument.split(":")
+        classes = random_classes(*map(int, seeds)) if seeds else [(method, shipped(method))]
+        for name, cls in classes:
+            for job, kernel, function in jobs(name, cls, target, types):
+                line = {"job": asdict(job), "found": asdict(found(compiled(job, kernel, function), target))}
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

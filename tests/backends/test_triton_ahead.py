@@ -78,3 +78,12 @@ def test_other_types(types: str, kept: Path) -> None:
     """bfloat16 throughout, bfloat16 with states in float32, float64."""
     found = results([f"{method}:sm_90:{types}" for method in SAMPLE], kept)
     assert [c for job, what in found for c in complaints(job, what)] == []
+
+
+def test_random_programs(kept: Path) -> None:
+    """What the interpreter takes, a compiler need not: it wants to know the type of everything."""
+    found = results(["random:sm_90:f32:100:112"], kept)
+    assert len({job["method"] for job, _ in found}) > 5
+    assert [
+        c for job, what in found for c in complaints(job, what) if "registers" not in c and "stack" not in c
+    ] == []

@@ -29,7 +29,7 @@ from optdsl.runtime.native.rows import CPU, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
 from optdsl.runtime.triton import counting
-from optdsl.runtime.triton.functions import quiet
+from optdsl.runtime.triton.functions import INTERPRETED, quiet
 
 _TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
 #: Elements that one program takes, and lanes that fold partial results.
@@ -72,12 +72,17 @@ def load(path: Path | None, sha256: str) -> ModuleType:
     return module
 
 
+#: How kernels are compiled. A fused multiply-add would round once where the rule rounds twice, and functions of
+#: NVIDIA's library would take the smallest numbers for 0.
+OPTIONS = {"enable_fp_fusion": False}
+if not INTERPRETED and not torch.version.hip:
+    OPTIONS["enable_reflect_ftz"] = False
+
+
 def launch(function: Any, programs: int, arguments: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
-    """Runs a Triton function once for each program. A fused multiply-add would round once where the rule rounds
-    twice, so there is none.
-    """
+    """Runs a Triton function once for each program."""
     with quiet():
-        function[(programs,)](*arguments, enable_fp_fusion=False, **settings)
+        function[(programs,)](*arguments, **OPTIONS, **settings)
 
 
 def in_type(real: torch.dtype) -> Any:
@@ -167,6 +172,7 @@ class TritonBatch(Batch):
         #: Addresses of parameters and gradients, and numbers, as the device has them.
         self.sent_addresses = self.sent_numbers = b""
         self.kept: list[Tensor] = []
+        self.spare: Tensor | None = None
         if self.counts_here:
             self.counts = torch.zeros(count, dtype=torch.float64, device=self.device)
             hosts = len(self.kernel.host_states)
@@ -189,14 +195,20 @@ class TritonBatch(Batch):
         if self.device.type == "cpu":
             target.copy_(data)
             return
-        pinned = (
-            data
-            if data.is_pinned()
-            else torch.empty(data.shape, dtype=data.dtype, pin_memory=True).copy_(data)
-        )
-        target.copy_(pinned, non_blocking=True)
-        if torch.cuda.is_current_stream_capturing():
-            self.kept.append(pinned)  # the graph copies from there whenever it runs
+        capturing = torch.cuda.is_current_stream_capturing()
+        if not data.is_pinned():
+            pinned = self._spare_for(data) if capturing else None
+            if pinned is None:
+                pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+            data = pinned.copy_(data)
+        target.copy_(data, non_blocking=True)
+        if capturing:
+            self.kept.append(data)  # the graph copies from there whenever it runs
+
+    def _spare_for(self, data: Tensor) -> Tensor | None:
+        """Pinned memory that was made beforehand: while a graph is captured, it may not be had."""
+        spare, self.spare = self.spare, None
+        return spare if spare is not None and spare.shape == data.shape else None
 
     def send(self) -> None:
         """Brings the device what has changed since the last step."""
@@ -215,6 +227,12 @@ class TritonBatch(Batch):
         if self.counts_here:
             if moved:
                 self._copy(self.gradients, self.moving_here[1])
+            if (
+                self.spare is None
+                and self.device.type != "cpu"
+                and not torch.cuda.is_current_stream_capturing()
+            ):
+                self.spare = torch.empty(len(self.rows), dtype=torch.int64, pin_memory=True)
             return
         self.rounded.copy_(self.numbers_sent)
         size = self.changing.numel()

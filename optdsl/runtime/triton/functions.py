@@ -57,6 +57,6 @@ tanh = _function("tanh", "tanh")
 erf = _function("erf", "erf")
 floor = _function("floor", "floor")
 ceil = _function("ceil", "ceil")
-rint = _function("rint", "round")
+rint = _function("nearbyint", "round")  # not every version has rint for every device
 fmod = _function("fmod", "fmod")
 pow_ = _function("pow", "pow")
