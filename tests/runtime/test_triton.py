@@ -327,3 +327,43 @@ def test_flags_that_change_between_steps() -> None:
         mine.step()
         peer.step()
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("flags", COUNTING, ids=str)
+def test_modes_and_the_default_device_do_not_matter(flags: dict[str, Any]) -> None:
+    """A table that inference mode has made is used elsewhere; nothing is made on the default device."""
+    ours, theirs = parameters(), parameters()
+    mine, peer = ADAMW(ours, **flags), torch.optim.AdamW(theirs)
+    for number, mode in enumerate((torch.no_grad, torch.inference_mode, torch.enable_grad, torch.no_grad)):
+        for params in (ours, theirs):
+            give(params, number)
+        if number == 1:
+            mine._forget()
+        with mode(), torch.device("meta"):
+            mine.step()
+        peer.step()
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("flags", COUNTING[:2], ids=str)  # torch takes `capturable` on no CPU
+def test_checkpoints_go_both_ways(flags: dict[str, Any]) -> None:
+    """Into torch's class and back, and into another way of counting."""
+    ours, theirs = parameters(), parameters()
+    mine, peer = ADAMW(ours, weight_decay=0.1, **flags), torch.optim.AdamW(theirs, weight_decay=0.1)
+    for number in range(6):
+        for params in (ours, theirs):
+            give(params, number)
+        mine.step()
+        peer.step()
+        close(ours, theirs)
+        if number == 1:
+            saved = mine.state_dict(), peer.state_dict()
+            mine = ADAMW(ours, weight_decay=0.1, **flags)
+            mine.load_state_dict(saved[1])
+            peer.load_state_dict(saved[0])
+        if number == 3:
+            saved_here = mine.state_dict()
+            mine = ADAMW(ours, weight_decay=0.1)
+            mine.load_state_dict(saved_here)
+            mine.param_groups[0].update(fused=None, capturable=not flags)
+    assert [float(mine.state[p]["step"]) for p in ours] == [6.0] * 5

@@ -125,7 +125,9 @@ class TritonBatch(Batch):
         self.real = in_type(rows[0].real)
         self.types = {f"T{cell}": _TYPES[name] for cell, name in enumerate(rows[0].types)}
         self._shape()
-        self._allocate()
+        # what is made here is written to in later steps, in whatever mode they run
+        with torch.inference_mode(False), torch.no_grad():
+            self._allocate()
 
     def _kernel(self, group: GroupStep, native: Native) -> int:
         nothing = ctypes.c_void_p()
@@ -151,8 +153,8 @@ class TritonBatch(Batch):
         count = len(self.rows)
         chunks = self.cells[:, 4].clone()
         starts = torch.cumsum(chunks, 0) - chunks
-        row = torch.repeat_interleave(torch.arange(count), chunks)
-        chunk = torch.arange(len(row)) - starts[row]
+        row = torch.repeat_interleave(torch.arange(count, device=CPU), chunks)
+        chunk = torch.arange(len(row), device=CPU) - starts[row]
         self.chunks = self._sent(torch.stack((row, chunk), 1).to(torch.int32))
         self.programs = len(row)
         self.numbers_of_row = 1 + self.kernel.slots
@@ -164,7 +166,7 @@ class TritonBatch(Batch):
         self.gradients = self.changing[: 8 * count].view(torch.int64)
         self.slots = self.changing[8 * count :].view(real).view(sets, self.numbers_of_row)
         self.rows_here = torch.zeros(count, self.width, dtype=torch.int64, device=self.device)
-        owners = torch.arange(count) if self.counts_here else torch.tensor(self.cohort_of)
+        owners = torch.tensor(range(count) if self.counts_here else self.cohort_of, device=CPU)
         self.slots_at = self.slots.data_ptr() + owners * (self.numbers_of_row * real.itemsize)
         #: The numbers that the device gets, and what they are in the type that is computed in.
         self.numbers_sent = self.numbers[:, : self.numbers_of_row]
@@ -199,7 +201,7 @@ class TritonBatch(Batch):
         if not data.is_pinned():
             pinned = self._spare_for(data) if capturing else None
             if pinned is None:
-                pinned = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+                pinned = torch.empty(data.shape, dtype=data.dtype, device=CPU, pin_memory=True)
             data = pinned.copy_(data)
         target.copy_(data, non_blocking=True)
         if capturing:
@@ -232,14 +234,15 @@ class TritonBatch(Batch):
                 and self.device.type != "cpu"
                 and not torch.cuda.is_current_stream_capturing()
             ):
-                self.spare = torch.empty(len(self.rows), dtype=torch.int64, pin_memory=True)
+                self.spare = torch.empty(len(self.rows), dtype=torch.int64, device=CPU, pin_memory=True)
             return
         self.rounded.copy_(self.numbers_sent)
         size = self.changing.numel()
         numbers = ctypes.string_at(self.rounded.data_ptr(), size - half)
         if moved or numbers != self.sent_numbers:
             self.sent_numbers = numbers
-            data = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type != "cpu")
+            pin = self.device.type != "cpu"
+            data = torch.empty(size, dtype=torch.uint8, device=CPU, pin_memory=pin)
             ctypes.memmove(data.data_ptr(), ctypes.addressof(self.moving) + half, half)
             ctypes.memmove(data.data_ptr() + half, self.rounded.data_ptr(), size - half)
             self._copy(self.changing, data)
