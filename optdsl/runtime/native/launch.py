@@ -561,7 +561,7 @@ def _meet(
                 meetings.setdefault(group.number if joint[3] == "group" else None, []).append((batch, joint))
     for parties in meetings.values():
         kind = parties[0][1][4]
-        if any(batch.device.type != "cpu" for batch, _ in parties):
+        if not all(isinstance(batch, CpuBatch) for batch, _ in parties):
             _meet_on_device(kind, parties)
             continue
         entries: list[tuple[int, float, int]] = []
@@ -578,7 +578,7 @@ def _meet(
 
 def _meet_on_device(kind: str, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
     """The same without waiting for any device: all partial results go to one."""
-    device = next(batch.device for batch, _ in parties if batch.device.type != "cpu")
+    device = next(batch.device for batch, _ in parties if not isinstance(batch, CpuBatch))
     found = torch.cat([batch.folded[:, joint[1]].to(device, non_blocking=True) for batch, joint in parties])
     if kind in ("max", "min"):
         value = found.amax() if kind == "max" else found.amin()
