@@ -312,9 +312,9 @@ def launches_left_out() -> Iterator[None]:
         batch.launch = whole
 
 
-def host_time(cls: Any, params: list[torch.nn.Parameter]) -> float:
+def host_time(cls: Any, params: list[torch.nn.Parameter], flags: dict[str, Any]) -> float:
     """Median seconds of the host for a step, with other gradients each time, the launches left out."""
-    optimizer = cls(params)
+    optimizer = cls(params, **flags)
     optimizer.step()
     grads = [[torch.empty_like(p) for p in params] for _ in range(2)]
     times = []
@@ -378,7 +378,7 @@ def measure(run: Run, sizes: dict[str, Any], seconds: float, compiled: bool) -> 
                 spread = f"{row['spread_percent']:.1f} %, {len(found)} rounds"
                 run.say(f"{size:12} {name:14} {peer:14} {row['ms']:9.3f} ms ({spread}){of_copy}{ratio}")
             if size == "124M in 148":
-                host = host_time(cls, params) * 1e3
+                host = host_time(cls, params, {}) * 1e3
                 run.found.setdefault("host_ms", {})[name] = host
                 run.say(f"{size:12} {name:14} host           {host:9.3f} ms, launches left out")
             del params, peers
@@ -393,7 +393,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, default=Path("benchmarks/results"), help="where gpu.json and gpu.txt go"
     )
     parser.add_argument("--seconds", type=float, default=4.0, help="for each method in each size")
-    parser.add_argument("--only", choices=("verify", "measure"), help="half of it")
+    parser.add_argument(
+        "--only",
+        choices=("verify", "measure", "host"),
+        help="a part of it; host: what a step of 148 tensors takes of the host's time, which needs no GPU "
+        "(with --smoke and TRITON_INTERPRET=1)",
+    )
     parser.add_argument(
         "--smoke",
         action="store_true",
@@ -404,9 +409,17 @@ def main(arguments: list[str] | None = None) -> int:
         print("there is no GPU that torch can use; --smoke tries this script without one", file=sys.stderr)
         return 2
     run = Run("cpu" if options.smoke else "cuda")
-    if options.only != "measure":
+    if options.only == "host":
+        for name in TIMED:
+            for how, flags in COUNTING.items():
+                params = parameters(((16,),) * 148, torch.float32, run.device)
+                give(params, 0)
+                milliseconds = host_time(zoo(name), params, flags) * 1e3
+                run.found.setdefault("host_ms", {})[f"{name} {how}"] = milliseconds
+                run.say(f"{name:10} counting {how:10} {milliseconds:7.3f} ms, launches left out")
+    if options.only in (None, "verify"):
         verify(run)
-    if options.only != "verify":
+    if options.only in (None, "measure"):
         small = {size: tuple((7 + i,) for i in range(5)) for size in SIZES}
         measure(run, small if options.smoke else SIZES, options.seconds, not options.smoke)
     run.say(f"{len(run.found['verified'])} right, {len(run.found['failed'])} wrong {run.found['failed']}")

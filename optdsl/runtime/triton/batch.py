@@ -147,6 +147,7 @@ class TritonBatch(Batch):
         self.settings = {"REAL": self.real, "GUARD": False, "WIDTH": self.width}
         self.of_pass, self.items = shape_of_pass(types, widest, 64 if torch.version.hip else 32)
         self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
+        self.known_settings: dict[tuple[int, bool, bool], Mapping[str, Any]] = {}
 
     def _allocate(self) -> None:
         """What the device has of the table: rows, chunks, addresses of gradients, numbers."""
@@ -304,12 +305,20 @@ class TritonBatch(Batch):
         return torch.cuda.device(self.device)
 
     def _pass(self, k: int) -> None:
-        if not self.programs:
-            return
-        function: Any = self.passes[k]
-        settings = {**self.settings, **self.of_pass, "ITEMS": self.items if self.aligned else 0}
-        settings.update((n, t) for n, t in self.types.items() if n in function.arg_names)
-        launch(function, self.programs, (self.rows_here, self.chunks, self.gradients, self.skip), settings)
+        if self.programs:
+            arguments = (self.rows_here, self.chunks, self.gradients, self.skip)
+            launch(self.passes[k], self.programs, arguments, self._pass_settings(k, self.aligned))
+
+    def _pass_settings(self, k: int, aligned: bool) -> Mapping[str, Any]:
+        """What a pass is compiled with."""
+        known = self.known_settings.get((k, aligned, self.skip is None))
+        if known is None:
+            function: Any = self.passes[k]
+            names = function.arg_names
+            known = {**self.settings, **self.of_pass, "ITEMS": self.items if aligned else 0}
+            known.update((name, type_) for name, type_ in self.types.items() if name in names)
+            self.known_settings[k, aligned, self.skip is None] = known
+        return known
 
     def _between(self, k: int, fold: bool, compute: bool) -> None:
         function = self.between[k]
