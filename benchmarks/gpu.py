@@ -412,6 +412,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.only == "host":
         for name in TIMED:
             for how, flags in COUNTING.items():
+                if how == "capturable" and zoo(name)._not_capturable is not None:
+                    continue
                 params = parameters(((16,),) * 148, torch.float32, run.device)
                 give(params, 0)
                 milliseconds = host_time(zoo(name), params, flags) * 1e3
