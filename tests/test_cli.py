@@ -606,5 +606,6 @@ def test_a_reader_that_has_seen_enough(words, unbuffered, tmp_path):
     run.stdout.close()  # before the first write
     said = run.stderr.read()
     run.stderr.close()
-    quiet = unbuffered and "--help" in words  # argparse itself does not mind
+    # argparse itself does not mind, but in Python before 3.11.3
+    quiet = unbuffered and "--help" in words and sys.version_info >= (3, 11, 3)
     assert (run.wait(), said) == (0 if quiet else 128 + signal.SIGPIPE, b"")

@@ -108,7 +108,7 @@ def jobs(method: str, cls: Any, target: str, types: str) -> Iterator[tuple[Job, 
             body = function.src + getattr(module, f"{name}_chunk", function).src
             loads = len(re.findall(r" load\(\w+_at \+ i, live, ", body))
             stores = len(re.findall(r"^ +store\(\w+_at \+ i, ", body, re.MULTILINE))
-            reads = "partials" in body, "values" in body
+            reads = "partials" in body, "values" in body or "SHARED" in body
             yield Job(method, name, kernel.by_rows, loads, stores, *reads, target, types), kernel, function
 
 
