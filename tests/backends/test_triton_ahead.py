@@ -84,7 +84,7 @@ def test_random_programs(kept: Path) -> None:
     """What the interpreter takes, a compiler need not: it wants to know the type of everything."""
     found = results(["random:sm_90:f32:100:112"], kept)
     assert len({job["method"] for job, _ in found}) > 5
-    # functions of NVIDIA's library use a stack, many registers, and double precision for large angles
-    library = ("registers", "stack", "doubles")
+    # functions of NVIDIA's library keep large angles on a stack, in many registers, in double precision
+    library = ("registers", "stack", "spills", "doubles")
     wrong = [c for job, what in found for c in complaints(job, what)]
     assert [c for c in wrong if not any(word in c for word in library)] == []
