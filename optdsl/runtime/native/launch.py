@@ -579,7 +579,8 @@ def _meet(
 def _meet_on_device(kind: str, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
     """The same without waiting for any device: all partial results go to one."""
     device = next(batch.device for batch, _ in parties if not isinstance(batch, CpuBatch))
-    found = torch.cat([batch.folded[:, joint[1]].to(device, non_blocking=True) for batch, joint in parties])
+    each = [batch.folded[:, joint[1]].to(device, non_blocking=True) for batch, joint in parties]
+    found = each[0] if len(each) == 1 else torch.cat(each)
     if kind in ("max", "min"):
         value = found.amax() if kind == "max" else found.amin()
     else:
