@@ -9,9 +9,9 @@ A module of this folder holds generators like
             ...
             yield p
 
-The settings are options given to both sides; where they say nothing the defaults of the two must agree. A rule gets one
-tensor and yields it after each step, or, if `joint`, dictionaries of all of them. What a spec declares as `input` is
-passed by its name, as a sequence like `grads`.
+The settings are options given to both sides; where they say nothing the defaults of the two must agree. A rule gets
+one tensor and yields it after each step, or, if `joint`, dictionaries of all of them. What a spec declares as `input`
+is passed by its name, as a sequence like `grads`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class Rule:
-    """A rule, the settings it is tried with, whether it sees all tensors, and the inputs it takes beyond gradients."""
+    """A rule, the settings it is tried with, whether it sees all tensors, and its inputs beyond gradients."""
 
     spec: str
     function: Callable[..., Iterator[Any]]
