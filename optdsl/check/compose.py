@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
 from optdsl.check.declare import article, hypers_of, literal_value, with_default
-from optdsl.check.expression import Session
+from optdsl.check.expression import Session, View
 from optdsl.check.library import Loaded
 from optdsl.check.names import check_name, closest, shown, snake_case
-from optdsl.check.scope import POISON, Instance, Scope, TooLarge
+from optdsl.check.scope import POISON, Instance, Scope, TooLarge, Undefined
 from optdsl.check.states import States
 from optdsl.check.why import describe
 from optdsl.core import types as ty
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Expr, Var, as_number, var
-from optdsl.ir.program import Hyper
+from optdsl.ir.expr import Expr, Var, as_number, call, is_joint, is_random, var, walk
+from optdsl.ir.program import Assign, Hyper
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span
 
@@ -42,6 +43,8 @@ class Composer(States):
             self.statement(use)
         self.steps(instance.spec.steps)
         self.check_first_step(instance)
+        if instance.spec.view is not None:
+            self.view(instance, instance.spec.view)
 
     # ---- hyperparameters ----------------------------------------------------------------------------------
 
@@ -78,6 +81,77 @@ class Composer(States):
                 self.builder.hypers[hyper.name] = hyper
                 self.scope.hypers[name] = var(hyper.name, ty.host(hyper.kind))
         self.scope.hypers |= bindings
+
+    # ---- eval -------------------------------------------------------------------------------------------
+
+    def view(self, instance: Instance, block: syn.StepSyntax) -> None:
+        """Walks `eval:`, which sees what is there between two steps, as a step of its own.
+
+        What used specs say comes first. Where a spec is used in a branch, so is its view.
+        """
+        builder, session, guard = self.builder, self.session, self.builder.guard
+        view = session.view or View([], var("p", ty.element()))
+        values, moved, count = dict(builder.values), self.movements.value, len(builder.body)
+        before = view.p
+        for slot, state in builder.stored.items():
+            builder.values[slot] = state
+        for slot in [slot for slot in builder.values if slot[1] == "g" or slot in builder.inputs]:
+            builder.values[slot] = Undefined("in `eval:`, where there is no gradient")
+        self.movements.p, self.movements.value = before, None
+        for line in self.out_of_place(block.body):
+            message = "`eval:` computes what stands for `p` between steps; it uses no other spec and keeps nothing"
+            self.report("E0510", line, message, "assign `p`, and names of its own")
+        self.block(block.body)
+        after = self.movements.p
+        for condition, wanted in reversed(guard):
+            sides = (after, before) if wanted else (before, after)
+            if after is not POISON and condition is not POISON:
+                builder.leave()
+                line, path = block.span.line, self.scope.file.path
+                after = builder.assign("p", call("select", condition, *sides), line, path)
+        builder.guard = guard
+        added = builder.body[count:]
+        del builder.body[count:]
+        builder.values, self.movements.value = values, moved
+        if any(is_joint(node) or is_random(node) for a in added for node in walk(a.expr)):
+            message = "`eval:` cannot reduce over several tensors or draw random numbers"
+            self.report("E0510", block.span, message, "keep what it needs in a state")
+            return
+        if after is POISON:
+            return
+        needed = self.needed(added, {a.name for a in view.body}, block.span)
+        session.view = View([*view.body, *needed, *added], after)
+
+    def out_of_place(self, statements: tuple[syn.Statement, ...]) -> Iterator[Span]:
+        """Places of statements that `eval:` cannot have: uses of specs, assignments to what is kept."""
+        instance = self.scope.instance
+        assert instance is not None
+        for node in statements:
+            match node:
+                case syn.AssignSyntax(name, span) if name in instance.state_types or name in ("g", "update"):
+                    yield span
+                case syn.Use(_, span) | syn.Every(_, _, _, span):
+                    yield span
+                case syn.If(_, then, other):
+                    yield from self.out_of_place((*then, *other))
+                case syn.Repeat(_, body):
+                    yield from self.out_of_place(body)
+
+    def needed(self, added: list[Assign], known: set[str], span: Span) -> list[Assign]:
+        """What a view reads of the step: conditions of branches, hyperparameters bound to expressions."""
+        steps = {assign.name: assign for assign in self.builder.body}
+        stored = {state.name for state in self.session.declared.states}
+        known = known | {assign.name for assign in added}
+        need: set[str] = set()
+        for assign in [*reversed(added), *reversed(self.builder.body)]:
+            if assign.name in need or assign in added:
+                reads = set(assign.expr.reads).union(*(c.reads for c, _ in assign.guard))
+                if assign not in added and (not assign.expr.type.is_host or reads & stored):
+                    message = f"`eval:` cannot see `{assign.source}`, which only a step computes"
+                    self.report("E0510", span, message, "it sees `p`, states, hyperparameters and facts")
+                    return []
+                need |= (reads & steps.keys()) - known
+        return [assign for assign in self.builder.body if assign.name in need]
 
     # ---- use --------------------------------------------------------------------------------------------
 

@@ -15,8 +15,17 @@ from optdsl.core import types as ty
 from optdsl.core.ops import BUILTINS, CONSTANTS, FACTS
 from optdsl.core.record import field, record
 from optdsl.ir.expr import Const, Expr, TypeFault, Var, call, const, var
+from optdsl.ir.program import Assign
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span
+
+
+@record(frozen=False)
+class View:
+    """What the blocks `eval:` of a composition say so far: assignments, and what stands for `p`."""
+
+    body: list[Assign]
+    p: Expr
 
 
 @record(frozen=False)
@@ -28,6 +37,7 @@ class Session:
     declared: Declared = field(default_factory=Declared)
     movements: Movements = field(init=False)
     instances: int = 0
+    view: View | None = None
     at: Span | None = None  # the statement of the outermost step that is being walked
 
     def __post_init__(self) -> None:
@@ -166,7 +176,8 @@ class Expressions(ABC):
     def undefined(self, name: str, value: Undefined, span: Span) -> Expr:
         """Reports a name that has a value on some paths only."""
         if self.initial:
-            message = f"an initial value cannot depend on the state `{name}`"
+            what = "input" if (self.scope.number, name) in self.builder.inputs else "state"
+            message = f"an initial value cannot depend on the {what} `{name}`"
             self.report(
                 "E0408", span, message, "it may use `p`, `g`, hyperparameters and facts such as `rows`"
             )

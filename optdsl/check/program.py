@@ -150,6 +150,10 @@ def _build(session: Session, spec: syn.Spec, loaded: Loaded) -> Program | None:
     program = Program(
         spec.name, spec.doc, spec.cite, hypers, states, _without_clashes(builder, declared), results
     )
+    if session.view is not None:
+        left = {"p": session.view.p}
+        view = Program(spec.name, "", "", hypers, states, tuple(session.view.body), left)
+        program = replace(program, view=view)
     program = _with_first_values(program)
     if not loaded.report.failed:
         warn(program, instance, builder, loaded.report)
@@ -170,12 +174,16 @@ def _with_first_values(program: Program) -> Program:
 
     No result depends on it: such a state is assigned before it is read.
     """
-    read = {name for expr in program.expressions() for name in variables(expr)}
+    expressions = [*program.expressions(), *(program.view.expressions() if program.view else ())]
+    read = {name for expr in expressions for name in variables(expr)}
     states = [
-        replace(state, init=const(0)) if state.init is None and state.name in read else state
+        replace(state, init=const(0))
+        if state.init is None and state.name in read and not state.given
+        else state
         for state in program.states
     ]
-    return replace(program, states=tuple(states))
+    view = program.view and replace(program.view, states=tuple(states))
+    return replace(program, states=tuple(states), view=view)
 
 
 def _pretend_optimizer(session: Session, spec: syn.Spec, loaded: Loaded) -> None:

@@ -70,7 +70,7 @@ class Builder:
 
     `reads` holds the values that a name in the spec stood for, `joined` what a value of joined branches is
     made of; together they tell which variables are never used. `stored` holds what each state was before
-    the step, `of_state` the later values of states.
+    the step, `of_state` the later values of states, `inputs` what the step is given.
     """
 
     body: list[Assign] = field(default_factory=list)
@@ -82,6 +82,7 @@ class Builder:
     joined: dict[str, tuple[Expr, ...]] = field(default_factory=dict)
     stored: dict[Slot, Var] = field(default_factory=dict)
     of_state: set[str] = field(default_factory=set)
+    inputs: dict[Slot, Var] = field(default_factory=dict)
     hypers: dict[str, Hyper] = field(default_factory=dict)
     loops: int = 0
     sites: int = 0

@@ -35,20 +35,12 @@ class States(Statements):
     def declare_states(self, instance: Instance) -> None:
         """Gives every state of the spec a name, a key and its first value in this step."""
         lines: dict[str, int] = {}
+        for given in instance.spec.inputs:
+            if self.is_new(given, lines, instance, "input"):
+                self.declare_input(given, instance)
         for item in instance.spec.states:
             name = item.name
-            fine = check_name(name, item.name_span, self.scope.file.report, "state")
-            if name in lines or name in self.scope.hypers:
-                where = f"on line {lines[name]}" if name in lines else "as a hyperparameter"
-                message = f"`{shown(name)}` is already declared {where}"
-                self.report("E0201", item.name_span, message, "rename one of them")
-                if name not in lines:  # it may be used as either
-                    self.scope.hypers.pop(name)
-                    instance.state_types[name] = None
-                    self.builder.values[(self.scope.number, name)] = POISON
-                continue
-            lines[name] = item.span.line
-            if name in LANGUAGE_NAMES:
+            if not self.is_new(item, lines, instance, "state"):
                 continue
             if item.stored is not None:
                 message = f"`stored {shown(item.stored)}` is not supported yet"
@@ -56,8 +48,39 @@ class States(Statements):
                 self.report("E0207", item.stored_span, message, help)
             type_ = instance.state_types[name] = self.state_type(item)
             self.builder.values[(self.scope.number, name)] = POISON
-            if type_ is not None and fine:
+            if type_ is not None:
                 self.declare_state(item, type_, instance)
+
+    def is_new(
+        self, item: syn.StateSyntax | syn.InputSyntax, lines: dict[str, int], instance: Instance, what: str
+    ) -> bool:
+        """Whether a declaration has a name that can be used and is not taken; `lines` are those of others."""
+        name = item.name
+        fine = check_name(name, item.name_span, self.scope.file.report, what)
+        if name in lines or name in self.scope.hypers:
+            where = f"on line {lines[name]}" if name in lines else "as a hyperparameter"
+            message = f"`{shown(name)}` is already declared {where}"
+            self.report("E0201", item.name_span, message, "rename one of them")
+            if name not in lines:  # it may be used as either
+                self.scope.hypers.pop(name)
+                instance.state_types[name] = None
+                self.builder.values[(self.scope.number, name)] = POISON
+            return False
+        lines[name] = item.span.line
+        if name in LANGUAGE_NAMES:
+            return False
+        if not fine:
+            instance.state_types[name] = None
+            self.builder.values[(self.scope.number, name)] = POISON
+        return fine
+
+    def declare_input(self, item: syn.InputSyntax, instance: Instance) -> None:
+        """Adds what each step is given under a name."""
+        declared, slot = self.session.declared, (self.scope.number, item.name)
+        name = free_name(item.name, instance.prefix, declared.names() | {s.key for s in declared.states})
+        type_ = instance.state_types[item.name] = ty.element()
+        declared.states.append(State(name, name, type_, None, given=True, doc=item.doc))
+        self.builder.values[slot] = self.builder.inputs[slot] = var(name, type_)
 
     def declare_state(self, item: syn.StateSyntax, type_: Type, instance: Instance) -> None:
         """Adds one state to the program."""
@@ -138,7 +161,7 @@ class States(Statements):
         """Makes every state unreadable, as it is for an initial value."""
         instance = self.scope.instance
         assert instance is not None
-        for item in instance.spec.states:
+        for item in (*instance.spec.states, *instance.spec.inputs):
             self.builder.values[(self.scope.number, item.name)] = Undefined("before the first step")
 
     def state_type(self, item: syn.StateSyntax) -> Type | None:

@@ -84,6 +84,10 @@ class Statements(Branches):
             help = f"use another name, or keep the value under `state:` as `{text} [host] = ...`"
             self.report("E0306", span, f"`{text}` is a hyperparameter; a step cannot change it", help)
             return False
+        if (self.scope.number, name) in self.builder.inputs:
+            message = f"`{text}` is an input, which a step is given and cannot assign"
+            self.report("E0307", span, message, "use another name")
+            return False
         if self.scope.instance and (name in FACTS or name in CONSTANTS):
             message = f"`{text}` is given to the step and cannot be assigned"
             self.report("E0307", span, message, "use another name")

@@ -20,6 +20,9 @@ def warn(program: Program, instance: Instance, builder: Builder, report: Reporte
     for state in spec.states:
         if state.name not in instance.used:
             report("W0702", state.name_span, f"the state `{shown(state.name)}` is never used", remove)
+    for given in spec.inputs:
+        if given.name not in instance.used:
+            report("W0702", given.name_span, f"the input `{shown(given.name)}` is never used", remove)
     read = builder.all_reads()
     for node in assignments(spec):
         made = instance.made.get(id(node), [])

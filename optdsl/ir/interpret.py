@@ -100,8 +100,15 @@ class Interpreter:
         self.steps = [[0 for _ in group.params] for group in groups]
         self.group_states: list[dict[str, Value]] = [{} for _ in groups]
 
-    def step(self, grads: Sequence[Sequence[npt.ArrayLike | None]]) -> None:
-        """One step. `grads` holds a gradient for each parameter of each group; None leaves it untouched."""
+    def step(
+        self,
+        grads: Sequence[Sequence[npt.ArrayLike | None]],
+        inputs: Mapping[str, Sequence[Sequence[npt.ArrayLike | None]]] | None = None,
+    ) -> None:
+        """One step. `grads` holds a gradient for each parameter of each group; None leaves it untouched.
+
+        `inputs` holds the same of each input, by its key. One that is not given must not be read. Raises Uncomputed.
+        """
         with np.errstate(all="ignore"):
             runs: list[_TensorStep] = []
             index = 0
@@ -110,17 +117,45 @@ class Interpreter:
                 for number, (_, grad) in enumerate(zip(params, given, strict=True)):
                     if grad is not None:
                         g = np.asarray(grad, self.dtype)
-                        runs.append(_TensorStep(self, group, number, index, g, fresh))
+                        given_here = {
+                            key: np.asarray(x, self.dtype)
+                            for key, tensors in (inputs or {}).items()
+                            if (x := tensors[group][number]) is not None
+                        }
+                        runs.append(_TensorStep(self, group, number, index, g, fresh, given_here))
                     index += 1
             _drive(runs)
             for run in runs:
                 run.store()
             for group, kept in enumerate(self.group_states):
                 members = [run for run in runs if run.group == group]
-                for state in self.program.states:
+                for state in self.program.kept:
                     if state.type.level is Level.GROUP and members:
                         writers = [run for run in members if run.assigns(state)] or members
                         max(writers, key=lambda run: run.t).keep(state, kept)
+
+    def view(self) -> list[list[Array]]:
+        """What stands for the parameters while the model is evaluated, as `eval:` says; changes nothing.
+
+        That of a parameter which never took a step is the parameter itself.
+        """
+        found = [[p.copy() for p in params] for params in self.params]
+        program = self.program.view
+        if program is None:
+            return found
+        steps, self.program = self.program, program
+        try:
+            with np.errstate(all="ignore"):
+                for group, params in enumerate(self.params):
+                    for number, p in enumerate(params):
+                        if self.steps[group][number]:
+                            run = _TensorStep(self, group, number, 0, None, {}, {})
+                            _drive([run])
+                            new = run.conform(run.results.get("p", run.environment["p"]), element())
+                            found[group][number] = new.reshape(p.shape).copy()
+        finally:
+            self.program = steps
+        return found
 
 
 def hyper_values(program: Program, given: Mapping[str, Any]) -> dict[str, Value]:
@@ -167,24 +202,33 @@ def _is_lazy(node: Expr) -> bool:
 class _TensorStep:
     """One step of one parameter. `t` counts it, `index` is the parameter's place in the optimizer.
 
-    `fresh` is shared by the members of a group: the group-level states that are new in this step.
+    `fresh` is shared by the members of a group: the group-level states that are new in this step. `inputs` are
+    given beside the gradient. Between two steps there is no gradient, and `t` counts the last step.
     """
 
     def __init__(
-        self, owner: Interpreter, group: int, number: int, index: int, g: Array, fresh: dict[str, Value]
+        self,
+        owner: Interpreter,
+        group: int,
+        number: int,
+        index: int,
+        g: Array | None,
+        fresh: dict[str, Value],
+        inputs: Mapping[str, Array],
     ) -> None:
         self.owner, self.group, self.number, self.index, self.fresh = owner, group, number, index, fresh
         self.p: Array = owner.params[group][number]
-        if g.shape != self.p.shape:
-            raise ValueError(f"the gradient has shape {g.shape}, its parameter {self.p.shape}")
-        self.t = owner.steps[group][number] + 1
+        for what, x in {"gradient": g, **inputs}.items():
+            if x is not None and x.shape != self.p.shape:
+                raise ValueError(f"the {what} has shape {x.shape}, its parameter {self.p.shape}")
+        self.t = owner.steps[group][number] + (g is not None)
         shape = self.p.shape
         rows, cols = shape[0] if shape else 1, math.prod(shape[1:])
         self.sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
         facts = {"t": self.t, "ndim": len(shape), "numel": self.p.size, "rows": rows, "cols": cols}
         self.environment: dict[str, Value] = {
             "p": self.p.reshape(rows, cols),
-            "g": g.reshape(rows, cols),
+            **({} if g is None else {"g": g.reshape(rows, cols)}),
             "first_step": self.t == 1,
             **{name: np.float64(value) for name, value in facts.items()},
             **hyper_values(owner.program, owner.hypers[group]),
@@ -192,13 +236,14 @@ class _TensorStep:
         self.definitions = {assign.name: assign.expr for assign in owner.program.body}
         self.values: dict[int, Value] = {}
         self.results: dict[str, Value] = {}
+        self.inputs = inputs
         self.coroutine = self.run()
 
     def run(self) -> Generator[_Joint, Array, None]:
         """The whole step: yields the joint reductions it waits for, is sent their values."""
         program, environment = self.owner.program, self.environment
         for state in program.states:
-            held = self.held(state)
+            held = self.inputs if state.given else self.held(state)
             if state.key in held:
                 value = held[state.key] if state.type.is_host else self.matrix(held[state.key], state.type)
                 environment[state.name] = self.conform(value, state.type)
@@ -320,7 +365,7 @@ class _TensorStep:
         """Keeps what the step leaves behind, but for the states of the group."""
         owner = self.owner
         owner.steps[self.group][self.number] = self.t
-        for state in owner.program.states:
+        for state in owner.program.kept:
             if state.type.level is not Level.GROUP:
                 self.keep(state, self.held(state))
         if "p" in self.results:

@@ -76,13 +76,16 @@ class Hyper:
 class State:
     """What is kept between steps. `init` is its value before a parameter's first step, or None.
 
-    `init` may read `p`, `g`, facts and hyperparameters. `key` is the name in `state_dict`.
+    `init` may read `p`, `g`, facts and hyperparameters. `key` is the name in `state_dict`. One that is `given` is an
+    input: no step assigns or keeps it, each gets it from outside as `key`; `doc` says what it is.
     """
 
     name: str
     key: str
     type: Type
     init: Expr | None
+    given: bool = False
+    doc: str = ""
 
 
 @record
@@ -108,7 +111,11 @@ class Assign:
 
 @record
 class Program:
-    """One method. `results` maps `p` and the name of each state to the value the step leaves behind."""
+    """One method. `results` maps `p` and the name of each state to the value the step leaves behind.
+
+    `view` is what `eval:` says: a program with the same declarations that leaves in `p` what stands for it while the
+    model is evaluated.
+    """
 
     name: str
     doc: str
@@ -117,6 +124,7 @@ class Program:
     states: tuple[State, ...]
     body: tuple[Assign, ...]
     results: Mapping[str, Expr] = field(default_factory=dict)
+    view: Program | None = None
 
     def hyper(self, name: str) -> Hyper:
         """The hyperparameter `name`. Raises KeyError."""
@@ -128,6 +136,16 @@ class Program:
             if state.name == name:
                 return state
         raise KeyError(name)
+
+    @property
+    def kept(self) -> tuple[State, ...]:
+        """The states that are kept between steps: all but inputs."""
+        return tuple(state for state in self.states if not state.given)
+
+    @property
+    def inputs(self) -> tuple[State, ...]:
+        """What each step is given beside the gradient."""
+        return tuple(state for state in self.states if state.given)
 
     def with_body(self, body: tuple[Assign, ...], results: Mapping[str, Expr]) -> Program:
         """The same method with another step."""

@@ -115,21 +115,30 @@ def to_opt(program: Program) -> str:
         lines.append(f"    cite: {quote(program.cite)}")
     if program.hypers:
         lines += ["", "    hyper:"] + ["        " + text for text in _hypers(program.hypers)]
-    if program.states:
+    if program.inputs:
+        lines.append("")
+        for state in program.inputs:
+            lines.append(f"    input {state.name}" + (f" {quote(state.doc)}" if state.doc else ""))
+    if program.kept:
         lines += ["", "    state:"]
-        for state in program.states:
+        for state in program.kept:
             name = state.name
             level = "" if state.type.is_element else f" [{state.type.level_name}]"
             init = "" if state.init is None else f" = {expression(state.init, {})}"
             key = "" if state.key == name else f" as {state.key}"
             lines.append(f"        {name}{level}{init}{key}")
-    lines += ["", "    step:"]
-    structured = structure(program, reserved=_RESERVED)
-    names = structured.names
-    body = _statements(structured.body, names, "        ")
-    body += [f"        {line}" for line in _leave(structured)]
-    lines += body or ["        p = p"]
+    lines += ["", "    step:", *_block(program)]
+    if program.view is not None:
+        lines += ["", "    eval:", *_block(program.view)]
     return "\n".join(lines) + "\n"
+
+
+def _block(program: Program) -> list[str]:
+    """The lines of a step."""
+    structured = structure(program, reserved=_RESERVED)
+    body = _statements(structured.body, structured.names, "        ")
+    body += [f"        {line}" for line in _leave(structured)]
+    return body or ["        p = p"]
 
 
 def _leave(structured: Structured) -> list[str]:
@@ -226,8 +235,20 @@ def show(program: Program) -> str:
         of = f" of {hyper.argument}" if hyper.is_part else ""
         lines.append(f"  hyper {hyper.name}{of}: {hyper.kind.value} = {literal(hyper.default)}{range_}")
     for state in program.states:
+        if state.given:
+            lines.append(f"  input {state.name}: {state.type} as {quote(state.key)} {quote(state.doc)}")
+            continue
         init = "none" if state.init is None else expression(state.init, {})
         lines.append(f"  state {state.name}: {state.type} = {init} as {quote(state.key)}")
+    lines += _listing(program)
+    if program.view is not None:
+        lines += ["  in evaluation", *_listing(program.view)]
+    return "\n".join(lines) + "\n"
+
+
+def _listing(program: Program) -> list[str]:
+    """The assignments of a step, and what it leaves."""
+    lines = []
     for assign in program.body:
         guard = " and ".join(
             expression(condition, {}) if wanted else f"not ({expression(condition, {})})"
@@ -237,7 +258,7 @@ def show(program: Program) -> str:
         lines.append(f"  {assign.name}: {assign.expr.type} = {expression(assign.expr, {})}{suffix}")
     for name, value in program.results.items():
         lines.append(f"  leaves {name} = {expression(value, {})}")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 __all__ = ["expression", "literal", "number", "quote", "show", "to_opt"]

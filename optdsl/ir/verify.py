@@ -39,9 +39,23 @@ def verify(program: Program, stage: str = "check") -> Program:
       by the guard of the reader, or by a choice on a host condition in whose side it stands.
     - What is left in `p` and in states fits there; so do initial values, which read `p`, `g`, facts and
       hyperparameters only, and neither draw nor reduce over several tensors.
+    - A view leaves something in `p` only, and has no gradient, draw or reduction over several tensors.
     """
     _Verifier(program, stage).run()
+    if program.view is not None:
+        view = program.view
+        if (view.hypers, view.states) != (program.hypers, program.states) or set(view.results) != {"p"}:
+            raise Invalid(stage, "a view has other declarations, or leaves more than `p`", show(program))
+        for node in view.nodes():
+            if is_joint(node) or is_random(node) or (isinstance(node, Var) and node.name in _unseen(view)):
+                raise Invalid(stage, "a view draws, reduces over several tensors or sees a gradient", show(program))
+        verify(view, f"{stage} (eval)")
     return program
+
+
+def _unseen(view: Program) -> set[str]:
+    """What there is only during a step."""
+    return {"g", *(state.name for state in view.inputs)}
 
 
 def implied(known: Known, condition: Expr, wanted: bool) -> bool:
@@ -132,6 +146,8 @@ class _Verifier:
         for state in program.states:
             if (state.type.level, state.type.shape) not in STATE_LEVELS.values():
                 self.fail(f"the state `{state.name}` has the type {state.type}")
+            if state.given and (state.init is not None or state.type != element()):
+                self.fail(f"the input `{state.name}` has an initial value, or the type {state.type}")
             if state.init is not None:
                 self.fits(state.init, state.type, f"the initial value of `{state.name}`")
 
@@ -141,7 +157,7 @@ class _Verifier:
                 self.fail(f"the {what} `{name}` is declared twice")
 
     def kept(self) -> None:
-        targets = {"p": element()} | {state.name: state.type for state in self.program.states}
+        targets = {"p": element()} | {state.name: state.type for state in self.program.kept}
         for name, expr in self.program.results.items():
             if name not in targets:
                 self.fail(f"something is left in `{name}`, which is neither `p` nor a state")
@@ -182,7 +198,7 @@ class _Verifier:
         """Checks that a named value is there to be read."""
         if node.name in self.inputs:
             declared = self.inputs[node.name]
-            if any(s.name == node.name and s.init is None for s in self.program.states):
+            if any(s.name == node.name and s.init is None and not s.given for s in self.program.states):
                 self.fail(f"{where} reads the state `{node.name}`, which has no initial value")
         elif node.name in self.assigned:
             declared, guard = self.assigned[node.name]

@@ -63,6 +63,7 @@ CODES: dict[str, str] = {
     "E0507": "a function without a final return",
     "E0508": "a name that composition makes ambiguous",
     "E0509": "a binding that `use` cannot make",
+    "E0510": "something that `eval:` cannot do",
     "E0601": "a step that grows too large",
     "E0602": "a loop that is too long",
     "W0701": "a hyperparameter that is never used",

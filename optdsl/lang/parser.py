@@ -80,6 +80,8 @@ class _Parser(StatementReader):
         doc, cite = "", ""
         hypers: list[syn.HyperSyntax] = []
         states: list[syn.StateSyntax] = []
+        inputs: list[syn.InputSyntax] = []
+        view: syn.StepSyntax | None = None
         steps: list[syn.StepSyntax] = []
         uses: list[syn.Use] = []
         seen: dict[str, int] = {}
@@ -91,7 +93,7 @@ class _Parser(StatementReader):
                 self.skip_block(member)
                 continue
             section = str(found.data)
-            if section in ("doc", "cite", "hyper_section", "state_section", "step", "step_otherwise"):
+            if section not in ("input_member", "use_member", "step_when"):
                 if section in seen:
                     self.report(
                         "E0106",
@@ -109,6 +111,10 @@ class _Parser(StatementReader):
                     hypers += self.hypers(member)
                 case "state_section":
                     states += self.states(member)
+                case "input_member":
+                    inputs.append(self.input(found, member))
+                case "eval":
+                    view = syn.StepSyntax(None, False, self.body(None, member, 1), member.whole)
                 case "use_member":
                     uses.append(self.use(found.children[0], member))
                     if steps:
@@ -130,8 +136,10 @@ class _Parser(StatementReader):
             cite,
             tuple(hypers),
             tuple(states),
+            tuple(inputs),
             tuple(uses),
             tuple(steps),
+            view,
             line.whole,
         )
 
@@ -258,6 +266,12 @@ class _Parser(StatementReader):
             token_span(stored),
             line.whole,
         )
+
+    def input(self, tree: Tree[Token], line: LogicalLine) -> syn.InputSyntax:
+        name, doc = tree.children
+        assert isinstance(name, Token)
+        text = string_value(doc) if isinstance(doc, Token) else ""
+        return syn.InputSyntax(str(name), self.span(line, name), text, line.whole)
 
     def step(self, tree: Tree[Token], line: LogicalLine) -> syn.StepSyntax:
         condition = self.expression(tree.children[0], line) if tree.data == "step_when" else None

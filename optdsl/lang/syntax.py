@@ -202,6 +202,16 @@ class StateSyntax:
 
 
 @record
+class InputSyntax:
+    """`input h "text"`: something that each step is given beside the gradient."""
+
+    name: str
+    name_span: Span
+    doc: str
+    span: Span
+
+
+@record
 class StepSyntax:
     """A `step:` block; `condition` for `step when`, `otherwise` for `step otherwise`."""
 
@@ -224,7 +234,10 @@ class Def:
 
 @record
 class Spec:
-    """An `optimizer` or a `transform`. `uses` are the `use` lines outside a step; they run first."""
+    """An `optimizer` or a `transform`. `uses` are the `use` lines outside a step; they run first.
+
+    `view` is the block `eval:`.
+    """
 
     kind: str
     name: str
@@ -233,8 +246,10 @@ class Spec:
     cite: str
     hypers: tuple[HyperSyntax, ...]
     states: tuple[StateSyntax, ...]
+    inputs: tuple[InputSyntax, ...]
     uses: tuple[Use, ...]
     steps: tuple[StepSyntax, ...]
+    view: StepSyntax | None
     span: Span
 
 

@@ -43,7 +43,8 @@ class _Lowering:
             state if state.init is None else replace(state, init=transform(state.init, _level))
             for state in self.program.states
         )
-        return replace(self.program, states=states, body=tuple(self.body), results=results)
+        view = self.program.view and replace(lower(self.program.view), states=states)
+        return replace(self.program, states=states, body=tuple(self.body), results=results, view=view)
 
     def side(self, arm: Expr, wanted: bool, joined: Expr, condition: Expr, assign: Assign) -> Expr:
         """What a branch gives to the join `assign`, at the level of the join."""

@@ -29,6 +29,8 @@ def simplify(program: Program, exact_only: bool = False) -> Program:
         program = share(program)
         if _same(before[0], program.body) and dict(before[1]) == dict(program.results):
             break
+    if program.view is not None:
+        program = replace(program, view=simplify(program.view, exact_only))
     return program
 
 

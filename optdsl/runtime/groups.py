@@ -41,6 +41,8 @@ class GroupStep:
         #: What torch.amp.GradScaler hands over: by what gradients are too large, and what is not 0 to skip the step.
         self.scale: Tensor | None = None
         self.skip: Tensor | None = None
+        #: What the step is given beside gradients: for each key a tensor for each parameter.
+        self.inputs: Mapping[str, Mapping[Tensor, Tensor]] = {}
         #: Values of group-level states that kernels left: (index of the parameter, key, t, value).
         self.candidates: list[tuple[int, str, int | Tensor, Tensor]] = []
         self._views: dict[torch.device, Mapping[str, Any]] = {}
@@ -62,6 +64,10 @@ class GroupStep:
         if not self.tensor_options:
             return self.group
         return with_plain_options(self.group, self.tensor_options, True, False, device)
+
+    def given(self, key: str, p: Tensor) -> Tensor | None:
+        """An input of one parameter; None where it was not given, as this step does not read it."""
+        return self.inputs.get(key, {}).get(p)
 
     def foreach(self, params: list[Tensor]) -> bool:
         """Whether to take the foreach path: as the user said, else as torch would."""

@@ -15,9 +15,10 @@ from torch.optim.optimizer import ParamsT
 
 from optdsl.runtime.checks import check, check_flags, has_tensor
 from optdsl.runtime.groups import GroupStep
+from optdsl.runtime.inputs import TRAINED, Inputs, take, view_of
 from optdsl.runtime.joint import drive
 from optdsl.runtime.rule import Rule
-from optdsl.runtime.states import group_prototype, restored
+from optdsl.runtime.states import as_real, group_prototype, restored
 from optdsl.runtime.units import Cohorts, Unit, gather
 
 _FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused", "overwrite_grad")
@@ -177,33 +178,49 @@ class Optimizer(Rule, torch.optim.Optimizer):
         return names
 
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, inputs: Inputs | None = None) -> None: ...
 
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, inputs: Inputs | None = None) -> float: ...
 
     @_disable_dynamo
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(
+        self, closure: Callable[[], float] | None = None, *, inputs: Inputs | None = None
+    ) -> float | None:
         """Performs one optimization step.
 
         Args:
             closure: re-evaluates the model and returns the loss, which this method then returns.
+            inputs: what the rule needs beside gradients, by name: a tensor for each parameter, as a list in the order
+                of `param_groups` (None for a parameter without a gradient) or as a mapping from parameters. Each has
+                the shape of its parameter.
+
+        Raises:
+            RuntimeError: an input that this step needs is missing, or the optimizer is in `eval()`.
+            ValueError: an input is unknown or does not fit its parameter.
         """
         getattr(self, _HEALTH_CHECK)()
+        if self._viewing:
+            raise RuntimeError(
+                f"{type(self).__name__} is in eval(): its parameters hold what stands for them in evaluation; "
+                "call `optimizer.train()` before `step()`"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._advance()
+            self._advance(inputs)
         return loss
 
-    def _advance(self) -> None:
+    def _advance(self, inputs: Inputs | None = None) -> None:
         """Updates every parameter that has a gradient."""
         groups = [
             GroupStep(self, number, options, self._tensor_options(number, options))
             for number, options in enumerate(self.param_groups)
         ]
+        if self._inputs or inputs:
+            take(groups, inputs or {}, self.state)
         firsts = list(accumulate((len(group.group["params"]) for group in groups[:-1]), initial=0))
         left = self._launch(groups, firsts)
         waiting: list[Unit] = []
@@ -223,6 +240,50 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 self._store(unit, result)
             for group in groups:
                 group.settle()
+
+    # ---- evaluation ---------------------------------------------------------------------------------------
+
+    @property
+    def _viewing(self) -> bool:
+        """Whether something stands for the parameters now."""
+        return self._view is not None and any(not g.get("train_mode", True) for g in self.param_groups)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Puts into the parameters what stands for them while the model is evaluated, as the rule's `eval:` says.
+
+        `train()` brings back what they were, bit for bit; until then `step()` is refused. A state dict that is saved
+        in between goes on in between. Does nothing for a rule without `eval:`, or where it is done already.
+        """
+        if self._view is None or self._viewing:
+            return
+        found: list[tuple[Tensor, Tensor]] = []
+        for number, options in enumerate(self.param_groups):
+            group = GroupStep(self, number, options, self._tensor_options(number, options))
+            held = (p for p in options["params"] if self.state.get(p))
+            found += [(p, view_of(group, p, self.state[p])) for p in held]
+        for p, value in found:
+            self.state[p][TRAINED] = p.detach().clone(memory_format=torch.preserve_format)
+            as_real(p.detach()).copy_(value)
+        for options in self.param_groups:
+            options["train_mode"] = False
+
+    @torch.no_grad()
+    def train(self, mode: bool = True) -> None:
+        """Brings the parameters back to what `eval()` found; `train(False)` is `eval()`."""
+        if not mode:
+            self.eval()
+            return
+        if not self._viewing:
+            return
+        for options in self.param_groups:
+            for p in options["params"]:
+                held = self.state[p].pop(TRAINED, None) if p in self.state else None
+                if held is not None:
+                    p.detach().copy_(held)
+            options["train_mode"] = True
+
+    # ---- kernels ------------------------------------------------------------------------------------------
 
     def _launch(self, groups: Sequence[GroupStep], firsts: Sequence[int]) -> Sequence[Collection[int] | None]:
         """Runs native kernels where they are wanted and can be had.

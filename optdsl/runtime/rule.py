@@ -42,18 +42,29 @@ class Rule:
     _native: ClassVar[Any] = None
     _no_kernels: ClassVar[str] = "it was compiled for the backend 'torch' alone"
 
-    #: `_states` by key.
+    #: `_states` by key, and the keys of those that are inputs.
     _specs: ClassVar[dict[str, State]] = {}
+    _inputs: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Indexes the declared states."""
         super().__init_subclass__(**kwargs)
         cls._specs = {spec.key: spec for spec in cls._states}
+        cls._inputs = tuple(spec.key for spec in cls._states if spec.given)
 
     @staticmethod
     def _live(group: Mapping[str, Any], facts: Facts) -> tuple[str, ...]:
         """Keys of the states that the branches taken with these options and facts use."""
         return ()
+
+    @staticmethod
+    def _wanted(group: Mapping[str, Any], t: Any, facts: Facts) -> tuple[str, ...]:
+        """Keys of the inputs that this step reads."""
+        return ()
+
+    #: What stands for a parameter while the model is evaluated, from (p, state, group, t, facts); `t` counts the last
+    #: step. None for a rule without such a view.
+    _view: ClassVar[Any] = None
 
     @staticmethod
     def _initial(key: str, p: Tensor, g: Tensor, group: Mapping[str, Any], facts: Facts) -> float | Tensor:

@@ -34,12 +34,14 @@ class State:
 
     `level` is "element", "rows", "cols", "tensor", "host", "group" or a pair such as "rows,rows" for a
     matrix. `stored` is "bf16", "f16", "f32" or "f64"; without it an element-level state has the parameter's
-    dtype (as in torch) and a coarser one the dtype that the step computes in.
+    dtype (as in torch) and a coarser one the dtype that the step computes in. One that is `given` is an input: it
+    comes with each step and is not kept.
     """
 
     key: str
     level: str
     stored: str | None = None
+    given: bool = False
 
     def __post_init__(self) -> None:
         """Brings "rows, cols" into the form in which this module compares levels."""

@@ -89,6 +89,11 @@ class Unit:
             held = self.states[number][key] = held.to(param.device)
         return held
 
+    def _given(self, key: str) -> list[Tensor | None]:
+        """An input of each parameter as the update gets it; None where it was not given."""
+        given = [self.group.given(key, p) for p in self.params]
+        return [None if x is None else opened(x, self.dtype) for x in given]
+
     def _number(self, held: Tensor) -> float | Tensor:
         """A host-level state as the update gets it."""
         return held if self.group.capturable or self.group.differentiable else held.item()
@@ -126,6 +131,9 @@ class Single(Unit):
             if spec.level == "group":
                 self._handed[key] = group.read(spec, p, g, self.params[0].shape)
                 continue
+            if spec.given:
+                self._handed[key] = self._given(key)[0]
+                continue
             held = self._hold(0, key, p, g)
             self._held[key] = [held]
             self._handed[key] = self._number(held) if spec.level == "host" else opened(held, dtype)
@@ -144,7 +152,7 @@ class Single(Unit):
             writes.append((self.params[0], result))
         for key, old in self._handed.items():
             new = self.state[key]
-            if new is old:
+            if new is old or self.group.rule._specs[key].given:
                 continue
             if key not in self._held:
                 self.group.write(key, self.t, new)
@@ -179,6 +187,9 @@ class Bucket(Unit):
             if spec.level == "group":
                 self._handed[key] = group.read(spec, self.p[0], self.g[0], self.params[0].shape)
                 continue
+            if spec.given:
+                self._handed[key] = self._given(key)
+                continue
             pairs = enumerate(zip(self.p, self.g, strict=True))
             held = self._held[key] = [self._hold(number, key, p, g) for number, (p, g) in pairs]
             self._handed[key] = self._number(held[0]) if spec.level == "host" else self._open(held)
@@ -205,6 +216,8 @@ class Bucket(Unit):
         writes = self._changed(self.params, self._handed_p, result)
         for key, old in self._handed.items():
             new = self.state[key]
+            if self.group.rule._specs[key].given:
+                continue
             if isinstance(old, list):
                 writes += self._changed(self._held[key], old, new)
             elif new is not old and key in self._held:

@@ -33,6 +33,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("orthograd", "sgd"): {"base": None},
     ("orthograd", "adamw"): {"base": None, "decoupled_weight_decay": None},
     ("diffgrad", "v1_inplace_grad"): {"+reused_gradient": True},
+    ("sophia_h", ""): {"p": "max_ratio"},
     ("lamb", "timm"): {"caution": None, "decoupled_decay": None, "corrected_weight_decay": None},
     ("lamb", "cybertronai"): {
         "adam": None,
@@ -46,8 +47,11 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 #: whatever matrix the optimizer happened to visit before it.
 LEFT_OUT = {("adagradnorm", "adadagrad"): {"bias"}}
 
+#: What a step is given beside gradients, and how the recorded problem calls it.
+INPUTS = {"sophia_g": {"h": "hgrad"}, "sophia_h": {"h": "hvp"}, "adahessian": {"h": "hvp"}}
 METHODS = {
     *("sgd", "adam", "adamw", "amsgrad", "adagrad", "adadelta", "rmsprop", "adamax", "nadam", "rprop"),
+    *("sophia_g", "sophia_h", "adahessian", "schedule_free_adamw", "schedule_free_sgd"),
     *("asgd", "lion", "adabelief", "diffgrad", "lamb", "lars", "adagradnorm", "signsgd", "orthograd"),
 }  # radam has no recording; torch.optim is its peer
 ENTRIES = [entry for entry in INDEX["entries"] if entry["optimizer"] in METHODS]
@@ -113,6 +117,10 @@ def run(
     with np.load(REFERENCE / INDEX["problem"]) as problem:
         params = [torch.from_numpy(problem[f"init.{n}"]).to(dtype).requires_grad_() for n in names]
         grads = [torch.from_numpy(problem[f"{entry['gradients']}.{n}"]).to(dtype) for n in names]
+        given = {
+            key: [prepared(entry, torch.from_numpy(problem[f"{source}.{n}"]).to(dtype)) for n in names]
+            for key, source in INPUTS.get(entry["optimizer"], {}).items()
+        }
     padding = [torch.zeros(PADDING, dtype=dtype).requires_grad_()] if "threads" in path else []
     for p in padding:
         p.grad = torch.zeros(PADDING, dtype=dtype)
@@ -122,11 +130,21 @@ def run(
         for p, g in zip(params, grads, strict=True):
             p.grad = g[step].clone()
         with torch.no_grad() if path == "differentiable" else threads(2 if "threads" in path else 1):
-            optimizer.step()
+            inputs = {key: [*(x[step] for x in xs), *map(torch.zeros_like, padding)] for key, xs in given.items()}
+            optimizer.step(**({"inputs": inputs} if inputs else {}))
         for name, p in zip(names, params, strict=True):
             assert torch.equal(p.grad, grads[names.index(name)][step]), "p.grad was changed"
             history[name].append(p.detach().numpy().copy())
     return {name: np.stack(rows) for name, rows in history.items()}
+
+
+def prepared(entry: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
+    """A recorded product of the Hessian and signs, step by step, as the spec wants it."""
+    if entry["optimizer"] == "sophia_h":
+        return x.abs()
+    if entry["optimizer"] == "adahessian" and x.ndim == 5:
+        return x.abs().mean((3, 4), keepdim=True).expand_as(x)
+    return x
 
 
 @contextlib.contextmanager

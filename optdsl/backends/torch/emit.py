@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,11 +62,15 @@ class _Module:
         self.source, self.digest = source, digest
         self.body = Body(self.program)
         self.printers = printers(self.program, self.body)
+        self.view = None if self.program.view is None else Body(self.program.view)
+        #: The step, and what `eval:` says.
+        self.bodies = [self.body] if self.view is None else [self.body, self.view]
         self.definitions = {a.name: a.expr for a in self.program.body}
         self.dynamic = {s.name for s in self.program.states}
 
     def text(self) -> str:
-        functions = [self.live(), *self.initial(), self.update("loop"), self.update("foreach")]
+        functions = [self.live(), *self.wanted(), *self.initial(), self.update("loop"), self.update("foreach")]
+        functions += self.viewed()
         declarations = self.declarations()
         if self.native is not None and self.native.reason is not None:
             declarations.append(f"_no_kernels = {quoted(self.native.reason)}")
@@ -117,12 +121,22 @@ class _Module:
         """Equations, arguments and citation."""
         program = self.program
         parts = [program.doc.strip() or f"The method {program.name}."]
-        step = to_opt(replace(self.original, doc="")).split("\n    step:\n", 1)[1].rstrip("\n").split("\n")
+        text = to_opt(replace(self.original, doc="")).split("\n    step:\n", 1)[1].rstrip("\n")
+        step, _, view = text.partition("\n    eval:\n")
         parts.append("One step (`p` parameter, `g` gradient, `t` this parameter's step count from 1)::")
-        parts.append("\n".join(line[4:] for line in step))
-        if program.states:
+        parts.append("\n".join(line[4:] for line in step.rstrip("\n").split("\n")))
+        if view:
+            parts.append("While the model is evaluated (between `eval()` and `train()`)::")
+            parts.append("\n".join(line[4:] for line in view.split("\n")))
+        if program.inputs:
+            rows = [
+                f"    {state.key}: {' '.join(state.doc.split()) or 'one value per element'}"
+                for state in program.inputs
+            ]
+            parts.append("Given as `step(inputs={name: tensors})`:\n" + "\n".join(rows))
+        if program.kept:
             rows = []
-            for state in program.states:
+            for state in program.kept:
                 place = "" if state.type.is_element else f", one per [{state.type.level_name}]"
                 kept = "" if state.name == state.key else f", kept as `{state.key}`"
                 rows.append(f"    {state.name}: state{place}{kept}")
@@ -194,7 +208,7 @@ class _Module:
         lines.append(")")
         if program.states:
             lines.append("_states = (")
-            lines += [f"    State({quoted(s.key)}, {quoted(s.type.level_name)})," for s in program.states]
+            lines += [f"    {_state(s)}," for s in program.states]
             lines.append(")")
         facts = self.bucket_facts()
         if facts:
@@ -279,7 +293,7 @@ class _Module:
     def live(self) -> list[str]:
         """`_live`: which states the branches taken use."""
         head = ["@staticmethod", "def _live(group: dict[str, Any], facts: Facts) -> tuple[str, ...]:"]
-        conditions = {s.name: self.live_condition(s.name) for s in self.program.states}
+        conditions = {s.name: self.condition(s.name, self.is_static) for s in self.program.states}
         used: set[str] = set()
         for condition in conditions.values():
             used |= variables(condition) if condition is not None else set()
@@ -296,28 +310,52 @@ class _Module:
                 lines += [f"if {printer.text(condition)}:", f"    keys += ({quoted(state.key)},)"]
         return [*head, f"    {doc}", *("    " + line for line in [*lines, "return keys"])]
 
-    def live_condition(self, state: str) -> Expr | None:
-        """When a state is used, by hypers and fixed facts; None for always."""
+    def wanted(self) -> Iterable[list[str]]:
+        """`_wanted`: which inputs this step reads, where there are any."""
+        program = self.program
+        if not program.inputs:
+            return
+        conditions = {s.name: self.condition(s.name, self.is_counted) for s in program.inputs}
+        used = set[str]().union(*(variables(c) for c in conditions.values() if c is not None))
+        always = [s.key for s in program.inputs if conditions[s.name] is None]
+        printer = Printer(self.body.names, self.printers["loop"].intervals, False, False)
+        lines = [*self.unpack(used), f"keys: tuple[str, ...] = {listed(always)}"]
+        for state in program.inputs:
+            condition = conditions[state.name]
+            if condition is not None:
+                lines += [f"if {printer.text(condition)}:", f"    keys += ({quoted(state.key)},)"]
+        yield [
+            "@staticmethod",
+            "def _wanted(group: dict[str, Any], t: Any, facts: Facts) -> tuple[str, ...]:",
+            '    """Keys of the inputs that this step reads."""',
+            *("    " + line for line in [*lines, "return keys"]),
+        ]
+
+    def is_static(self, condition: Expr, body: Body) -> bool:
+        """Whether a condition is one of hypers and fixed facts."""
+        return is_static(condition, {a.name: a.expr for a in body.program.body}, self.dynamic)
+
+    def is_counted(self, condition: Expr, body: Body) -> bool:
+        """The same, where the step count may be read too."""
+        return not variables(_inlined(condition, body)) & self.dynamic
+
+    def condition(self, state: str, knows: Callable[[Expr, Body], bool]) -> Expr | None:
+        """When a state is used, by conditions of which this can tell; None for always."""
         paths: list[list[tuple[Expr, bool]]] = []
-        for path in self.body.reach[state]:
-            static = [(c, w) for c, w in path if is_static(c, self.definitions, self.dynamic)]
-            if not static:
-                return None
-            paths.append(static)
+        for body in self.bodies:
+            for path in body.reach[state]:
+                known = [(_inlined(c, body), w) for c, w in path if knows(c, body)]
+                if not known:
+                    return None
+                paths.append(known)
         result: Expr = const(False)
         for index, needed in enumerate(_distinct(paths)):
-            each = [rewrite(self.inlined(c) if w else call("not", self.inlined(c))) for c, w in needed]
+            each = [rewrite(c if w else call("not", c)) for c, w in needed]
             joined = each[0]
             for condition in each[1:]:
                 joined = call("and", joined, condition)
             result = joined if index == 0 else call("or", result, joined)
         return result
-
-    def inlined(self, expr: Expr) -> Expr:
-        """A static condition by hypers and facts alone."""
-        while variables(expr) & self.definitions.keys():
-            expr = substitute(expr, self.definitions)
-        return expr
 
     def initial(self) -> Iterable[list[str]]:
         """`_initial`, when some state does not start at 0."""
@@ -352,14 +390,14 @@ class _Module:
             lines += ["    " + line for line in [*inner, *["whole = p"] * whole, result]]
         return [*lines, "return 0.0"]
 
-    def unpack(self, used: Collection[str], t: bool = True) -> list[str]:
+    def unpack(self, used: Collection[str], t: bool = True, body: Body | None = None) -> list[str]:
         """Lines that take hypers and facts out of `group` and `facts`."""
-        lines = []
+        lines, names = [], (body or self.body).names
         for argument in self.argument_names():
             group = self.parts(argument)
             if not any(h.name in used for h in group):
                 continue
-            targets = [self.body.names[h.name] if h.name in used else "_" for h in group]
+            targets = [names[h.name] if h.name in used else "_" for h in group]
             target = ", ".join(targets) + ("," if len(group) == 1 and group[0].is_part else "")
             lines.append(f"{target} = group[{quoted(argument)}]")
         for name in FACTS:
@@ -390,6 +428,36 @@ class _Module:
             f'    """{doc}"""',
             *("    " + line if line else "" for line in lines),
         ]
+
+
+    def viewed(self) -> Iterable[list[str]]:
+        """`_view`, for a program with `eval:`."""
+        if self.view is None:
+            return
+        program = self.view.program
+        printer = printers(program, self.view)["loop"]
+        lines = self.unpack(used_inputs(program), body=self.view) + self.view.lines(printer)
+        yield [
+            "@staticmethod",
+            "def _view(",
+            "    p: Tensor, state: dict[str, Any], group: dict[str, Any], t: Any, facts: Facts",
+            ") -> Tensor:",
+            '    """What stands for a parameter while the model is evaluated."""',
+            *("    " + line if line else "" for line in lines),
+        ]
+
+
+def _inlined(expr: Expr, body: Body) -> Expr:
+    """A host value by hypers, facts and states alone."""
+    definitions = {a.name: a.expr for a in body.program.body}
+    while variables(expr) & definitions.keys():
+        expr = substitute(expr, definitions)
+    return expr
+
+
+def _state(state: State) -> str:
+    given = ", given=True" if state.given else ""
+    return f"State({quoted(state.key)}, {quoted(state.type.level_name)}{given})"
 
 
 def quoted(text: str) -> str:

@@ -92,6 +92,9 @@ class Table:
             self.batches.append(batch_class(native, mark[2])(group, native, mark[0], members))
             self.mode_of.append(mark[1])
         self.staged = [row for row in rows if row.staged]
+        #: For each input that needs no stand-in: its row and key, its cell in the table, what its tensor is like.
+        self.takers = [row for row in rows if row.given]
+        self.given: list[tuple[Row, str, ctypes.c_int64, Any]] = []
         self._entries(group, export)
 
     def _entries(self, group: GroupStep, export: int) -> None:
@@ -115,7 +118,14 @@ class Table:
             elements = {0, 1} | {
                 2 + k for k, (_, kind) in enumerate(placed(batch.kernel)) if kind == "element"
             }
+            held = [key for key, _ in placed(batch.kernel)]
+            count = 0
             for k, (place, tensor) in enumerate(zip(places, row.tensors, strict=True)):
+                if 0 <= k - 2 < len(held) and held[k - 2] in row.given:
+                    assert tensor is not None
+                    self._give(row, held[k - 2], place, tensor)
+                    continue
+                count += 1
                 shape = row.p if tensor is None else tensor
                 type_ = row.types[1] if tensor is None else type_of(tensor)
                 code = next(code for name, code in TYPES.values() if name == type_)
@@ -130,7 +140,7 @@ class Table:
                     device,
                     layout if k in elements else 0,
                 ]
-            counts.append(len(places))
+            counts.append(count)
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
         self._known = (ctypes.c_int64 * max(len(params), 1))(*map(id, params))
         self._counts = (ctypes.c_int64 * max(len(params), 1))(*counts)
@@ -139,10 +149,28 @@ class Table:
         self._arguments = (ctypes.c_int64 * 5)(export, *addresses, len(params))
         self._call = ctypes.addressof(self._arguments)
 
+    def _give(self, row: Row, key: str, place: int, tensor: Tensor) -> None:
+        """Notes where the address of an input goes; one with a stand-in keeps the address of that."""
+        cell = ctypes.c_int64.from_address(place)
+        cell.value = tensor.data_ptr()
+        if tensor is row.given[key]:
+            self.given.append((row, key, cell, form_of(tensor)))
+
     def gather(self, group: GroupStep) -> bool:
         """Fills the addresses; False if a parameter, gradient or state is not what the table is made for."""
         if not self.batches or self.signature != signature(group):
             return False
+        for row in self.takers:
+            for key in row.given:
+                found = group.given(key, row.p)
+                if found is None:
+                    return False
+                row.given[key] = found
+        for row, key, cell, form in self.given:
+            found = row.given[key]
+            if form_of(found) != form:
+                return False
+            cell.value = found.data_ptr()
         for row in self.staged:
             if any(form_of(row.original(key)) != form for _, key, form in row.staged):
                 return False
@@ -177,7 +205,7 @@ class Table:
         """Copies results back."""
         for row in self.staged:
             for stand_in, key, _ in row.staged:
-                if key != "g":
+                if key != "g" and key not in row.given:
                     target = row.original(key).detach()
                     target.copy_(torch.view_as_complex(stand_in) if target.is_complex() else stand_in)
 
@@ -389,6 +417,8 @@ class Launcher:
             keys = live.get(facts)
             if keys is None:
                 keys = live[facts] = tuple(group.rule._live(options, facts))
+            given = [key for key in keys if group.rule._specs[key].given]
+            keys = tuple(key for key in keys if key not in given)
             specs = [group.rule._specs[key] for key in keys if group.rule._specs[key].level != "group"]
             # the loop takes what is odd, or says what is wrong with it; so for a parameter that is named twice
             if id(p) in seen or not usable(state, specs, p, counts_here):
@@ -401,6 +431,7 @@ class Launcher:
             row = Row(first + number, p, state, counts_here)
             if any(key not in state for key in keys) or not states.get(p):
                 fresh.append((p, state))
+            row.given = {key: x for key in given if (x := group.given(key, p)) is not None}
             self._complete(row, group, keys, options)
             rows.append(row)
         if rows and not self.export:
@@ -497,8 +528,9 @@ class Launcher:
         gradient = arranged(grad, "g", True, None)
         row.tensors = [first, None if gradient is grad else gradient]
         row.types = [type_of(x) for x in (first, gradient) if x is not None]
+        row.given = {key: x for key, x in row.given.items() if key in dict(placed(kernel))}
         for key, place in placed(kernel):
-            spec, held = self.rule._specs[key], state[key]
+            spec, held = self.rule._specs[key], row.original(key)
             if place == "element" and spec.level == "element":
                 tensor = arranged(held, key, True, None)
             else:

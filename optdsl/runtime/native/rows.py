@@ -93,6 +93,7 @@ class Row:
     __slots__ = (
         "counts_here",
         "facts",
+        "given",
         "hosts",
         "index",
         "leaf",
@@ -115,6 +116,8 @@ class Row:
         self.numel = p.numel() * (2 if p.is_complex() else 1)
         #: Whether the device of the parameter counts its steps; the host has no number for them then.
         self.counts_here = counts_here
+        #: Inputs by their keys: the tensors of the last step.
+        self.given: dict[str, Tensor] = {}
         self.t = 1 if counts_here else int(state["step"].item()) + 1
         self.hosts: tuple[float, ...] = ()
         self.leaf = 0
@@ -137,6 +140,8 @@ class Row:
 
     def original(self, key: str) -> Any:
         """The tensor that has a stand-in."""
+        if key in self.given:
+            return self.given[key]
         return self.p if key == "p" else self.p.grad if key == "g" else self.state.get(key)
 
 

@@ -117,6 +117,8 @@ class TritonBatch(Batch):
         self.moving = (ctypes.c_int64 * (2 * len(rows)))()
         self.moving_here = torch.frombuffer(self.moving, dtype=torch.int64).view(2, len(rows))
         super().__init__(group, native, number, rows)
+        #: Inputs come with each step, and may lie elsewhere then.
+        self.takes_inputs = any(row.given for row in rows)
         module = load(native.path(group.rule, native.triton), native.triton_sha256)
         functions = self.kernel.passes, self.kernel.between
         self.passes, self.between = (
@@ -217,16 +219,19 @@ class TritonBatch(Batch):
         """Brings the device what has changed since the last step."""
         half = 8 * len(self.rows)
         addresses = ctypes.string_at(self.moving, 2 * half)
+        if self.takes_inputs:
+            addresses += ctypes.string_at(self.address, 8 * len(self.table))
         moved = addresses != self.sent_addresses
         if moved:
-            if addresses[:half] != self.sent_addresses[:half]:
+            others = addresses[:half] + addresses[2 * half :]
+            if others != self.sent_addresses[:half] + self.sent_addresses[2 * half :]:
                 rows = self.cells.clone()
                 rows[:, SLOTS] = self.slots_at
                 rows[:, ARRAYS] = self.moving_here[0]
                 self._copy(self.rows_here, rows)
             self.sent_addresses = addresses
             # the lowest bytes, those of multiples of 16 left out
-            self.aligned = not addresses[::8].translate(None, _ALIGNED)
+            self.aligned = not addresses[: 2 * half : 8].translate(None, _ALIGNED)
         if self.counts_here:
             if moved:
                 self._copy(self.gradients, self.moving_here[1])

@@ -1,0 +1,94 @@
+"""What a step is given beside gradients, and what stands for a parameter while the model is evaluated."""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optdsl.runtime.groups import GroupStep
+from optdsl.runtime.states import compute_dtype, facts_of, opened
+
+#: Tensors for parameters by the name of an input: see `Optimizer.step`.
+Inputs = Mapping[str, Mapping[Tensor, Tensor] | Sequence[Tensor | None]]
+#: Types in which an input is read as it is.
+_TAKEN = (
+    *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    *(torch.complex64, torch.complex128),
+)
+#: The key under which a parameter is kept while something stands for it.
+TRAINED = "train_value"
+
+
+def take(
+    groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Tensor, dict[str, Any]]
+) -> None:
+    """Checks what a step is given, and hands it to its groups. Changes nothing else. Raises as `step` does."""
+    rule = groups[0].rule
+    name, known = type(rule).__name__, ", ".join(map(repr, rule._inputs))
+    params = [p for group in groups for p in group.group["params"]]
+    found: dict[str, dict[Tensor, Tensor]] = {}
+    for key, given in inputs.items():
+        if key not in rule._inputs:
+            has = f"its inputs are {known}" if known else "it takes none"
+            raise ValueError(f"{name} has no input {key!r}: {has}")
+        if isinstance(given, Mapping):
+            pairs: list[tuple[Tensor, Tensor | None]] = list(given.items())
+        else:
+            if len(given) != len(params):
+                raise ValueError(
+                    f"{name}: the input {key!r} has {len(given)} entries for {len(params)} parameters; give None for "
+                    "one without a gradient, or a mapping from parameters to tensors"
+                )
+            pairs = list(zip(params, given, strict=True))
+        found[key] = {p: _fitting(name, key, p, x) for p, x in pairs if x is not None}
+    for group in groups:
+        group.inputs = found
+        for p in group.group["params"]:
+            if p.grad is None:
+                continue
+            state = states.get(p)
+            t: Any = 1
+            if state:
+                t = state["step"].to(torch.float64) + 1.0 if group.capturable else int(state["step"]) + 1
+            for key in rule._wanted(group.options(p.device), t, facts_of(p.shape)):
+                if p not in found.get(key, {}):
+                    raise RuntimeError(
+                        f"{name}: this step needs the input {key!r} for each parameter that has a gradient; pass it "
+                        f"as `step(inputs={{{key!r}: [...]}})`"
+                    )
+
+
+def _fitting(name: str, key: str, p: Tensor, x: Any) -> Tensor:
+    """An input without a graph behind it. Raises ValueError for one that does not fit its parameter."""
+    if not isinstance(x, Tensor) or x.shape != p.shape or x.device != p.device:
+        what = f"a tensor of shape {tuple(x.shape)} on {x.device}" if isinstance(x, Tensor) else repr(x)
+        raise ValueError(
+            f"{name}: the input {key!r} of a parameter of shape {tuple(p.shape)} on {p.device} is {what}"
+        )
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name}: the input {key!r} is sparse; `to_dense()` makes a tensor that can be taken")
+    if x.is_complex() != p.is_complex() or not (x.is_complex() or x.is_floating_point()):
+        raise ValueError(f"{name}: the input {key!r} is {x.dtype} for a parameter of {p.dtype}")
+    if x.dtype not in _TAKEN:
+        x = x.to(p.dtype)
+    return x.detach() if x.requires_grad else x
+
+
+def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
+    """What stands for a parameter that has taken a step."""
+    rule, dtype, facts = group.rule, compute_dtype(p.dtype), facts_of(p.shape)
+    options = group.options(p.device)
+    opened_p = opened(p.detach(), dtype)
+    values: dict[str, Any] = {}
+    for key in rule._live(options, facts):
+        spec = rule._specs[key]
+        if spec.level == "group":
+            values[key] = group.read(spec, opened_p, opened_p, p.shape)
+        elif key in state:
+            held = state[key]
+            host = spec.level == "host" and not group.capturable
+            values[key] = held.item() if host else opened(held, dtype)
+    t = state["step"].to(torch.float64) if group.capturable else int(state["step"].item())
+    value: Tensor = rule._view(opened_p, values, options, t, facts)
+    return value.clone() if value is opened_p else value
