@@ -99,7 +99,9 @@ class Composer(States):
             builder.values[slot] = Undefined("in `eval:`, where there is no gradient")
         self.movements.p, self.movements.value = before, None
         for line in self.out_of_place(block.body):
-            message = "`eval:` computes what stands for `p` between steps; it uses no other spec and keeps nothing"
+            message = (
+                "`eval:` computes what stands for `p` between steps; it uses no other spec and keeps nothing"
+            )
             self.report("E0510", line, message, "assign `p`, and names of its own")
         self.block(block.body)
         after = self.movements.p

@@ -48,7 +48,9 @@ def verify(program: Program, stage: str = "check") -> Program:
             raise Invalid(stage, "a view has other declarations, or leaves more than `p`", show(program))
         for node in view.nodes():
             if is_joint(node) or is_random(node) or (isinstance(node, Var) and node.name in _unseen(view)):
-                raise Invalid(stage, "a view draws, reduces over several tensors or sees a gradient", show(program))
+                raise Invalid(
+                    stage, "a view draws, reduces over several tensors or sees a gradient", show(program)
+                )
         verify(view, f"{stage} (eval)")
     return program
 

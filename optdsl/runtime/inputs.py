@@ -20,9 +20,7 @@ _TAKEN = (
 TRAINED = "train_value"
 
 
-def take(
-    groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Tensor, dict[str, Any]]
-) -> None:
+def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Tensor, dict[str, Any]]) -> None:
     """Checks what a step is given, and hands it to its groups. Changes nothing else. Raises as `step` does."""
     rule = groups[0].rule
     name, known = type(rule).__name__, ", ".join(map(repr, rule._inputs))
@@ -67,7 +65,9 @@ def _fitting(name: str, key: str, p: Tensor, x: Any) -> Tensor:
             f"{name}: the input {key!r} of a parameter of shape {tuple(p.shape)} on {p.device} is {what}"
         )
     if x.layout is not torch.strided:
-        raise ValueError(f"{name}: the input {key!r} is sparse; `to_dense()` makes a tensor that can be taken")
+        raise ValueError(
+            f"{name}: the input {key!r} is sparse; `to_dense()` makes a tensor that can be taken"
+        )
     if x.is_complex() != p.is_complex() or not (x.is_complex() or x.is_floating_point()):
         raise ValueError(f"{name}: the input {key!r} is {x.dtype} for a parameter of {p.dtype}")
     if x.dtype not in _TAKEN:

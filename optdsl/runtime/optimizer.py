@@ -126,7 +126,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
         That takes steps that are counted on the device, by kernels that take every tensor.
         """
-        if self._native is None or self._not_capturable is not None:
+        if self._native is None or self._not_capturable is not None or self._starts_from_gradient:
+            return False
+        if type(self) in _Kernels.missing:
             return False
         launch = importlib.import_module("optdsl.runtime.native.launch")
         return all(
@@ -311,6 +313,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 return left
             self._launcher = None
             _Kernels.lack(type(self), launcher.failure)
+        if skip is not None or scale is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no kernels ({_Kernels.missing[type(self)]}), and only they take the "
+                "scaling of gradients back; use `fused=False`, with which the scaler does it"
+            )
         for group in groups:
             group.kernels_missing = group.native
         return everything

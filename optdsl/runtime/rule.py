@@ -38,6 +38,9 @@ class Rule:
     #: Whether `_update_foreach` may modify the tensors of `p` and of the lists in `state` in place.
     _foreach_inplace: ClassVar[bool] = True
 
+    #: Whether a state begins as something that the gradient says; one that is scaled must not get there.
+    _starts_from_gradient: ClassVar[bool] = False
+
     #: The native kernels, or None, and then why there are none.
     _native: ClassVar[Any] = None
     _no_kernels: ClassVar[str] = "it was compiled for the backend 'torch' alone"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from optdsl.core import types as ty
@@ -143,7 +144,7 @@ def available_at(program: Program, index: int, guard: Guard | None = None) -> Av
     if guard is None:
         guard = program.body[index].guard if index < len(program.body) else ()
     inputs = _inputs(program.hypers)
-    inputs |= {s.name: var(s.name, s.type) for s in program.states if s.init is not None}
+    inputs |= {s.name: var(s.name, s.type) for s in program.states if s.init is not None or s.given}
     current: dict[str, Expr] = dict(inputs)
     old: list[Expr] = []
     for assign in program.body[:index]:
@@ -607,6 +608,7 @@ _FLAGS = ("nesterov", "amsgrad", "decoupled")
 _CHOICES = ("mode", "norm_kind")
 _TUPLES = ("betas", "rates")
 _STATES = ("m", "v", "s", "z", "mu", "avg", "peak", "d")
+_INPUTS = ("curvature", "other_g", "noise")
 _LOCALS = ("u", "h", "q", "r", "a", "b", "step_size", "ratio", "gain", "x")
 _WORDS = ("l2", "decoupled", "max", "mean", "none", "row wise")
 
@@ -617,12 +619,28 @@ _INTERVALS = (
 
 
 def random_program(
-    rng: random.Random, size: int = 12, weights: Weights = TAME, name: str = "Random"
+    rng: random.Random,
+    size: int = 12,
+    weights: Weights = TAME,
+    name: str = "Random",
+    inputs: bool = False,
 ) -> Program:
-    """A method with about `size` statements. It always assigns `p`."""
+    """A method with about `size` statements. It always assigns `p`.
+
+    With `inputs`, many take some beside the gradient, and many have a view for evaluation.
+    """
     hypers = _random_hypers(rng)
     states = _random_states(rng, weights, hypers)
-    return _Steps(rng, weights, hypers, states).run(size, name)
+    if inputs and rng.random() < 0.4:
+        names = rng.sample(_INPUTS, rng.randrange(1, 3))
+        states += tuple(
+            State(n, n, ty.element(), None, given=True, doc=rng.choice(("", "more"))) for n in names
+        )
+    program = _Steps(rng, weights, hypers, states).run(size, name)
+    if inputs and rng.random() < 0.4:
+        view = _Steps(rng, weights, hypers, states, view=True).run(rng.randrange(1, 5), name)
+        program = replace(program, view=replace(view, doc="", cite=""))
+    return program
 
 
 def _random_hypers(rng: random.Random) -> tuple[Hyper, ...]:
@@ -678,10 +696,15 @@ def _random_states(rng: random.Random, weights: Weights, hypers: tuple[Hyper, ..
 
 
 class _Steps:
-    """Writes the statements of a step; `now` is what each name stands for."""
+    """Writes the statements of a step, or of a `view`; `now` is what each name stands for."""
 
     def __init__(
-        self, rng: random.Random, weights: Weights, hypers: tuple[Hyper, ...], states: tuple[State, ...]
+        self,
+        rng: random.Random,
+        weights: Weights,
+        hypers: tuple[Hyper, ...],
+        states: tuple[State, ...],
+        view: bool = False,
     ) -> None:
         self.rng = rng
         self.weights = weights
@@ -691,23 +714,28 @@ class _Steps:
         self.guard: Guard = ()
         self.versions: dict[str, int] = {}
         self.now = _inputs(hypers)
-        self.now |= {s.name: var(s.name, s.type) for s in states if s.init is not None}
+        self.now |= {s.name: var(s.name, s.type) for s in states if s.init is not None or s.given}
+        self.view = view
+        if view:
+            for unseen in ("g", *(s.name for s in states if s.given)):
+                del self.now[unseen]
+        self.kept = () if view else tuple(s for s in states if not s.given)
         self.targets = {"p": _ELEMENT, "g": _ELEMENT} | {s.name: (s.type.level, s.type.shape) for s in states}
         self.kinds: dict[str, Kind] = {}
         self.old: list[Expr] = []
         self.choices = {h.name: h.choices for h in hypers if h.choices}
-        self.site: int | None = 0
-        self.stream: int | None = 0
+        self.site: int | None = None if view else 0
+        self.stream: int | None = None if view else 0
 
     def run(self, size: int, name: str) -> Program:
         """The whole program."""
-        for state in self.states:
+        for state in self.kept:
             if state.init is None:  # has no value until it gets one
                 self.assign(state.name, self.expr(Kind.FLOAT, self.targets[state.name]))
         self.block(size, 0)
         if "p" not in self.versions or self.rng.random() < 0.8:
             self.move()
-        results = {n: self.now[n] for n in ("p", *(s.name for s in self.states)) if n in self.now}
+        results = {n: self.now[n] for n in ("p", *(s.name for s in self.kept)) if n in self.now}
         results = {
             n: value for n, value in results.items() if not (isinstance(value, Var) and value.name == n)
         }
@@ -734,10 +762,10 @@ class _Steps:
         target = rng.randrange(10)
         if target < 2:
             self.move()
-        elif target == 2:
+        elif target == 2 and not self.view:
             self.assign("g", self.expr(Kind.FLOAT, self.place("g")))
-        elif target < 6 and self.states:
-            self.remember(rng.choice(self.states))
+        elif target < 6 and self.kept:
+            self.remember(rng.choice(self.kept))
         else:
             self.local()
 

@@ -251,6 +251,18 @@ def _setting(hyper: Hyper, rng: np.random.Generator, tame: bool) -> Any:
     return fitting[rng.integers(len(fitting))] if fitting else hyper.default
 
 
+def inputs_of(
+    program: Program, grads: Sequence[Sequence[Array | None]]
+) -> dict[str, list[list[Array | None]]]:
+    """What a step is given beside gradients: for every input the gradients' numbers in the other order."""
+    flipped = [[None if g is None else np.flip(g) for g in group] for group in grads]
+    return {state.key: flipped for state in program.inputs}
+
+
+def _flipped(x: torch.Tensor) -> torch.Tensor:
+    return x.detach().flip(tuple(range(x.dim()))) if x.dim() else x.detach().clone()
+
+
 # ---- the interpreter ----------------------------------------------------------------------------------------
 
 
@@ -304,12 +316,14 @@ class Reference:
         if self.problem.dtype in (torch.bfloat16, torch.float16):
             starting = self.copied(machine, machine.dtype, self.program.with_body((), {}))
             starting.perturb = machine.perturb
-            starting.step(grads)
+            starting.step(grads, inputs_of(self.program, grads))
             new = {place: x for place, x in values(starting).items() if place[0] != "p"}
             self.restore(machine, new)
             if machine.perturb is not None:
                 self.restore(machine, {x: machine.perturb(rounded(new[x], torch.float32)) for x in new})
-        machine.step(grads)
+        sign = -1 if self.problem.maximize else 1
+        told = [[None if g is None else sign * g for g in group] for group in grads]
+        machine.step(grads, inputs_of(self.program, told))
 
     def copied(
         self, machine: Interpreter, dtype: npt.DTypeLike, program: Program | None = None
@@ -543,8 +557,13 @@ class Compiled:
                 p.grad = None if g is None else _like(g, self.way.device)
                 if g is not None:
                     given.append((p.grad, g))  # type: ignore[arg-type]
+        inputs = {
+            state.key: [None if p.grad is None else _like(_flipped(p.grad), self.way.device) for p in params]
+            for params in [[p for group in self.params for p in group]]
+            for state in self.program.inputs
+        }
         with _threads(self.way.threads or torch.get_num_threads()):
-            self.optimizer.step()
+            self.optimizer.step(**({"inputs": inputs} if inputs else {}))
         for held, g in given:
             if not torch.equal(held.cpu().nan_to_num(7.0), g.nan_to_num(7.0)):
                 raise Mismatch("the step changed a gradient")

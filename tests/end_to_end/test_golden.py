@@ -130,7 +130,9 @@ def run(
         for p, g in zip(params, grads, strict=True):
             p.grad = g[step].clone()
         with torch.no_grad() if path == "differentiable" else threads(2 if "threads" in path else 1):
-            inputs = {key: [*(x[step] for x in xs), *map(torch.zeros_like, padding)] for key, xs in given.items()}
+            inputs = {
+                key: [*(x[step] for x in xs), *map(torch.zeros_like, padding)] for key, xs in given.items()
+            }
             optimizer.step(**({"inputs": inputs} if inputs else {}))
         for name, p in zip(names, params, strict=True):
             assert torch.equal(p.grad, grads[names.index(name)][step]), "p.grad was changed"

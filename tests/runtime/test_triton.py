@@ -367,3 +367,201 @@ def test_checkpoints_go_both_ways(flags: dict[str, Any]) -> None:
             mine.load_state_dict(saved_here)
             mine.param_groups[0].update(fused=None, capturable=not flags)
     assert [float(mine.state[p]["step"]) for p in ours] == [6.0] * 5
+
+
+# ---- CUDA graphs ------------------------------------------------------------------------------------------------
+
+
+class Graph:
+    """What a stream that is captured would do: copies and launches are noted, and run when the graph is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capturing = False
+        self.work: list[Any] = []
+        launched, copied = batch.launch, batch.TritonBatch._copy
+
+        def launch(*arguments: Any) -> None:
+            if self.capturing:
+                self.work.append(lambda: launched(*arguments))
+            else:
+                launched(*arguments)
+
+        def copy(one: Any, target: torch.Tensor, data: torch.Tensor) -> None:
+            if self.capturing:
+                kept = data.clone()
+                self.work.append(lambda: target.copy_(kept))
+            else:
+                copied(one, target, data)
+
+        monkeypatch.setattr(batch, "launch", launch)
+        monkeypatch.setattr(batch.TritonBatch, "_copy", copy)
+        monkeypatch.setattr(batch.TritonBatch, "_capturing", lambda _: self.capturing)
+
+    def capture(self, optimizer: Any) -> None:
+        self.work.clear()
+        self.capturing = True
+        try:
+            optimizer.step()
+        finally:
+            self.capturing = False
+
+    def replay(self) -> None:
+        for work in self.work:
+            work()
+
+
+def sign_descent(grad: torch.Tensor) -> tuple[torch.nn.Parameter, Any]:
+    """A parameter at 0 that each step moves by minus the signs of its gradient."""
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = LION([p], lr=1.0, betas=(0.0, 0.0), weight_decay=0.0, capturable=True)
+    p.grad = grad
+    optimizer.step()
+    return p, optimizer
+
+
+ONE, OTHER, THIRD = (
+    torch.tensor(x) for x in ([1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, 1.0, 1.0], [1.0, -1.0, 1.0, -1.0])
+)
+
+
+def test_a_step_behind_one_that_was_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copy of new addresses was noted and not done, so the next step does it."""
+    graph = Graph(monkeypatch)
+    p, optimizer = sign_descent(ONE.clone())
+    p.grad = OTHER.clone()
+    graph.capture(optimizer)
+    before = p.detach().clone()
+    optimizer.step()
+    assert torch.equal(p, before - OTHER)
+
+
+def test_a_graph_keeps_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps with other gradients in between, and a table made anew: the graph goes on with what it had."""
+    graph = Graph(monkeypatch)
+    mine = ONE.clone()
+    p, optimizer = sign_descent(mine)
+    graph.capture(optimizer)
+    old = optimizer._launcher.tables[0].batches[0]
+    p.grad = OTHER.clone()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert old in optimizer._captured
+    before = p.detach().clone()
+    mine.copy_(THIRD)
+    graph.replay()
+    assert torch.equal(p, before - THIRD)
+
+
+def test_two_graphs_of_one_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(monkeypatch)
+    p, optimizer = sign_descent(ONE.clone())
+    p.grad = OTHER.clone()
+    graph.capture(optimizer)
+    p.grad = THIRD.clone()
+    graph.capture(optimizer)
+    before = p.detach().clone()
+    graph.replay()
+    assert torch.equal(p, before - THIRD)
+
+
+# ---- what a scaler must not meet ----------------------------------------------------------------------------------
+
+
+def overflowing(cls: Any, **flags: Any) -> tuple[list[torch.nn.Parameter], Any]:
+    params = [torch.nn.Parameter(torch.ones(4, 4)), torch.nn.Parameter(torch.ones(3))]
+    optimizer = cls(params, **flags)
+    params[0].grad, params[1].grad = torch.full((4, 4), float("inf")), torch.ones(3)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(65536.0), torch.tensor(1.0)
+    return params, optimizer
+
+
+@pytest.mark.parametrize("cls", [LION, LAMB], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("lacking", ["driver", "_export"])
+def test_without_kernels_a_scaled_step_is_refused(
+    cls: Any, lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scaler is told beforehand; a step that is handed scaled gradients all the same changes nothing."""
+
+    def fail() -> None:
+        raise BuildError("this test has none")
+
+    monkeypatch.setattr(optimizer_module._Kernels, "missing", {})
+    monkeypatch.setattr(optimizer_module._Kernels, "told", set())
+    monkeypatch.setattr(launch, lacking, fail)
+    monkeypatch.setattr("optdsl.runtime.native.batch.driver", fail)
+    params, optimizer = overflowing(cls, fused=True)
+    assert not optimizer._step_supports_amp_scaling
+    with pytest.raises(RuntimeError, match="only they take the scaling"), pytest.warns(RuntimeWarning):
+        optimizer.step()
+    assert all(torch.equal(p, torch.ones_like(p)) for p in params)
+    assert not optimizer._step_supports_amp_scaling
+
+
+@pytest.mark.parametrize("cls", [LION, LAMB], ids=lambda cls: cls.__name__)
+def test_a_parameter_that_no_kernel_takes_is_not_stepped_with_scaled_gradients(cls: Any) -> None:
+    params, optimizer = overflowing(cls, fused=True)
+    optimizer.param_groups[0]["params"].append(params[1])  # one that is named twice is left to the loop
+    with pytest.raises(RuntimeError, match="only they take the scaling"):
+        optimizer.step()
+    assert all(torch.equal(p, torch.ones_like(p)) for p in params)
+
+
+def test_a_state_that_starts_from_the_gradient_has_no_scaling(tmp_path: Path) -> None:
+    path = tmp_path / "begun.opt"
+    path.write_text(
+        "optimizer Begun:\n    state:\n        m = g\n    step:\n        m = 0.9 * m + g\n        p = p - m\n"
+    )
+    optimizer = optdsl.load(path)([torch.nn.Parameter(torch.ones(3))], fused=True)
+    assert not optimizer._step_supports_amp_scaling
+
+
+# ---- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_states_that_begin_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No promise of 16 bytes for a state in a flat buffer."""
+    seen = Seen(monkeypatch)
+    p = torch.nn.Parameter(torch.zeros(2048))
+    optimizer = ADAMW([p])
+    p.grad = torch.ones(2048)
+    seen.step(optimizer)
+    assert seen.settings[-1]["ITEMS"]
+    optimizer.state[p]["exp_avg"] = torch.zeros(2049)[1:]
+    seen.step(optimizer)
+    assert not seen.settings[-1]["ITEMS"]
+
+
+def test_pinned_memory_is_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's side of DLPack calls pinned memory a GPU's."""
+    p = torch.nn.Parameter(torch.ones(5))
+    p.grad = torch.ones(5)
+    optimizer = ADAMW([p])
+    monkeypatch.setattr(torch.Tensor, "__dlpack_device__", lambda _: (3, 0))
+    optimizer.step()
+    assert not torch.equal(p, torch.ones(5))
+
+
+@pytest.mark.parametrize("flags", COUNTING, ids=str)
+def test_group_level_states_are_not_waited_for(flags: dict[str, Any]) -> None:
+    """No number of the device comes to the host, as far as torch can tell on the CPU."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: list[str] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    params = parameters(shapes=((4, 5), (7,)))
+    optimizer = optdsl.load("adagradnorm")(params, b0=0.5, **flags)
+    for number in range(3):
+        give(params, number)
+        if number == 2:
+            with Spy():
+                optimizer.step()
+        else:
+            optimizer.step()
+    assert seen
+    assert not [name for name in seen if "local_scalar_dense" in name]

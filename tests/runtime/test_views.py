@@ -65,12 +65,16 @@ def test_recorded_averages(entry: dict) -> None:  # type: ignore[type-arg]
                     error = np.max(
                         np.abs(found.detach().numpy() - want) / np.maximum(1, np.abs(want)), initial=0
                     )
-                    assert error <= tolerance(entry), f"{what} of {name} after step {step}: off by {error:.3g}"
+                    assert error <= tolerance(entry), (
+                        f"{what} of {name} after step {step}: off by {error:.3g}"
+                    )
             optimizer.train()
             assert all(torch.equal(p, old) for p, old in zip(params, y, strict=True))
 
 
-def made(tmp_path: Path, flags: dict[str, bool], **options: object) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
+def made(
+    tmp_path: Path, flags: dict[str, bool], **options: object
+) -> tuple[torch.optim.Optimizer, list[torch.Tensor]]:
     path = tmp_path / "mixed.opt"
     path.write_text(SPEC)
     torch.manual_seed(0)
@@ -92,7 +96,9 @@ def test_same_as_the_interpreter(tmp_path: Path, flags: dict[str, bool], averagi
     """A view in a branch, by a condition: tensors of the other branch are left alone."""
     optimizer, params = made(tmp_path, flags, averaging=averaging)
     program = check_text(SPEC).require()
-    interpreter = Interpreter(program, [Group([p.detach().numpy().copy() for p in params], {"averaging": averaging})])
+    interpreter = Interpreter(
+        program, [Group([p.detach().numpy().copy() for p in params], {"averaging": averaging})]
+    )
     generator = torch.Generator().manual_seed(3)
     for _ in range(4):
         for p in params:

@@ -69,7 +69,13 @@ class _Module:
         self.dynamic = {s.name for s in self.program.states}
 
     def text(self) -> str:
-        functions = [self.live(), *self.wanted(), *self.initial(), self.update("loop"), self.update("foreach")]
+        functions = [
+            self.live(),
+            *self.wanted(),
+            *self.initial(),
+            self.update("loop"),
+            self.update("foreach"),
+        ]
         functions += self.viewed()
         declarations = self.declarations()
         if self.native is not None and self.native.reason is not None:
@@ -220,6 +226,8 @@ class _Module:
         reason = self.not_capturable()
         if reason:
             lines.append(f"_not_capturable = {quoted(reason)}")
+        if any(s.init is not None and "g" in variables(s.init) for s in program.states):
+            lines.append("_starts_from_gradient = True")
         if program.joint:
             lines.append("_joint = True")
         if program.joint:
@@ -428,7 +436,6 @@ class _Module:
             f'    """{doc}"""',
             *("    " + line if line else "" for line in lines),
         ]
-
 
     def viewed(self) -> Iterable[list[str]]:
         """`_view`, for a program with `eval:`."""

@@ -250,6 +250,8 @@ class KernelText:
                     lines.append(_taken(value, f"{identifier(value.name)}_part.to(tl.float64)"))
         for value in sweep.row_reduces:
             lines.append(_taken(value, f"({self.text(value.expr)}).to(tl.float64)"))
+        if sweep.row_stores:  # all threads have read what one of them overwrites
+            lines.append("tl.debug_barrier()")
         for array, expr in sweep.row_stores:
             lines.append(
                 f"tl.store(at(x + ARRAYS + {self.cells.cell[array]}, REAL, 0) + r, {self.text(expr)})"
@@ -359,9 +361,9 @@ class KernelText:
                 "    for c in range(0, chunks):",
                 f"        found = {_joined(kind, 'found', f'tl.load({at}, mask=live, other=0.0)')}",
                 f"    store({self.column(value.name)} + i, (found{mean}).to(REAL), live, True)",
-                "tl.debug_barrier()",
             ]
-        return lines
+        # one thread has stored what all read below
+        return [*lines, "tl.debug_barrier()"] if lines else []
 
     def computing(self, k: int) -> list[str]:
         """Values per tensor, group and column, and states that are stored at the end."""
@@ -393,10 +395,12 @@ class KernelText:
                     body += self.over_columns(value, name)
                 else:
                     body.append(f"{name}_all = ({self.text(value.expr)}).to(tl.float64)")
-                body.append(f"tl.store(at(x + FOLDED, tl.float64, 0) + {r}, {name}_all)")
+                # all threads have read what one of them overwrites
+                body += ["tl.debug_barrier()", f"tl.store(at(x + FOLDED, tl.float64, 0) + {r}, {name}_all)"]
         for _, expr in stores:
             names |= variables(expr)
-        body += self.scalar_stores(stores)
+        if stores:
+            body += ["tl.debug_barrier()", *self.scalar_stores(stores)]
         if not body:
             return []
         made = {v.name for v in plan.scalars[k] if v.place is Place.COLS and v.name not in finished}

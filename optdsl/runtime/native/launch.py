@@ -20,7 +20,7 @@ from torch import Tensor
 from optdsl.runtime.checks import with_plain_options
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.batch import Batch, Cells, CpuBatch
-from optdsl.runtime.native.build import BuildError
+from optdsl.runtime.native.build import BuildError, driver
 from optdsl.runtime.native.rows import (
     CPU,
     GPUS,
@@ -47,6 +47,10 @@ def triton_batch() -> type[Batch]:
         module = importlib.import_module("optdsl.runtime.triton.batch")
     except ImportError as error:
         raise BuildError(f"Triton cannot be imported ({error}); `pip install triton` installs it") from None
+    except AttributeError as error:  # one that is too old lacks functions
+        raise BuildError(
+            f"this Triton cannot be used ({error}); `pip install -U triton` updates it"
+        ) from None
     batch: type[Batch] = module.TritonBatch
     return batch
 
@@ -130,7 +134,8 @@ class Table:
                 type_ = row.types[1] if tensor is None else type_of(tensor)
                 code = next(code for name, code in TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
-                kind, index = shape.__dlpack_device__()
+                # torch tells C that pinned memory is the CPU's, and Python that it is the GPU's
+                kind, index = (1, 0) if shape.device.type == "cpu" else shape.__dlpack_device__()
                 device = int(kind) | int(index) << 32
                 flat += [
                     owner,
@@ -228,8 +233,10 @@ def batch_class(native: Native, device: torch.device) -> type[Batch]:
 
 
 def counts_on_device(native: Native, device: torch.device) -> bool:
-    """Whether kernels for a device can count steps there."""
+    """Whether kernels for a device can count steps there, and what fills their tables can be had."""
     try:
+        _export()
+        driver()
         return batch_class(native, device) is not CpuBatch
     except BuildError:
         return False
@@ -273,11 +280,11 @@ class Launcher:
         except BuildError as error:
             self.failure = str(error)
             return None
+        active = [(group, table) for group, table in zip(groups, tables, strict=True) if table and table.rows]
+        if any(group.skip is not None or group.scale is not None for group in groups):
+            _check_scaling(self.rule, tables, active)
         if self.rule._joint and any(table is None or table.skipped for table in tables):
             return [None] * len(groups)
-        active = [(group, table) for group, table in zip(groups, tables, strict=True) if table and table.rows]
-        if any(group.skip is not None for group in groups):
-            _check_scaling(self.rule, tables, active)
         threads = torch.get_num_threads()
         batches = [(group, batch) for group, table in active for batch in table.batches]
         if self.rule._joint:

@@ -176,14 +176,16 @@ class TritonBatch(Batch):
         self.rounded = torch.empty(self.numbers_sent.shape, dtype=real, device=CPU)
         #: Addresses of parameters and gradients, and numbers, as the device has them.
         self.sent_addresses = self.sent_numbers = b""
-        self.kept: list[Tensor] = []
-        self.spare: Tensor | None = None
+        #: Pinned memory that captured graphs copy from, and some to be had while one is captured.
+        self.captured: list[Tensor] = []
+        self.spares: list[Tensor] = []
+        self.states_aligned = all(row.aligned() for row in self.rows)
         if self.counts_here:
             self.counts = torch.zeros(count, dtype=torch.float64, device=self.device)
             hosts = len(self.kernel.host_states)
             self.hosts = torch.zeros(hosts, count, dtype=torch.float64, device=self.device)
             self.members = [
-                torch.tensor([i for i, c in enumerate(self.cohort_of) if c == number], device=self.device)
+                self._sent(torch.tensor([i for i, c in enumerate(self.cohort_of) if c == number], device=CPU))
                 for number in range(len(self.cohorts))
             ]
 
@@ -200,7 +202,7 @@ class TritonBatch(Batch):
         if self.device.type == "cpu":
             target.copy_(data)
             return
-        capturing = torch.cuda.is_current_stream_capturing()
+        capturing = self._capturing()
         if not data.is_pinned():
             pinned = self._spare_for(data) if capturing else None
             if pinned is None:
@@ -208,15 +210,44 @@ class TritonBatch(Batch):
             data = pinned.copy_(data)
         target.copy_(data, non_blocking=True)
         if capturing:
-            self.kept.append(data)  # the graph copies from there whenever it runs
+            self.captured.append(data)  # the graph copies from there whenever it runs
+
+    def _capturing(self) -> bool:
+        return self.device.type != "cpu" and torch.cuda.is_current_stream_capturing()
 
     def _spare_for(self, data: Tensor) -> Tensor | None:
         """Pinned memory that was made beforehand: while a graph is captured, it may not be had."""
-        spare, self.spare = self.spare, None
-        return spare if spare is not None and spare.shape == data.shape else None
+        for number, spare in enumerate(self.spares):
+            if spare.shape == data.shape:
+                return self.spares.pop(number)
+        return None
+
+    def _provide(self) -> None:
+        """Makes pinned memory for the copies of one step that is captured, unless there is some."""
+        for shape in ((len(self.rows), self.width), (len(self.rows),)):
+            if not any(spare.shape == shape for spare in self.spares):
+                self.spares.append(torch.empty(shape, dtype=torch.int64, device=CPU, pin_memory=True))
 
     def send(self) -> None:
-        """Brings the device what has changed since the last step."""
+        """Brings the device what has changed since the last step.
+
+        A graph that is captured gets all of it, as other steps may come before it runs; and what it says has not
+        happened yet, so that the next step brings all of it again. The graph goes on using this table, which is kept
+        for as long as the optimizer is there.
+        """
+        if self._capturing():
+            self.sent_addresses = b""
+            kept = self.group.rule.__dict__.setdefault("_captured", [])
+            if self not in kept:
+                kept.append(self)
+            try:
+                self._send()
+            finally:
+                self.sent_addresses = b""
+        else:
+            self._send()
+
+    def _send(self) -> None:
         half = 8 * len(self.rows)
         addresses = ctypes.string_at(self.moving, 2 * half)
         if self.takes_inputs:
@@ -231,16 +262,12 @@ class TritonBatch(Batch):
                 self._copy(self.rows_here, rows)
             self.sent_addresses = addresses
             # the lowest bytes, those of multiples of 16 left out
-            self.aligned = not addresses[: 2 * half : 8].translate(None, _ALIGNED)
+            self.aligned = self.states_aligned and not addresses[: 2 * half : 8].translate(None, _ALIGNED)
         if self.counts_here:
             if moved:
                 self._copy(self.gradients, self.moving_here[1])
-            if (
-                self.spare is None
-                and self.device.type != "cpu"
-                and not torch.cuda.is_current_stream_capturing()
-            ):
-                self.spare = torch.empty(len(self.rows), dtype=torch.int64, device=CPU, pin_memory=True)
+            if self.group.capturable and self.device.type != "cpu" and not self._capturing():
+                self._provide()
             return
         self.rounded.copy_(self.numbers_sent)
         size = self.changing.numel()
@@ -380,7 +407,9 @@ class TritonBatch(Batch):
             t, position = self.counts.max(0)
             for key in kernel.written_groups:
                 number = kernel.groups.index(key)
-                value = self.values[:, kernel.values + number][position]
+                # an index that is a tensor of no dimension would be waited for
+                column = self.values[:, kernel.values + number]
+                value = column.index_select(0, position.reshape(1)).reshape(())
                 if self.skip is not None:
                     value = torch.where(self.skip != 0, self.shared[len(kernel.joints) + number], value)
                 group.candidates.append((self.rows[0].index, key, t, value))

@@ -17,10 +17,11 @@ def count(
     row = tl.program_id(0).to(tl.int64)
     x = table + row * WIDTH
     step = at(x + STEP, tl.float32, 0)
-    now = tl.load(step) + 1.0
+    before = tl.load(step)
+    now = before + 1.0
     tl.store(counts + row, now.to(tl.float64))
     if GUARD:
-        now = tl.where(tl.load(skip) != 0.0, now - 1.0, now)
+        now = tl.where(tl.load(skip) != 0.0, before, now)
     tl.store(step, now)
     for host in tl.static_range(HOSTS):
         tl.store(hosts + host * rows + row, tl.load(at(x + FIRST + host, tl.float64, 0)))
