@@ -98,11 +98,11 @@ class Composer(States):
         for slot in [slot for slot in builder.values if slot[1] == "g" or slot in builder.inputs]:
             builder.values[slot] = Undefined("in `eval:`, where there is no gradient")
         self.movements.p, self.movements.value = before, None
-        for line in self.out_of_place(block.body):
+        for place in self.out_of_place(block.body):
             message = (
                 "`eval:` computes what stands for `p` between steps; it uses no other spec and keeps nothing"
             )
-            self.report("E0510", line, message, "assign `p`, and names of its own")
+            self.report("E0510", place, message, "assign `p`, and names of its own")
         self.block(block.body)
         after = self.movements.p
         for condition, wanted in reversed(guard):

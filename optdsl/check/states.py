@@ -161,8 +161,9 @@ class States(Statements):
         """Makes every state unreadable, as it is for an initial value."""
         instance = self.scope.instance
         assert instance is not None
-        for item in (*instance.spec.states, *instance.spec.inputs):
-            self.builder.values[(self.scope.number, item.name)] = Undefined("before the first step")
+        names = [item.name for item in instance.spec.states] + [item.name for item in instance.spec.inputs]
+        for name in names:
+            self.builder.values[(self.scope.number, name)] = Undefined("before the first step")
 
     def state_type(self, item: syn.StateSyntax) -> Type | None:
         """The type a state is declared with, or None after a message."""

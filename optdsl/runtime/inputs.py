@@ -70,9 +70,8 @@ def _fitting(name: str, key: str, p: Tensor, x: Any) -> Tensor:
         )
     if x.is_complex() != p.is_complex() or not (x.is_complex() or x.is_floating_point()):
         raise ValueError(f"{name}: the input {key!r} is {x.dtype} for a parameter of {p.dtype}")
-    if x.dtype not in _TAKEN:
-        x = x.to(p.dtype)
-    return x.detach() if x.requires_grad else x
+    taken: Tensor = x if x.dtype in _TAKEN else x.to(p.dtype)
+    return taken.detach() if taken.requires_grad else taken
 
 
 def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
