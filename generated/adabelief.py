@@ -68,6 +68,7 @@ class AdaBelief(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Zhuang et al. 2020, AdaBelief Optimizer, arXiv:2010.07468
     """
@@ -85,8 +86,8 @@ class AdaBelief(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_avg_var", "element"),
-        State("max_exp_avg_var", "element"),
+        State("exp_avg_var", "element", positive=True),
+        State("max_exp_avg_var", "element", positive=True),
     )
     _not_capturable = "its step branches on the step count"
     _native = Native(
@@ -419,6 +420,7 @@ class AdaBelief(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -439,6 +441,7 @@ class AdaBelief(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -41,6 +41,7 @@ class Adadelta(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Zeiler 2012, ADADELTA: An Adaptive Learning Rate Method, arXiv:1212.5701
     """
@@ -52,8 +53,8 @@ class Adadelta(Optimizer):
         Hyper("weight_decay", "float", "[0, inf)"),
     )
     _states = (
-        State("square_avg", "element"),
-        State("acc_delta", "element"),
+        State("square_avg", "element", positive=True),
+        State("acc_delta", "element", positive=True),
     )
     _native = Native(
         c="adadelta.c",
@@ -90,6 +91,7 @@ class Adadelta(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -105,6 +107,7 @@ class Adadelta(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

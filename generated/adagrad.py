@@ -39,6 +39,7 @@ class Adagrad(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Duchi, Hazan and Singer 2011, Adaptive Subgradient Methods, JMLR 12
     """
@@ -51,7 +52,7 @@ class Adagrad(Optimizer):
         Hyper("eps", "float", "[0, inf)"),
     )
     _states = (
-        State("sum", "element"),
+        State("sum", "element", positive=True),
     )
     _native = Native(
         c="adagrad.c",
@@ -89,6 +90,7 @@ class Adagrad(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -105,6 +107,7 @@ class Adagrad(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

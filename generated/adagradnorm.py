@@ -62,6 +62,7 @@ class AdaGradNorm(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Ward, Wu and Bottou 2019, AdaGrad Stepsizes, arXiv:1806.01811
     """
@@ -77,7 +78,7 @@ class AdaGradNorm(Optimizer):
     _states = (
         State("b2", "group"),
         State("sum_rows", "rows"),
-        State("sum", "element"),
+        State("sum", "element", positive=True),
         State("momentum_buffer", "element"),
     )
     _bucket_facts = ("ndim",)
@@ -279,6 +280,7 @@ class AdaGradNorm(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -296,6 +298,7 @@ class AdaGradNorm(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

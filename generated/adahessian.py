@@ -47,6 +47,7 @@ class AdaHessian(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Yao et al. 2021, AdaHessian: An Adaptive Second Order Optimizer for Machine Learning, arXiv:2006.00719
     """
@@ -61,7 +62,7 @@ class AdaHessian(Optimizer):
     _states = (
         State("h", "element", given=True),
         State("exp_avg", "element"),
-        State("exp_hessian_diag_sq", "element"),
+        State("exp_hessian_diag_sq", "element", positive=True),
     )
     _native = Native(
         c="adahessian.c",
@@ -99,6 +100,7 @@ class AdaHessian(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -115,6 +117,7 @@ class AdaHessian(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

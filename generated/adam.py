@@ -52,6 +52,7 @@ class Adam(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Kingma and Ba 2015, Adam: A Method for Stochastic Optimization, arXiv:1412.6980
     """
@@ -66,8 +67,8 @@ class Adam(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_avg_sq", "element"),
-        State("max_exp_avg_sq", "element"),
+        State("exp_avg_sq", "element", positive=True),
+        State("max_exp_avg_sq", "element", positive=True),
     )
     _native = Native(
         c="adam.c",
@@ -136,6 +137,7 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -153,6 +155,7 @@ class Adam(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

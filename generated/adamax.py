@@ -41,6 +41,7 @@ class Adamax(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Kingma and Ba 2015, Adam: A Method for Stochastic Optimization, section 7, arXiv:1412.6980
     """
@@ -53,7 +54,7 @@ class Adamax(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_inf", "element"),
+        State("exp_inf", "element", positive=True),
     )
     _native = Native(
         c="adamax.c",
@@ -90,6 +91,7 @@ class Adamax(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -105,6 +107,7 @@ class Adamax(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

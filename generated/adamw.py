@@ -48,6 +48,7 @@ class AdamW(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv:1711.05101
     """
@@ -61,8 +62,8 @@ class AdamW(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_avg_sq", "element"),
-        State("max_exp_avg_sq", "element"),
+        State("exp_avg_sq", "element", positive=True),
+        State("max_exp_avg_sq", "element", positive=True),
     )
     _native = Native(
         c="adamw.c",
@@ -110,6 +111,7 @@ class AdamW(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -126,6 +128,7 @@ class AdamW(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -51,6 +51,7 @@ class DiffGrad(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Dubey et al. 2020, diffGrad: An Optimization Method for Convolutional Neural Networks, arXiv:1909.11015
     """
@@ -64,7 +65,7 @@ class DiffGrad(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_avg_sq", "element"),
+        State("exp_avg_sq", "element", positive=True),
         State("previous_grad", "element"),
     )
     _not_capturable = "its step branches on the step count"
@@ -114,6 +115,7 @@ class DiffGrad(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -130,6 +132,7 @@ class DiffGrad(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -62,6 +62,7 @@ class Lamb(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: You et al. 2020, Large Batch Optimization for Deep Learning, arXiv:1904.00962
     """
@@ -80,7 +81,7 @@ class Lamb(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_avg_sq", "element"),
+        State("exp_avg_sq", "element", positive=True),
     )
     _joint = True
     _foreach_inplace = False
@@ -493,6 +494,7 @@ class Lamb(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -514,6 +516,7 @@ class Lamb(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -70,6 +70,7 @@ class Lars(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: You, Gitman and Ginsburg 2017, Large Batch Training of Convolutional Networks, arXiv:1708.03888
     """
@@ -547,6 +548,7 @@ class Lars(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -569,6 +571,7 @@ class Lars(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

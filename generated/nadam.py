@@ -51,6 +51,7 @@ class NAdam(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Dozat 2016, Incorporating Nesterov Momentum into Adam, ICLR workshop
     """
@@ -65,7 +66,7 @@ class NAdam(Optimizer):
     )
     _states = (
         State("exp_avg", "element"),
-        State("exp_avg_sq", "element"),
+        State("exp_avg_sq", "element", positive=True),
         State("mu_product", "host"),
     )
     _native = Native(
@@ -117,6 +118,7 @@ class NAdam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -134,6 +136,7 @@ class NAdam(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -51,6 +51,7 @@ class OrthoGradSGD(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Prieto et al. 2025, Grokking at the Edge of Numerical Stability, arXiv:2501.04697
     """
@@ -313,6 +314,7 @@ class OrthoGradSGD(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -329,6 +331,7 @@ class OrthoGradSGD(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

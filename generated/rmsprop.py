@@ -51,6 +51,7 @@ class RMSprop(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Tieleman and Hinton 2012, Lecture 6.5 rmsprop; centred: Graves 2013, arXiv:1308.0850
     """
@@ -135,6 +136,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -152,6 +154,7 @@ class RMSprop(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -43,6 +43,7 @@ class Rprop(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Riedmiller and Braun 1993, The RPROP algorithm, ICNN
     """
@@ -54,7 +55,7 @@ class Rprop(Optimizer):
     )
     _states = (
         State("prev", "element"),
-        State("step_size", "element"),
+        State("step_size", "element", positive=True),
     )
     _native = Native(
         c="rprop.c",
@@ -90,6 +91,7 @@ class Rprop(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -104,6 +106,7 @@ class Rprop(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

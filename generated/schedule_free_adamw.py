@@ -61,6 +61,7 @@ class ScheduleFreeAdamW(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Defazio et al. 2024, The Road Less Scheduled, arXiv:2405.15682
     """
@@ -78,7 +79,7 @@ class ScheduleFreeAdamW(Optimizer):
     _states = (
         State("z", "element"),
         State("exp_avg", "element"),
-        State("exp_avg_sq", "element"),
+        State("exp_avg_sq", "element", positive=True),
         State("lr_max", "host"),
         State("weight_sum", "host"),
     )
@@ -134,6 +135,7 @@ class ScheduleFreeAdamW(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -153,6 +155,7 @@ class ScheduleFreeAdamW(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

@@ -49,6 +49,7 @@ class SophiaG(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
 
     Reference: Liu et al. 2023, Sophia: A Scalable Stochastic Second-order Optimizer, arXiv:2305.14342
     """
@@ -64,7 +65,7 @@ class SophiaG(Optimizer):
     _states = (
         State("h", "element", given=True),
         State("exp_avg", "element"),
-        State("hessian", "element"),
+        State("hessian", "element", positive=True),
     )
     _not_capturable = "its step branches on the step count"
     _native = Native(
@@ -114,6 +115,7 @@ class SophiaG(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -131,6 +133,7 @@ class SophiaG(Optimizer):
             differentiable=differentiable,
             fused=fused,
             overwrite_grad=overwrite_grad,
+            store=store,
         )
 
     @staticmethod

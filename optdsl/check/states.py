@@ -8,6 +8,7 @@ from optdsl.check.scope import POISON, Instance, Undefined
 from optdsl.check.step import Statements, fits, remedy
 from optdsl.check.why import describe
 from optdsl.core import types as ty
+from optdsl.core.storage import FORMATS
 from optdsl.core.types import Kind, Type
 from optdsl.ir.expr import (
     Expr,
@@ -42,14 +43,25 @@ class States(Statements):
             name = item.name
             if not self.is_new(item, lines, instance, "state"):
                 continue
-            if item.stored is not None:
-                message = f"`stored {shown(item.stored)}` is not supported yet"
-                help = "remove it: a state is kept in the parameter's dtype"
-                self.report("E0207", item.stored_span, message, help)
             type_ = instance.state_types[name] = self.state_type(item)
+            self.check_stored(item, type_)
             self.builder.values[(self.scope.number, name)] = POISON
             if type_ is not None:
                 self.declare_state(item, type_, instance)
+
+    def check_stored(self, item: syn.StateSyntax, type_: Type | None) -> None:
+        """Reports a format that there is not, or that a state of this level cannot have."""
+        if item.stored is None or type_ is None:
+            return
+        text, listed = shown(item.stored), ", ".join(FORMATS)
+        if item.stored not in FORMATS:
+            message = f"there is no format `{text}` to store a state in"
+            self.report(
+                "E0207", item.stored_span, message, closest(item.stored, FORMATS) or f"one of {listed}"
+            )
+        elif not type_.is_element:
+            message = f"`stored {text}`: `{shown(item.name)}` keeps {describe(type_)}"
+            self.report("E0207", item.stored_span, message, "remove it: such a state takes little memory")
 
     def is_new(
         self, item: syn.StateSyntax | syn.InputSyntax, lines: dict[str, int], instance: Instance, what: str
@@ -89,9 +101,8 @@ class States(Statements):
         pure = init if init is None else self.from_inputs(init)
         key = self.state_key(item, instance)
         name = free_name(item.name, instance.prefix, declared.names())
-        declared.states.append(
-            State(name, key, type_, const(0) if init is not None and pure is None else pure)
-        )
+        first = const(0) if init is not None and pure is None else pure
+        declared.states.append(State(name, key, type_, first, stored=item.stored))
         declared.slots[name] = slot
         state = builder.values[slot] = builder.stored[slot] = var(name, type_)
         if init is None:

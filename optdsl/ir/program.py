@@ -77,7 +77,8 @@ class State:
     """What is kept between steps. `init` is its value before a parameter's first step, or None.
 
     `init` may read `p`, `g`, facts and hyperparameters. `key` is the name in `state_dict`. One that is `given` is an
-    input: no step assigns or keeps it, each gets it from outside as `key`; `doc` says what it is.
+    input: no step assigns or keeps it, each gets it from outside as `key`; `doc` says what it is. `stored` is the
+    format in which a state per element is kept, one of `optdsl.core.storage`; without it, that of the parameter.
     """
 
     name: str
@@ -86,6 +87,7 @@ class State:
     init: Expr | None
     given: bool = False
     doc: str = ""
+    stored: str | None = None
 
 
 @record

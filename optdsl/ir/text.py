@@ -126,7 +126,8 @@ def to_opt(program: Program) -> str:
             level = "" if state.type.is_element else f" [{state.type.level_name}]"
             init = "" if state.init is None else f" = {expression(state.init, {})}"
             key = "" if state.key == name else f" as {state.key}"
-            lines.append(f"        {name}{level}{init}{key}")
+            stored = f" stored {state.stored}" if state.stored else ""
+            lines.append(f"        {name}{level}{init}{key}{stored}")
     lines += ["", "    step:", *_block(program)]
     if program.view is not None:
         lines += ["", "    eval:", *_block(program.view)]
@@ -239,7 +240,8 @@ def show(program: Program) -> str:
             lines.append(f"  input {state.name}: {state.type} as {quote(state.key)} {quote(state.doc)}")
             continue
         init = "none" if state.init is None else expression(state.init, {})
-        lines.append(f"  state {state.name}: {state.type} = {init} as {quote(state.key)}")
+        stored = f" stored {state.stored}" if state.stored else ""
+        lines.append(f"  state {state.name}: {state.type} = {init} as {quote(state.key)}{stored}")
     lines += _listing(program)
     if program.view is not None:
         lines += ["  in evaluation", *_listing(program.view)]

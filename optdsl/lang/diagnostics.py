@@ -34,7 +34,7 @@ CODES: dict[str, str] = {
     "E0204": "an interval that holds no number",
     "E0205": "a range that does not fit its hyperparameter",
     "E0206": "an unknown level",
-    "E0207": "storage formats are not supported yet",
+    "E0207": "a format that a state cannot be stored in",
     "E0208": "two states with the same key",
     "E0209": "parts of a tuple of different types",
     "E0301": "an unknown name",

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optdsl.runtime.storage import CODES, FORMATS
+
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
@@ -128,6 +130,25 @@ def check_flags(
             raise RuntimeError(f"{name} has no fused kernel: {no_kernels}")
     if flags["capturable"] and not_capturable is not None:
         raise RuntimeError(f"{name} does not support `capturable`: {not_capturable}")
+
+
+def check_store(rule: Any, group: dict[str, Any]) -> None:
+    """Raises unless `store` names formats for states that there are; puts it into kept form."""
+    store, name = group["store"], type(rule).__name__
+    if store is None:
+        return
+    keys = [spec.key for spec in rule._states if spec.level == "element" and not spec.given]
+    if isinstance(store, Mapping):
+        store = group["store"] = dict(store)
+        for key in store:
+            if key not in keys:
+                has = f"those are {', '.join(map(repr, keys))}" if keys else "it has none"
+                raise ValueError(f"{name} has no state {key!r} with a number per element to store: {has}")
+    for given in store.values() if isinstance(store, Mapping) else (store,):
+        if given not in FORMATS:
+            raise ValueError(f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})")
+        if given in CODES and group["differentiable"]:
+            raise RuntimeError(f"`store={given!r}` does not support `differentiable`: codes have no derivative")
 
 
 def has_tensor(value: Any) -> bool:

@@ -19,6 +19,7 @@ from optdsl.runtime.states import (
     replaced,
     sharded,
 )
+from optdsl.runtime.storage import Coded
 
 
 class GroupStep:
@@ -129,12 +130,16 @@ class GroupStep:
             overwrite([(self._shared[key], value) for key, (_, value) in self._writes.items()])
 
 
-def overwrite(writes: Sequence[tuple[Tensor, Tensor | float]], foreach: bool = False) -> None:
+def overwrite(writes: Sequence[tuple[Tensor | Coded, Tensor | float]], foreach: bool = False) -> None:
     """Copies the second of each pair into the first, as if all were read before any is written.
 
     So two states may have exchanged their tensors, and a state may have become the old parameter. The second
     is a number or a tensor of any dtype, with complex numbers as real pairs.
     """
+    for target, value in writes:  # what these read is still there
+        if isinstance(target, Coded):
+            target.put(value)
+    writes = [(target, value) for target, value in writes if isinstance(target, Tensor)]
     if not writes:
         return
     targets = [as_real(target) for target, _ in writes]

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.states import compute_dtype, facts_of, opened
+from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened
+from optdsl.runtime.storage import SCALES, Coded, code
 
 #: Tensors for parameters by the name of an input: see `Optimizer.step`.
 Inputs = Mapping[str, Mapping[Tensor, Tensor] | Sequence[Tensor | None]]
@@ -74,6 +75,15 @@ def _fitting(name: str, key: str, p: Tensor, x: Any) -> Tensor:
     return taken.detach() if taken.requires_grad else taken
 
 
+def _opened(spec: State, p: Tensor, state: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
+    """A state as the rule sees it."""
+    held: Tensor = state[spec.key]
+    if not spec.in_codes:
+        return opened(held, dtype)
+    table = code(str(spec.stored), spec.positive, p.device)
+    return Coded(held, state[spec.key + SCALES], table, p.shape).open(dtype)
+
+
 def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
     """What stands for a parameter that has taken a step."""
     rule, dtype, facts = group.rule, compute_dtype(p.dtype), facts_of(p.shape)
@@ -81,13 +91,13 @@ def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
     opened_p = opened(p.detach(), dtype)
     values: dict[str, Any] = {}
     for key in rule._live(options, facts):
-        spec = rule._specs[key]
+        spec = kept(rule._specs[key], group.group, p)
         if spec.level == "group":
             values[key] = group.read(spec, opened_p, opened_p, p.shape)
         elif key in state:
             held = state[key]
             host = spec.level == "host" and not group.capturable
-            values[key] = held.item() if host else opened(held, dtype)
+            values[key] = held.item() if host else _opened(spec, p, state, dtype)
     t = state["step"].to(torch.float64) if group.capturable else int(state["step"].item())
     value: Tensor = rule._view(opened_p, values, options, t, facts)
     return value.clone() if value is opened_p else value

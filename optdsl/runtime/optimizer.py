@@ -13,15 +13,24 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime.checks import check, check_flags, has_tensor
+from optdsl.runtime.checks import check, check_flags, check_store, has_tensor
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.inputs import TRAINED, Inputs, take, view_of
 from optdsl.runtime.joint import drive
 from optdsl.runtime.rule import Rule
-from optdsl.runtime.states import as_real, group_prototype, restored
+from optdsl.runtime.states import (
+    State,
+    as_real,
+    compute_dtype,
+    create_coded,
+    group_prototype,
+    kept,
+    restored,
+)
+from optdsl.runtime.storage import BLOCK, CODES, SCALES, Coded, code
 from optdsl.runtime.units import Cohorts, Unit, gather
 
-_FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused", "overwrite_grad")
+_FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused", "overwrite_grad", "store")
 # Refuses to be captured in a CUDA graph without `capturable`.
 _HEALTH_CHECK = "_accelerator_graph_capture_health_check"
 if not hasattr(torch.optim.Optimizer, _HEALTH_CHECK):
@@ -29,10 +38,11 @@ if not hasattr(torch.optim.Optimizer, _HEALTH_CHECK):
 
 
 class _AsSaved:
-    """Wraps a tensor of a state dict, so that `torch.optim.Optimizer` does not cast it."""
+    """Wraps a tensor of a state dict, so that `torch.optim.Optimizer` does not cast it; `store` is its group's."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, store: Any = None) -> None:
         self.value = value
+        self.store = store
 
 
 class _Kernels:
@@ -93,6 +103,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         overwrite_grad: bool = False,
+        store: str | Mapping[str, str] | None = None,
         seed: int = 0,
     ) -> None:
         """Checks the options and flags; `options` are those of `_hypers`, and may hold the `seed`."""
@@ -105,6 +116,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             "differentiable": differentiable,
             "fused": fused,
             "overwrite_grad": overwrite_grad,
+            "store": store,
         }
         if self._random:
             defaults.setdefault("seed", seed)
@@ -147,6 +159,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         for hyper in self._hypers:
             group[hyper.name] = check(hyper, group[hyper.name])
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
+        check_store(self, group)
         if self._random:
             seed = group["seed"]
             if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
@@ -175,6 +188,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if known is None or values[position] is not known[0][position]:
                 group[hyper.name] = check(hyper, values[position], changed=True)
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
+        check_store(self, group)
+        if known is not None and known[0][-1] != group["store"] and any(map(self.state.get, group["params"])):
+            raise ValueError(
+                f"{type(self).__name__}: `store` was changed, but states are kept in the old formats already; make a "
+                "new optimizer with the new `store`, and load this one's state dict into it"
+            )
         names = tuple(hyper.name for hyper in self._hypers if has_tensor(group[hyper.name]))
         self._checked[number] = (self._options_in(group), names)
         return names
@@ -357,14 +376,23 @@ class Optimizer(Rule, torch.optim.Optimizer):
                         group[spec.key] = restored(spec.key, spec, group[spec.key], like, False)
             for p in group["params"]:
                 if self.state.get(p):
-                    self._restore(p, self.state[p], bool(group["capturable"]))
+                    self._restore(p, self.state[p], group)
 
-    def _restore(self, p: Tensor, state: dict[str, Any], capturable: bool) -> None:
+    def _restore(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Brings the loaded state of one parameter into the form in which `step` keeps it."""
+        capturable = bool(group["capturable"])
+        for key in [key for key in state if key + SCALES in state and key in self._specs]:
+            self._restore_coded(p, state, key, kept(self._specs[key], group, p))
         for key, value in list(state.items()):
             spec = self._specs.get(key)
+            spec = spec and kept(spec, group, p)
             if value is None:  # torch.optim.SGD notes so that it has no buffer
                 del state[key]
+            elif spec is not None and spec.in_codes:
+                if key + SCALES not in state:
+                    value = value.value if isinstance(value, _AsSaved) else value
+                    made = create_coded(spec, p, torch.as_tensor(value).detach().to(p.device))
+                    state[key], state[key + SCALES] = made.codes, made.scales
             elif isinstance(value, _AsSaved):
                 state[key] = restored(key, spec, value.value, p, capturable)
             elif not isinstance(value, Tensor) and (key == "step" or spec is not None):
@@ -373,14 +401,40 @@ class Optimizer(Rule, torch.optim.Optimizer):
             state["step"] = restored("step", None, 1.0, p, capturable)
 
 
+    def _restore_coded(self, p: Tensor, state: dict[str, Any], key: str, spec: State) -> None:
+        """A loaded state in codes: as it is if this class keeps it so, else what the codes stand for."""
+        codes, scales, store = state[key], state[key + SCALES], None
+        if isinstance(codes, _AsSaved):
+            codes, scales, store = codes.value, scales.value, codes.store
+        name = (store.get(key) if isinstance(store, Mapping) else store) or self._specs[key].stored or spec.stored
+        if name not in CODES:
+            raise ValueError(f"state {key!r} of the loaded state dict is in codes, but its group says {name!r}")
+        table = code(name, spec.positive, p.device)
+        held = Coded(codes.detach().to(p.device).clone(), scales.detach().to(p.device).clone(), table, p.shape)
+        numbers = p.numel() if table.bits == 8 else (p.numel() + 1) // 2
+        if codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
+            raise ValueError(
+                f"state {key!r} of the loaded state dict has {codes.numel()} codes and {scales.numel()} scales, but "
+                f"this parameter of shape {tuple(p.shape)} needs {numbers} and {-(-p.numel() // BLOCK)}"
+            )
+        if name == spec.stored:
+            state[key], state[key + SCALES] = held.codes, held.scales
+        else:
+            del state[key + SCALES]
+            state[key] = held.open(compute_dtype(p.dtype))
+
+
 def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """A state dict whose tensors torch passes on as they are, and whose groups have all options.
 
     Not every class has fused kernels, and some cannot be captured, so these two flags may be dropped.
     """
-    known = {number for group in state_dict["param_groups"] for number in group["params"]}
+    known = {number: group.get("store") for group in state_dict["param_groups"] for number in group["params"]}
     state = {
-        number: {key: _AsSaved(value) if isinstance(value, Tensor) else value for key, value in entry.items()}
+        number: {
+            key: _AsSaved(value, known[number]) if isinstance(value, Tensor) else value
+            for key, value in entry.items()
+        }
         if number in known and isinstance(entry, dict)
         else entry
         for number, entry in state_dict["state"].items()
@@ -390,6 +444,8 @@ def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> d
         for number, current in enumerate(optimizer.param_groups):
             options = {name: current[name] for name in optimizer.defaults if name in current}
             groups[number] = {**options, **groups[number]}
+            if "store" in options:  # states that are loaded are brought into the formats of this optimizer
+                groups[number]["store"] = options["store"]
             if groups[number]["fused"] and getattr(optimizer, "_native", None) is None:
                 groups[number]["fused"] = None
             if isinstance(optimizer, Optimizer) and optimizer._not_capturable is not None:

@@ -2,12 +2,14 @@
 
 import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from optdsl.runtime.storage import CODES, FLOATS, FORMATS, LEAST, Coded, coded
 
 
 class Facts(NamedTuple):
@@ -25,30 +27,54 @@ def facts_of(shape: torch.Size) -> Facts:
     return Facts(len(shape), math.prod(shape), shape[0] if shape else 1, math.prod(shape[1:]))
 
 
-_STORED = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
-
 
 @dataclass(frozen=True, slots=True)
 class State:
     """One state: its key in `state_dict`, its level, and in which type it is kept between steps.
 
     `level` is "element", "rows", "cols", "tensor", "host", "group" or a pair such as "rows,rows" for a
-    matrix. `stored` is "bf16", "f16", "f32" or "f64"; without it an element-level state has the parameter's
-    dtype (as in torch) and a coarser one the dtype that the step computes in. One that is `given` is an input: it
-    comes with each step and is not kept.
+    matrix. `stored` is a format of `optdsl.runtime.storage`; without it an element-level state has the parameter's
+    dtype (as in torch) and a coarser one the dtype that the step computes in. `positive` says that it is never
+    negative. One that is `given` is an input: it comes with each step and is not kept.
     """
 
     key: str
     level: str
     stored: str | None = None
     given: bool = False
+    positive: bool = False
 
     def __post_init__(self) -> None:
         """Brings "rows, cols" into the form in which this module compares levels."""
         level = self.level.replace(" ", "")
         object.__setattr__(self, "level", "element" if level == "rows,cols" else level)
-        if self.stored is not None and self.stored not in _STORED:
-            raise ValueError(f"state {self.key}: stored {self.stored!r} is not one of {', '.join(_STORED)}")
+        if self.stored is not None and self.stored not in FORMATS:
+            raise ValueError(f"state {self.key}: stored {self.stored!r} is not one of {', '.join(FORMATS)}")
+
+    @property
+    def in_codes(self) -> bool:
+        """Whether it is kept in codes."""
+        return self.stored in CODES
+
+
+@functools.lru_cache(maxsize=4096)
+def _stored_as(spec: State, name: str | None) -> State:
+    return replace(spec, stored=name)
+
+
+def kept(spec: State, group: Mapping[str, Any], p: Tensor) -> State:
+    """The state of a parameter with the format in which the options of its group have it kept.
+
+    Codes need a scale beside them: small tensors, and complex ones, are kept in float32 instead.
+    """
+    if spec.level != "element" or spec.given:
+        return spec
+    store = group.get("store")
+    name = store.get(spec.key) if isinstance(store, Mapping) else store
+    name = name or spec.stored
+    if name in CODES and (p.numel() < LEAST or p.is_complex()):
+        name = "f32"
+    return spec if name == spec.stored else _stored_as(spec, name)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -87,7 +113,9 @@ def state_dtype(spec: State, p: Tensor) -> torch.dtype:
         return torch.float64
     if spec.stored is None:
         return p.dtype if spec.level == "element" else compute_dtype(p.dtype)
-    dtype = _STORED[spec.stored]
+    if spec.stored in CODES:
+        return torch.uint8
+    dtype = FLOATS[spec.stored]
     if spec.level == "element" and p.is_complex():
         return torch.complex128 if dtype is torch.float64 else torch.complex64
     return dtype
@@ -135,6 +163,13 @@ def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
         return replaced(empty, value)
     real.copy_(value)
     return empty
+
+
+def create_coded(spec: State, p: Tensor, value: float | Tensor) -> Coded:
+    """The same for a state in codes."""
+    made = coded(str(spec.stored), spec.positive, p)
+    made.put(create_state(_stored_as(spec, "f64" if p.dtype is torch.float64 else "f32"), p, value))
+    return made
 
 
 def replaced(old: Tensor, value: float | Tensor) -> Tensor:

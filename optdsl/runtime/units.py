@@ -16,7 +16,18 @@ from torch import Tensor
 from optdsl.runtime.groups import GroupStep, overwrite
 from optdsl.runtime.joint import JointTask
 from optdsl.runtime.random import Random
-from optdsl.runtime.states import Facts, compute_dtype, create_state, facts_of, opened, replaced, sharded
+from optdsl.runtime.states import (
+    Facts,
+    compute_dtype,
+    create_coded,
+    create_state,
+    facts_of,
+    kept,
+    opened,
+    replaced,
+    sharded,
+)
+from optdsl.runtime.storage import SCALES, Coded, code
 
 ParamState = dict[str, Any]
 
@@ -46,7 +57,7 @@ class Unit:
         self.state: dict[str, Any] = {}
         # What the update was given for every state, and what is kept of every state but the group-level ones.
         self._handed: dict[str, Any] = {}
-        self._held: dict[str, list[Tensor]] = {}
+        self._held: dict[str, list[Any]] = {}
         self._fresh: list[tuple[ParamState, str, Tensor]] = []
 
     def add(self, index: int, p: Tensor, grad: Tensor, state: ParamState) -> None:
@@ -73,16 +84,24 @@ class Unit:
         """Keeps the new parameters, which the update returned, and the new states, and counts the step."""
         raise NotImplementedError
 
-    def _hold(self, number: int, key: str, p: Tensor, g: Tensor) -> Tensor:
+    def _hold(self, number: int, key: str, p: Tensor, g: Tensor) -> Tensor | Coded:
         """The state of one parameter as it is kept; a new one if it has none."""
         param, group = self.params[number], self.group
-        held: Tensor | None = self.states[number].get(key)
+        spec = kept(group.rule._specs[key], group.group, param)
+        state = self.states[number]
+        held: Tensor | None = state.get(key)
         if held is None:
-            spec = group.rule._specs[key]
             value = group.rule._initial(key, p, g, group.options(param.device), facts_of(param.shape))
+            if spec.in_codes:
+                made = create_coded(spec, param, value)
+                self._fresh += [(state, key, made.codes), (state, key + SCALES, made.scales)]
+                return made
             on_host = spec.level == "host" and not group.capturable
             held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value)
             self._fresh.append((self.states[number], key, held))
+        elif spec.in_codes:
+            table = code(str(spec.stored), spec.positive, param.device)
+            return Coded(held, state[key + SCALES], table, param.shape)
         elif (
             group.capturable and held.device != param.device
         ):  # a host-level state made before the flag was set
@@ -93,6 +112,10 @@ class Unit:
         """An input of each parameter as the update gets it; None where it was not given."""
         given = [self.group.given(key, p) for p in self.params]
         return [None if x is None else opened(x, self.dtype) for x in given]
+
+    def _opened(self, held: Tensor | Coded) -> Tensor:
+        """A state as the rule sees it."""
+        return held.open(self.dtype) if isinstance(held, Coded) else opened(held, self.dtype)
 
     def _number(self, held: Tensor) -> float | Tensor:
         """A host-level state as the update gets it."""
@@ -136,7 +159,7 @@ class Single(Unit):
                 continue
             held = self._hold(0, key, p, g)
             self._held[key] = [held]
-            self._handed[key] = self._number(held) if spec.level == "host" else opened(held, dtype)
+            self._handed[key] = self._number(held) if spec.level == "host" else self._opened(held)
         self.state = dict(self._handed)
 
     def call(self) -> Any:
@@ -147,7 +170,7 @@ class Single(Unit):
     def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
         """Copies what is new into parameter and states; if `differentiable`, replaces the states."""
         self._commit(states)
-        writes: list[tuple[Tensor, Tensor | float]] = []
+        writes: list[tuple[Any, Tensor | float]] = []
         if result is not self.p:
             writes.append((self.params[0], result))
         for key, old in self._handed.items():
@@ -195,13 +218,14 @@ class Bucket(Unit):
             self._handed[key] = self._number(held[0]) if spec.level == "host" else self._open(held)
         self.state = {key: list(x) if isinstance(x, list) else x for key, x in self._handed.items()}
 
-    def _open(self, stored: Sequence[Tensor]) -> list[Tensor]:
+    def _open(self, stored: Sequence[Any]) -> list[Tensor]:
         """Parameters or states as the rule sees them; copies of them if the unit must not work in place."""
-        tensors = [opened(x, self.dtype) for x in stored]
+        tensors = [self._opened(x) for x in stored]
         if not self._private:
             return tensors
         return [
-            x.clone() if x.dtype is y.dtype.to_real() else x for x, y in zip(tensors, stored, strict=True)
+            x.clone() if isinstance(y, Tensor) and x.dtype is y.dtype.to_real() else x
+            for x, y in zip(tensors, stored, strict=True)
         ]
 
     def call(self) -> Any:
@@ -232,15 +256,20 @@ class Bucket(Unit):
             torch._foreach_add_(counters, 1.0)
 
     def _changed(
-        self, stored: Sequence[Tensor], handed: Sequence[Tensor], new: Sequence[Any]
-    ) -> list[tuple[Tensor, Tensor | float]]:
+        self, stored: Sequence[Any], handed: Sequence[Tensor], new: Sequence[Any]
+    ) -> list[tuple[Any, Tensor | float]]:
         """Pairs of kept tensors and their new values, where these are not in the kept tensors already."""
         inplace = self.group.rule._foreach_inplace
         return [
             (target, value)
             for target, old, value in zip(stored, handed, new, strict=True)
-            if value is not old or (inplace and (self._private or old.dtype is not target.dtype.to_real()))
+            if value is not old or (inplace and (self._private or _apart(old, target)))
         ]
+
+
+def _apart(opened: Tensor, kept: Any) -> bool:
+    """Whether what an update was given is a copy of what is kept."""
+    return isinstance(kept, Coded) or opened.dtype is not kept.dtype.to_real()
 
 
 def gather(

@@ -21,6 +21,7 @@ from optdsl.ir.program import Hyper, Program, State, is_static, number
 from optdsl.ir.text import to_opt
 from optdsl.passes.lower import lower
 from optdsl.passes.rules import rewrite
+from optdsl.passes.signs import never_negative
 from optdsl.passes.simplify import substitute
 
 NAME = "torch"
@@ -32,6 +33,7 @@ _FLAGS = (
     "differentiable: bool = False",
     "fused: bool | None = None",
     "overwrite_grad: bool = False",
+    "store: str | dict[str, str] | None = None",
 )
 
 
@@ -158,6 +160,8 @@ class _Module:
             "    differentiable: keep the autograd graph through the step",
             *self.fused_doc(),
         ]
+        if any(s.type.is_element for s in program.kept):
+            rows.append("    store: format of states per element, such as bf16 or q8, for all or by key (default: as p)")
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
             parts.append(f"Reference: {program.cite}")
@@ -214,7 +218,8 @@ class _Module:
         lines.append(")")
         if program.states:
             lines.append("_states = (")
-            lines += [f"    {_state(s)}," for s in program.states]
+            positive = never_negative(self.original)
+            lines += [f"    {_state(s, positive)}," for s in program.states]
             lines.append(")")
         facts = self.bucket_facts()
         if facts:
@@ -292,7 +297,7 @@ class _Module:
         lines.append("    },")
         lines += [
             f"    {flag}={flag},"
-            for flag in ("foreach", "maximize", "capturable", "differentiable", "fused", "overwrite_grad")
+            for flag in (flag.partition(":")[0] for flag in _FLAGS)
         ]
         return [*lines, ")"]
 
@@ -462,9 +467,11 @@ def _inlined(expr: Expr, body: Body) -> Expr:
     return expr
 
 
-def _state(state: State) -> str:
-    given = ", given=True" if state.given else ""
-    return f"State({quoted(state.key)}, {quoted(state.type.level_name)}{given})"
+def _state(state: State, positive: Collection[str]) -> str:
+    more = f", stored={quoted(state.stored)}" if state.stored else ""
+    more += ", given=True" if state.given else ""
+    more += ", positive=True" if state.name in positive and state.type.is_element else ""
+    return f"State({quoted(state.key)}, {quoted(state.type.level_name)}{more})"
 
 
 def quoted(text: str) -> str:

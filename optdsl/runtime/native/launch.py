@@ -37,7 +37,7 @@ from optdsl.runtime.native.rows import (
     usable,
 )
 from optdsl.runtime.native.spec import Kernel, Native
-from optdsl.runtime.states import Facts, as_real, create_state, facts_of, opened, state_dtype
+from optdsl.runtime.states import Facts, as_real, create_state, facts_of, kept, opened, state_dtype
 
 
 @functools.cache
@@ -426,7 +426,14 @@ class Launcher:
                 keys = live[facts] = tuple(group.rule._live(options, facts))
             given = [key for key in keys if group.rule._specs[key].given]
             keys = tuple(key for key in keys if key not in given)
-            specs = [group.rule._specs[key] for key in keys if group.rule._specs[key].level != "group"]
+            specs = [
+                kept(group.rule._specs[key], group.group, p)
+                for key in keys
+                if group.rule._specs[key].level != "group"
+            ]
+            if any(spec.in_codes for spec in specs):
+                skipped.add(number)
+                continue
             # the loop takes what is odd, or says what is wrong with it; so for a parameter that is named twice
             if id(p) in seen or not usable(state, specs, p, counts_here):
                 skipped.add(number)
@@ -483,7 +490,7 @@ class Launcher:
         made: ParamState = {}
         hosts: dict[str, float] = {}
         for key in keys:
-            spec = rule._specs[key]
+            spec = kept(rule._specs[key], group.group, p)
             if spec.level == "group":
                 continue
             held = state.get(key)
@@ -664,7 +671,8 @@ def _check_scaling(
 
 def signature(group: GroupStep) -> tuple[Any, ...]:
     """Options that a table depends on, apart from those that `_kernel` reads."""
-    return group.group.get("overwrite_grad"), group.group.get("seed"), group.group["fused"]
+    options = group.group
+    return options.get("overwrite_grad"), options.get("seed"), options["fused"], options.get("store")
 
 
 def _options(group: GroupStep, counts_here: bool) -> Mapping[str, Any]:

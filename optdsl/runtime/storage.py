@@ -1,0 +1,141 @@
+"""States in few bits: codes of 8 or 4 bits with a scale for each block of 256 numbers.
+
+A number x of a block is kept as the code of the entry that is nearest to x / s, where s is the largest magnitude in
+the block and the entries are those of a table, sorted; halfway between two it is the lower one. What comes back is
+entry * s. Blocks follow the order of indices. Tensors of fewer than 4096 numbers are kept in float32.
+
+Tables (8 bits have 256 entries, 4 bits 16), signed or, for states that are never negative, unsigned:
+
+- `q8`: the dynamic map of Dettmers et al. 2022 (8-bit Optimizers via Block-wise Quantization, arXiv:2110.02861):
+  decades from 1e-7 to 1, each with twice as many entries as the one below, evenly spread. Entries as bitsandbytes
+  has them.
+- `q8_linear`, `q4_linear`: evenly spread. Unsigned ones leave out 0 (Li et al. 2023, Memory Efficient Optimizers with
+  4-bit States, arXiv:2309.01507): a small second moment that became 0 would make a step without bound.
+- `q8_sqrt`, `q4`: squares of these.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Formats that are types of torch, and those that are codes, with their bits.
+FLOATS = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+CODES = {"q8": 8, "q8_linear": 8, "q8_sqrt": 8, "q4": 4, "q4_linear": 4}
+FORMATS = (*FLOATS, *CODES)
+#: Numbers that share a scale, and how many a tensor must have to be kept in codes.
+BLOCK = 256
+LEAST = 4096
+#: What is behind the key of a state of codes in the key of its scales.
+SCALES = "_absmax"
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A table, for one device: `values` in float32, and `bounds[j]`, the largest float32 that belongs to entry j."""
+
+    bits: int
+    values: Tensor
+    bounds: Tensor
+
+
+@functools.cache
+def code(name: str, positive: bool, device: torch.device) -> Code:
+    """The table of a format of codes; `positive` for numbers that are never negative."""
+    bits = CODES[name]
+    values = torch.tensor(_dynamic(positive) if name == "q8" else _spread(name, bits, positive))
+    low, high = values[:-1].double(), values[1:].double()
+    middle = (low + high) / 2  # exact
+    bounds = middle.float()
+    bounds = torch.where(bounds.double() > middle, torch.nextafter(bounds, torch.tensor(-math.inf)), bounds)
+    return Code(bits, values.to(device), bounds.to(device))
+
+
+def _dynamic(positive: bool) -> list[float]:
+    values = [0.0, 1.0]
+    for decade in range(7):
+        items = 2 ** (decade + positive)
+        edges = torch.linspace(0.1, 1.0, items + 1, dtype=torch.float32, device="cpu")
+        found = ((edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)).tolist()
+        values += found if positive else [*found, *(-x for x in found)]
+    return sorted(values)
+
+
+def _spread(name: str, bits: int, positive: bool) -> list[float]:
+    if positive:
+        even = [(k + 1) / 2**bits for k in range(2**bits)]
+    else:
+        most = 2 ** (bits - 1) - 1
+        even = [-1.0, *((k - most) / most for k in range(2 * most + 1))]
+        even[0] = -(most + 1) / most  # a code that nothing gets
+    if name.endswith("linear"):
+        return even
+    return [math.copysign(x * x, x) for x in even]
+
+
+def _blocks(flat: Tensor) -> Tensor:
+    missing = -flat.numel() % BLOCK
+    return torch.nn.functional.pad(flat, (0, missing)).view(-1, BLOCK)
+
+
+def encode(x: Tensor, table: Code) -> tuple[Tensor, Tensor]:
+    """Codes, of the shape of x or, where two share a byte, flat; and the scale of each block, in float32."""
+    blocks = _blocks(x.detach().reshape(-1))
+    scales = blocks.abs().amax(1).float()
+    part = (blocks / scales.to(blocks.dtype).unsqueeze(1)).float()
+    found = torch.bucketize(part.nan_to_num(nan=0.0), table.bounds).to(torch.uint8)
+    if table.bits == 4:
+        pairs = found.view(-1, 2)
+        return (pairs[:, 0] | pairs[:, 1] << 4)[: (x.numel() + 1) // 2], scales
+    return found.view(-1)[: x.numel()].view(x.shape), scales
+
+
+def decode(codes: Tensor, scales: Tensor, table: Code, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The numbers that codes stand for."""
+    flat = codes.reshape(-1)
+    if table.bits == 4:
+        flat = torch.stack((flat & 15, flat >> 4), 1).view(-1)
+    numel = math.prod(shape)
+    values = table.values[flat[:numel].long()].to(dtype)
+    return (_blocks(values) * scales.to(dtype).unsqueeze(1)).view(-1)[:numel].view(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """A state that is kept in codes: the tensors that hold it, and the shape of its parameter."""
+
+    codes: Tensor
+    scales: Tensor
+    table: Code
+    shape: torch.Size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is kept."""
+        return self.codes.device
+
+    def open(self, dtype: torch.dtype) -> Tensor:
+        """Its numbers, in memory of their own."""
+        return decode(self.codes, self.scales, self.table, self.shape, dtype)
+
+    def put(self, value: Any) -> None:
+        """Keeps a tensor, or the same number everywhere."""
+        if not isinstance(value, Tensor):
+            value = torch.full(self.shape, float(value), dtype=torch.float32, device=self.device)
+        codes, scales = encode(value.expand(self.shape), self.table)
+        self.codes.copy_(codes)
+        self.scales.copy_(scales)
+
+
+def coded(name: str, positive: bool, p: Tensor) -> Coded:
+    """A new state of zeros of the shape of p."""
+    table = code(name, positive, p.device)
+    numel = p.numel()
+    codes = torch.empty(p.shape if table.bits == 8 else ((numel + 1) // 2,), dtype=torch.uint8, device=p.device)
+    scales = torch.empty(-(-numel // BLOCK), dtype=torch.float32, device=p.device)
+    made = Coded(codes, scales, table, p.shape)
+    made.put(torch.zeros(p.shape, dtype=torch.float32, device=p.device))
+    return made
