@@ -45,6 +45,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -52,6 +54,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -92,6 +95,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x1f};
+static const i64 kernel1_writes[] = {0x1d};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -99,6 +104,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -144,6 +150,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -151,6 +159,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -189,6 +198,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x1f};
+static const i64 kernel1_writes[] = {0x1d};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -196,6 +207,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 5, .slots = 6,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -243,6 +255,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -250,6 +264,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -291,6 +306,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -298,6 +315,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -334,6 +352,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -341,6 +361,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -382,6 +403,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -389,6 +412,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -423,6 +447,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -430,6 +456,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 6,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -473,6 +500,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -480,6 +509,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -525,6 +555,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -532,6 +564,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -572,6 +605,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x1f};
+static const i64 kernel1_writes[] = {0x1d};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -579,6 +614,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -624,6 +660,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -631,6 +669,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -669,6 +708,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x1f};
+static const i64 kernel1_writes[] = {0x1d};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -676,6 +717,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 5, .slots = 6,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -723,6 +765,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -730,6 +774,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -771,6 +816,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -778,6 +825,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -814,6 +862,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -821,6 +871,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -862,6 +913,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -869,6 +922,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -903,6 +957,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -910,6 +966,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 6,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -953,6 +1010,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -960,6 +1019,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1005,6 +1065,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1012,6 +1074,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1052,6 +1115,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x1f};
+static const i64 kernel1_writes[] = {0x1d};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1059,6 +1124,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1104,6 +1170,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1111,6 +1179,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1148,6 +1217,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x1f};
+static const i64 kernel1_writes[] = {0x1c};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1155,6 +1226,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 5, .slots = 6,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1202,6 +1274,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x1f};
+static const i64 kernel0_writes[] = {0x1d};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1209,6 +1283,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 5, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1250,6 +1325,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1257,6 +1334,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1293,6 +1371,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1300,6 +1380,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1341,6 +1422,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1348,6 +1431,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1381,6 +1465,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xc};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1388,6 +1474,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 6,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1431,6 +1518,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1438,6 +1527,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };

@@ -92,9 +92,9 @@ class AdaBelief(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="adabelief.c",
-        c_sha256="7f6b9217d7c619f34517ee67b770339024fa1e4fa5a07bb51b8ced642dc38bbf",
+        c_sha256="5a44ea426f412952cfe99d2e49d9e466dfbf07bdc0dbbf9db618d4a6e55269fd",
         triton="adabelief.triton.py",
-        triton_sha256="47b101e1e444b3828ef2291d9d330f704a71297dbc6b1d6343e669c83141deb1",
+        triton_sha256="41fb7f0b1abdd25e49de94746a2cd60919e45eab370c6dab6469751f3b8a018c",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square, store
 
 
@@ -33,18 +34,18 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_5 = p_1 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
     store(p_at + i, p_5, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -87,18 +88,18 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_6 = p_1 - slot_6 * m_1
     store(p_at + i, p_6, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -140,17 +141,17 @@ def pass2_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -194,9 +195,9 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
@@ -204,9 +205,9 @@ def pass3_chunk(
     root_1 = sqrt(s_max_1)
     p_9 = p_1 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
     store(p_at + i, p_9, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -248,15 +249,15 @@ def pass4_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_5 = p_1 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
     store(p_at + i, p_5, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -297,15 +298,15 @@ def pass5_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_6 = p_1 - slot_6 * m_1
     store(p_at + i, p_6, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -345,14 +346,14 @@ def pass6_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -394,16 +395,16 @@ def pass7_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     root_1 = sqrt(s_1)
     p_9 = p_1 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
     store(p_at + i, p_9, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -445,18 +446,18 @@ def pass8_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_5 = p_2 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
     store(p_at + i, p_5, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -499,18 +500,18 @@ def pass9_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_6 = p_2 - slot_6 * m_1
     store(p_at + i, p_6, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -552,17 +553,17 @@ def pass10_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     store(p_at + i, p_2, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -606,9 +607,9 @@ def pass11_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
@@ -616,9 +617,9 @@ def pass11_chunk(
     root_1 = sqrt(s_max_1)
     p_9 = p_2 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
     store(p_at + i, p_9, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -660,15 +661,15 @@ def pass12_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_5 = p_2 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
     store(p_at + i, p_5, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -709,15 +710,15 @@ def pass13_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_6 = p_2 - slot_6 * m_1
     store(p_at + i, p_6, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -757,14 +758,14 @@ def pass14_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     store(p_at + i, p_2, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -806,16 +807,16 @@ def pass15_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     root_1 = sqrt(s_1)
     p_9 = p_2 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
     store(p_at + i, p_9, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -857,18 +858,18 @@ def pass16_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_5 = p_0 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
     store(p_at + i, p_5, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -911,18 +912,18 @@ def pass17_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_6 = p_0 - slot_6 * m_1
     store(p_at + i, p_6, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -964,16 +965,16 @@ def pass18_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1017,9 +1018,9 @@ def pass19_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
-    s_max_0 = load(max_exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    s_max_0 = read(max_exp_avg_var_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
@@ -1027,9 +1028,9 @@ def pass19_chunk(
     root_1 = sqrt(s_max_1)
     p_9 = p_0 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
     store(p_at + i, p_9, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
-    store(max_exp_avg_var_at + i, s_max_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1071,15 +1072,15 @@ def pass20_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     p_5 = p_0 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
     store(p_at + i, p_5, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1120,15 +1121,15 @@ def pass21_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     p_6 = p_0 - slot_6 * m_1
     store(p_at + i, p_6, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1168,13 +1169,13 @@ def pass22_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1216,16 +1217,16 @@ def pass23_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    s_0 = load(exp_avg_var_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     root_1 = sqrt(s_1)
     p_9 = p_0 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
     store(p_at + i, p_9, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_var_at + i, s_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

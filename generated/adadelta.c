@@ -40,6 +40,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -47,6 +49,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 5,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };

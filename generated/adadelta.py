@@ -58,9 +58,9 @@ class Adadelta(Optimizer):
     )
     _native = Native(
         c="adadelta.c",
-        c_sha256="66adb8e8440398848b867b880b611b7e28eed63351db1a6f6f6fda9f6f51f96b",
+        c_sha256="7aaffd3d24012e05951f498b4411a6ae555e556e7aa0dc042e394fc5f0560d84",
         triton="adadelta.triton.py",
-        triton_sha256="536e181d14bda645b4bbd67970dc6a3d42c24f3c808ce3b8ed326ec2a2981790",
+        triton_sha256="efba14cde4007dcf92dcbca46a61910c0ecab897a5b0216b9abf0924f8b93983",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
 
 
@@ -30,16 +31,16 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_0 = load(square_avg_at + i, live, MASKED, REAL)
-    a_0 = load(acc_delta_at + i, live, MASKED, REAL)
+    v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    a_0 = read(acc_delta_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_1)
     delta_1 = div(sqrt(a_0 + slot_3), sqrt(v_1 + slot_3)) * g_1
     a_1 = slot_1 * a_0 + slot_2 * square(delta_1)
     p_1 = p_0 - slot_4 * delta_1
     store(p_at + i, p_1, live, MASKED)
-    store(square_avg_at + i, v_1, live, MASKED)
-    store(acc_delta_at + i, a_1, live, MASKED)
+    write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    write(acc_delta_at, x + ARRAYS + 10, chunk, n, i, a_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -56,9 +56,9 @@ class Adagrad(Optimizer):
     )
     _native = Native(
         c="adagrad.c",
-        c_sha256="ede767275f8778b5c044eace2c2efe293bff35420515b0e7e22f56d651062744",
+        c_sha256="712938633705699e7d2be349258f5a01808149a6862fc93c6ac0f704ad3a119d",
         triton="adagrad.triton.py",
-        triton_sha256="82a226c0a0c23ea5c912380b5f95deb9716a9879d6088da4bcebfbad8c2b72c4",
+        triton_sha256="f5cd093476ded17a3215c3f91156432f4ed0dc67c5cece6626f7a3dd65d72e83",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
 
 
@@ -27,12 +28,12 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    s_0 = load(sum_at + i, live, MASKED, REAL)
+    s_0 = read(sum_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     s_1 = s_0 + square(g_1)
     p_1 = p_0 - div(slot_1 * g_1, sqrt(s_1) + slot_2)
     store(p_at + i, p_1, live, MASKED)
-    store(sum_at + i, s_1, live, MASKED)
+    write(sum_at, x + ARRAYS + 7, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -56,6 +56,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -63,6 +65,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -119,6 +122,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -126,6 +131,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -182,6 +188,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -189,6 +197,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -245,6 +254,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -252,6 +263,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -308,6 +320,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -315,6 +329,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -371,6 +386,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -378,6 +395,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -416,6 +434,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -423,6 +443,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 4,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -470,6 +491,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)n, (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xb};
+static const i64 kernel0_writes[] = {0x9};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -477,6 +500,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 4,
     .host_states = 0, .width = 0, .by_rows = 1,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -515,6 +539,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -522,6 +548,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 4,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -560,6 +587,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -567,6 +596,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 4,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -599,6 +629,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x7};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -606,6 +638,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -647,6 +680,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)n, (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -654,6 +689,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 1,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -686,6 +722,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x7};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -693,6 +731,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -725,6 +764,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x7};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -732,6 +773,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };

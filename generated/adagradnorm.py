@@ -87,9 +87,9 @@ class AdaGradNorm(Optimizer):
     _foreach_inplace = False
     _native = Native(
         c="adagradnorm.c",
-        c_sha256="5db7b055d08ffe93ebb8e1b6db40955c68ff62d058de82ad4effa5c1bd4726fd",
+        c_sha256="221544cff7cc5b4afe006840b1edaa5446a0dcfe754d58d0250729ef05a6de24",
         triton="adagradnorm.triton.py",
-        triton_sha256="57994903407d6b94e18b84c5bd3a5e70a40cf47049028f9cb130eae9b8a6b248",
+        triton_sha256="1bcefecfbec551257094069180c0684be61d6a0e2f9174e9d70969fca1b23743",
         kernels=(
             Kernel(
                 unit=0,

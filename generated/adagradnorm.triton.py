@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNK, CHUNKS, COLS, FOLDED, N, PARTIALS, ROWS, SHARED, SLOTS, VALUES, at, counted, div, fold_sum, length, load, number, place, sqrt, square, store, total
 
 
@@ -130,15 +131,15 @@ def pass2_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    s_row_0 = load(sum_rows_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    s_row_0 = read(sum_rows_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    m_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     s_row_1 = s_row_0 + square(g_0)
     p_2 = p_0 - div(slot_2 * m_1, sqrt(s_row_1) + number(1e-10, REAL))
     p_5 = p_2 - slot_3 * g_0
     store(p_at + i, p_5, live, MASKED)
-    store(sum_rows_at + i, s_row_1, live, MASKED)
-    store(momentum_buffer_at + i, m_1, live, MASKED)
+    write(sum_rows_at, x + ARRAYS + 8, chunk, n, i, s_row_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -226,15 +227,15 @@ def pass4_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    s_0 = load(sum_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    s_0 = read(sum_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    m_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     s_1 = s_0 + square(g_0)
     p_3 = p_0 - div(slot_2 * m_1, sqrt(s_1) + number(1e-10, REAL))
     p_5 = p_3 - slot_3 * g_0
     store(p_at + i, p_5, live, MASKED)
-    store(sum_at + i, s_1, live, MASKED)
-    store(momentum_buffer_at + i, m_1, live, MASKED)
+    write(sum_at, x + ARRAYS + 8, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -269,12 +270,12 @@ def pass5_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    s_row_0 = load(sum_rows_at + i, live, MASKED, REAL)
+    s_row_0 = read(sum_rows_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     s_row_1 = s_row_0 + square(g_0)
     p_2 = p_0 - div(slot_0 * g_0, sqrt(s_row_1) + number(1e-10, REAL))
     p_5 = p_2 - slot_1 * g_0
     store(p_at + i, p_5, live, MASKED)
-    store(sum_rows_at + i, s_row_1, live, MASKED)
+    write(sum_rows_at, x + ARRAYS + 7, chunk, n, i, s_row_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -353,12 +354,12 @@ def pass7_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    s_0 = load(sum_at + i, live, MASKED, REAL)
+    s_0 = read(sum_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     s_1 = s_0 + square(g_0)
     p_3 = p_0 - div(slot_0 * g_0, sqrt(s_1) + number(1e-10, REAL))
     p_5 = p_3 - slot_1 * g_0
     store(p_at + i, p_5, live, MASKED)
-    store(sum_at + i, s_1, live, MASKED)
+    write(sum_at, x + ARRAYS + 7, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

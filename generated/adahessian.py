@@ -66,9 +66,9 @@ class AdaHessian(Optimizer):
     )
     _native = Native(
         c="adahessian.c",
-        c_sha256="87425d8c090ff5480e2cdbdedb21bb7d02d60549f3ea8296c9db11c71fb1bbfe",
+        c_sha256="dc4839b672a34a004f499ac4d109863f67a29664d6123f5a41d13ebf7d0c76e7",
         triton="adahessian.triton.py",
-        triton_sha256="e11d7ca5d5f7bfa1974e7faae6d54af391423c2d573f67a3535b4b3076db5747",
+        triton_sha256="de906f974c2ea2a4235875d15f78d21f72b5c1c06fe873891b568b9bf04dc2c3",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, power, sqrt, square, store
 
 
@@ -36,16 +37,16 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    h_0 = load(h_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_hessian_diag_sq_at + i, live, MASKED, REAL)
+    h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(exp_hessian_diag_sq_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(h_0)
     root_1 = power(sqrt(v_1) * slot_4, slot_5)
     p_1 = p_0 - slot_6 * (div(m_1 * slot_7, root_1 + slot_8) + slot_9 * p_0)
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_hessian_diag_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_hessian_diag_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

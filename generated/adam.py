@@ -72,9 +72,9 @@ class Adam(Optimizer):
     )
     _native = Native(
         c="adam.c",
-        c_sha256="0a80c9862ada6bb9386cc439c4746652873a80331947e0e11009b0a6165309d1",
+        c_sha256="6a293be11dbe268bcc7b20002b9917395532ffb4f74ce6f3b36efe23a25e9b57",
         triton="adam.triton.py",
-        triton_sha256="ca5f8780d626f640cd86a322e6a8b9795bd8821a697453c01d4c45fb6618f975",
+        triton_sha256="d8c256412206efb97d1e588b3b40b07fbc76ef0fd06cf2ae8c88ac5209d30266",
         kernels=(
             Kernel(
                 unit=0,

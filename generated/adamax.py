@@ -58,9 +58,9 @@ class Adamax(Optimizer):
     )
     _native = Native(
         c="adamax.c",
-        c_sha256="c56a116485f3276b18e14ec238acbd3119e1f778919e2dabba0338067d4e477e",
+        c_sha256="02e383dde5758cb3672608df311b6ffa34a7f1080a1b2e9f5875343fd4732963",
         triton="adamax.triton.py",
-        triton_sha256="37a1c7985e1b8edb48cfb1e7c59bfa35ea5c2d09df222ee8e4b928e23e3f2356",
+        triton_sha256="393e8fe3b4f8ec9bc67c2e641692860050274ec6fb3c9773112d6429c617ea79",
         kernels=(
             Kernel(
                 unit=0,

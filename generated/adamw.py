@@ -67,9 +67,9 @@ class AdamW(Optimizer):
     )
     _native = Native(
         c="adamw.c",
-        c_sha256="4e2f0c74cf28cfd625e5a58098d9b41c8116919d82b3e6469393bae89060c975",
+        c_sha256="749ad6852601d26b65c694b0e39a25a4bef751be9283ca0ea60c598227821c01",
         triton="adamw.triton.py",
-        triton_sha256="48098077a23a3741ca2d0abedbf7f01bd2c10fab736fe227803c4448cb892e9b",
+        triton_sha256="99acce3a7cca5e87618d55423e9c2aef2c44e93223e85391504057e25f3b53a4",
         kernels=(
             Kernel(
                 unit=0,

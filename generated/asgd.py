@@ -66,9 +66,9 @@ class ASGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="asgd.c",
-        c_sha256="309de3b65713a89ae825bdde1be2484c6a89364b21e85c8fff7597ed8aa450a4",
+        c_sha256="9bfd63c7c3ed99bb1aca4c63610cbdbe6a3880fb649442b59919bf0528b2b0a5",
         triton="asgd.triton.py",
-        triton_sha256="950914be506d8dcc9dcb77a6eba71b5861e8eb837b59841704702bf29b28d7ef",
+        triton_sha256="2786e6a26c653a01ec81953ae138fce5f78bacdc159acd3bb2bdc71ab5b108c7",
         kernels=(
             Kernel(
                 unit=0,

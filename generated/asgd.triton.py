@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
 
 
@@ -30,7 +31,7 @@ def pass0_chunk(
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 * slot_1 - slot_2 * g_1
     store(p_at + i, p_1, live, MASKED)
-    store(ax_at + i, p_1, live, MASKED)
+    write(ax_at, x + ARRAYS + 9, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -67,12 +68,12 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    ax_0 = load(ax_at + i, live, MASKED, REAL)
+    ax_0 = read(ax_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 * slot_1 - slot_2 * g_1
     ax_2 = ax_0 + slot_3 * (p_1 - ax_0)
     store(p_at + i, p_1, live, MASKED)
-    store(ax_at + i, ax_2, live, MASKED)
+    write(ax_at, x + ARRAYS + 9, chunk, n, i, ax_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -71,9 +71,9 @@ class DiffGrad(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="diffgrad.c",
-        c_sha256="49f3bcea6d07503b75ce80387675c5a5c96ded77dab0aefccb2330dea95f748c",
+        c_sha256="d3cc9025b08529a9d4c6d2b3c31b9abd635931ad4ec2a1dae462553d868aab57",
         triton="diffgrad.triton.py",
-        triton_sha256="4b5a10df6cfe4f703076f9f35f0b6d1496377446baaa036676939b0f12a96392",
+        triton_sha256="c11a6e495312ee940a36c2d0ed023f40d8bfa39f08f2fb6bb7ae1ee6e6ba963c",
         kernels=(
             Kernel(
                 unit=0,

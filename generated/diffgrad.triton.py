@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, exp, length, load, magnitude, number, place, sqrt, square, store
 
 
@@ -33,17 +34,17 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     friction_3 = number(0.5, REAL)
     p_1 = p_0 - div(slot_5 * friction_3 * m_1, sqrt(v_1) + slot_6)
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
-    store(previous_grad_at + i, g_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    write(previous_grad_at, x + ARRAYS + 13, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -86,18 +87,18 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
-    prev_0 = load(previous_grad_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    prev_0 = read(previous_grad_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     friction_2 = div(number(1.0, REAL), number(1.0, REAL) + exp(-magnitude(prev_0 - g_1)))
     p_1 = p_0 - div(slot_5 * friction_2 * m_1, sqrt(v_1) + slot_6)
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
-    store(previous_grad_at + i, g_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    write(previous_grad_at, x + ARRAYS + 13, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -113,6 +113,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xd};
+static const i64 kernel0_writes[] = {0x0, 0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -120,6 +122,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 11,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -244,6 +247,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -251,6 +256,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 11,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -358,6 +364,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -365,6 +373,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 11,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -476,6 +485,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xd};
+static const i64 kernel0_writes[] = {0x0, 0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -483,6 +494,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 11,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -605,6 +617,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -612,6 +626,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 11,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -717,6 +732,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -724,6 +741,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 11,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -792,6 +810,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -799,6 +819,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -867,6 +888,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -874,6 +897,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -942,6 +966,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -949,6 +975,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1058,6 +1085,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xd};
+static const i64 kernel0_writes[] = {0x0, 0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1065,6 +1094,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1185,6 +1215,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1192,6 +1224,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1297,6 +1330,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1304,6 +1339,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1411,6 +1447,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xd};
+static const i64 kernel0_writes[] = {0x0, 0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1418,6 +1456,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1536,6 +1575,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1543,6 +1584,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1646,6 +1688,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1653,6 +1697,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1719,6 +1764,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1726,6 +1773,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1792,6 +1840,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1799,6 +1849,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1865,6 +1916,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x2, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1872,6 +1925,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 1, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1960,6 +2014,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xd};
+static const i64 kernel0_writes[] = {0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1967,6 +2023,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2064,6 +2121,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2071,6 +2130,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2153,6 +2213,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0x3};
+static const i64 kernel0_writes[] = {0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2160,6 +2222,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2246,6 +2309,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xd};
+static const i64 kernel0_writes[] = {0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2253,6 +2318,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2348,6 +2414,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2355,6 +2423,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2435,6 +2504,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0x3};
+static const i64 kernel0_writes[] = {0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2442,6 +2513,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 10,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2485,6 +2557,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -2492,6 +2566,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 9,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2576,6 +2651,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xd};
+static const i64 kernel0_writes[] = {0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2583,6 +2660,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2676,6 +2754,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2683,6 +2763,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2763,6 +2844,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0x3};
+static const i64 kernel0_writes[] = {0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2770,6 +2853,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2852,6 +2936,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xd};
+static const i64 kernel0_writes[] = {0xc, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2859,6 +2945,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2950,6 +3037,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0xf};
+static const i64 kernel0_writes[] = {0x0, 0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2957,6 +3046,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -3035,6 +3125,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0xf, 0x3};
+static const i64 kernel0_writes[] = {0xe, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -3042,6 +3134,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -3083,6 +3176,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -3090,6 +3185,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };

@@ -87,9 +87,9 @@ class Lamb(Optimizer):
     _foreach_inplace = False
     _native = Native(
         c="lamb.c",
-        c_sha256="664dfccc71edc45355a8f1fd09eb96fce1cfa0dd13dd2063a976a12820a9579a",
+        c_sha256="7b4cf5a867b4ad3b283137791930a21dfb64f0aff64e11ba033ffdc8b01addce",
         triton="lamb.triton.py",
-        triton_sha256="f48fb60ffe85b632b4694aae9b4738638690c04125f5e9f4752f0ff1df624ef9",
+        triton_sha256="404313be36d9b5cbe9b35fc4a9c0adb72298c6ac6447d431ab7e6bbfef92ba52",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SHARED, SLOTS, VALUES, at, both, counted, div, fold_sum, greater, length, lesser, load, number, place, select, sqrt, square, store, total
 
 
@@ -64,14 +65,14 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(u_1), live, 0.0, MASKED)).to(tl.float64))
@@ -112,8 +113,8 @@ def pass2_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     u_4 = u_1 * part_5
     p_1 = p_0 - slot_10 * u_4
@@ -210,8 +211,8 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -264,8 +265,8 @@ def pass4_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -273,8 +274,8 @@ def pass4_chunk(
     u_4 = u_1 * part_5
     p_1 = p_0 - slot_10 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -318,14 +319,14 @@ def pass5_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     store(g_at + i, u_1, live, MASKED)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -403,8 +404,8 @@ def pass7_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_10 * u_4
@@ -481,8 +482,8 @@ def pass8_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -490,8 +491,8 @@ def pass8_chunk(
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_10 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -601,16 +602,16 @@ def pass11_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     p_1 = p_0 - slot_9 * u_1
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -672,14 +673,14 @@ def pass12_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(u_2), live, 0.0, MASKED)).to(tl.float64))
@@ -718,8 +719,8 @@ def pass13_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     u_4 = u_2 * part_5
     p_1 = p_0 - slot_8 * u_4
@@ -794,8 +795,8 @@ def pass14_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -846,8 +847,8 @@ def pass15_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -855,8 +856,8 @@ def pass15_chunk(
     u_4 = u_2 * part_5
     p_1 = p_0 - slot_8 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -898,14 +899,14 @@ def pass16_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     store(g_at + i, u_2, live, MASKED)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -981,8 +982,8 @@ def pass18_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_8 * u_4
@@ -1057,8 +1058,8 @@ def pass19_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -1066,8 +1067,8 @@ def pass19_chunk(
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_8 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1146,16 +1147,16 @@ def pass21_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = div(g_0, part_2)
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     p_1 = p_0 - slot_7 * u_2
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1197,13 +1198,13 @@ def pass22_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(u_1), live, 0.0, MASKED)).to(tl.float64))
@@ -1244,8 +1245,8 @@ def pass23_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * part_3
     p_1 = p_0 - slot_9 * u_4
@@ -1320,8 +1321,8 @@ def pass24_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
@@ -1372,16 +1373,16 @@ def pass25_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * part_3
     p_1 = p_0 - slot_9 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1423,13 +1424,13 @@ def pass26_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     store(g_at + i, u_1, live, MASKED)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -1507,8 +1508,8 @@ def pass28_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_9 * u_4
@@ -1584,16 +1585,16 @@ def pass29_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_9 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1672,15 +1673,15 @@ def pass31_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     p_1 = p_0 - slot_8 * u_1
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1720,13 +1721,13 @@ def pass32_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(u_2), live, 0.0, MASKED)).to(tl.float64))
@@ -1765,8 +1766,8 @@ def pass33_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * part_3
     p_1 = p_0 - slot_7 * u_4
@@ -1839,8 +1840,8 @@ def pass34_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
@@ -1889,16 +1890,16 @@ def pass35_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * part_3
     p_1 = p_0 - slot_7 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1938,13 +1939,13 @@ def pass36_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     store(g_at + i, u_2, live, MASKED)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -2020,8 +2021,8 @@ def pass38_chunk(
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
-    m_1 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_1 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_7 * u_4
@@ -2095,16 +2096,16 @@ def pass39_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_7 * u_4
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -2181,15 +2182,15 @@ def pass41_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     p_1 = p_0 - slot_6 * u_2
     store(p_at + i, p_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -68,6 +68,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x7};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -75,6 +77,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -143,6 +146,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x7};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -150,6 +155,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -218,6 +224,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x7};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -225,6 +233,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -299,6 +308,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -306,6 +317,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -378,6 +390,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -385,6 +399,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -459,6 +474,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -466,6 +483,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -538,6 +556,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -545,6 +565,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -619,6 +640,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -626,6 +649,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -698,6 +722,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -705,6 +731,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -777,6 +804,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -784,6 +813,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -855,6 +885,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -862,6 +894,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -934,6 +967,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -941,6 +976,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1012,6 +1048,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -1019,6 +1057,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1091,6 +1130,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1098,6 +1139,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1169,6 +1211,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -1176,6 +1220,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 7,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1246,6 +1291,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1253,6 +1300,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 2, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1323,6 +1371,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1330,6 +1380,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 2, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1400,6 +1451,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1407,6 +1460,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 2, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1478,6 +1532,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1485,6 +1541,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1554,6 +1611,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -1561,6 +1620,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1632,6 +1692,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1639,6 +1701,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1708,6 +1771,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -1715,6 +1780,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1786,6 +1852,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1793,6 +1861,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 5,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1862,6 +1931,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -1869,6 +1940,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1938,6 +2010,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1945,6 +2019,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2013,6 +2088,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -2020,6 +2097,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -2089,6 +2167,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2096,6 +2176,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2164,6 +2245,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -2171,6 +2254,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -2240,6 +2324,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2247,6 +2333,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2315,6 +2402,8 @@ static void kernel1_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel1_folds0[] = {SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0};
@@ -2322,6 +2411,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 2, .arrays = 3, .slots = 6,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -2389,6 +2479,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2396,6 +2488,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 2, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2463,6 +2556,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2470,6 +2565,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 2, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2537,6 +2633,8 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2544,6 +2642,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 2, .arrays = 2, .slots = 4,
     .host_states = 0, .width = 2, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2574,6 +2673,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -2581,6 +2682,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2609,6 +2711,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x7};
+static const i64 kernel1_writes[] = {0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -2616,6 +2720,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 3, .slots = 3,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -2644,6 +2749,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -2651,6 +2758,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 1,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -2678,6 +2786,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x7};
+static const i64 kernel1_writes[] = {0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -2685,6 +2795,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 3, .slots = 3,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -2711,6 +2822,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -2718,6 +2831,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 2, .slots = 1,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };

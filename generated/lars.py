@@ -94,9 +94,9 @@ class Lars(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="lars.c",
-        c_sha256="1463a02280535032e881886ad81361f89bf6a177678973ee2316bbbc04c7640f",
+        c_sha256="fc2bab2ce16cb7e29afc6ab81d21747f980efa3451e286b22f052e48cf8d542d",
         triton="lars.triton.py",
-        triton_sha256="063ef34bbd096f80542b67451864fda34deb10698920e18a1434269095b24ab1",
+        triton_sha256="f18c385a733345144690da03645775198f3852dafc35f8c4f45adaee0ee573a1",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, both, counted, div, fold_sum, length, lesser, load, number, place, select, sqrt, square, store, total
 
 
@@ -61,11 +62,11 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     buf_1 = slot_2 * buf_0 + part_3 * (g_0 + slot_1 * p_0)
     p_1 = p_0 - buf_1
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -136,7 +137,7 @@ def pass2_chunk(
     g_3 = g_1 + slot_4 * g_1
     p_2 = p_0 - slot_5 * g_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, g_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -209,13 +210,13 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     buf_3 = slot_4 * buf_0 + slot_5 * g_1
     g_3 = g_1 + slot_4 * buf_3
     p_2 = p_0 - slot_6 * g_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, buf_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -255,7 +256,7 @@ def pass4_chunk(
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     p_2 = p_0 - slot_4 * g_1
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, g_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -294,12 +295,12 @@ def pass5_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     buf_3 = slot_4 * buf_0 + slot_5 * g_1
     p_2 = p_0 - slot_6 * buf_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, buf_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -379,7 +380,7 @@ def pass7_chunk(
     g_3 = g_1 + slot_3 * g_1
     p_2 = p_0 - slot_4 * g_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, g_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -449,13 +450,13 @@ def pass8_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     buf_3 = slot_3 * buf_0 + slot_4 * g_1
     g_3 = g_1 + slot_3 * buf_3
     p_2 = p_0 - slot_5 * g_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, buf_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -495,7 +496,7 @@ def pass9_chunk(
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     p_2 = p_0 - slot_3 * g_1
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, g_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -534,12 +535,12 @@ def pass10_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     buf_3 = slot_3 * buf_0 + slot_4 * g_1
     p_2 = p_0 - slot_5 * buf_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, buf_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -615,7 +616,7 @@ def pass12_chunk(
     g_3 = g_0 + slot_0 * g_0
     p_2 = p_0 - slot_1 * g_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, g_0, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -651,12 +652,12 @@ def pass13_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     buf_3 = slot_0 * buf_0 + slot_1 * g_0
     g_3 = g_0 + slot_0 * buf_3
     p_2 = p_0 - slot_2 * g_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, buf_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -692,7 +693,7 @@ def pass14_chunk(
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_2 = p_0 - slot_0 * g_0
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, g_0, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -728,11 +729,11 @@ def pass15_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     buf_3 = slot_0 * buf_0 + slot_1 * g_0
     p_2 = p_0 - slot_2 * buf_3
     store(p_at + i, p_2, live, MASKED)
-    store(momentum_buffer_at + i, buf_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

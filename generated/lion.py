@@ -53,9 +53,9 @@ class Lion(Optimizer):
     )
     _native = Native(
         c="lion.c",
-        c_sha256="6ef2ac6bb145a395a40f6da06a0c85ce161d0f904ade101c2090ddfb492e3b50",
+        c_sha256="6a4608ba2deb79992b46b07ee92dd935177927ae78cc7c02a2fb354f35d3740b",
         triton="lion.triton.py",
-        triton_sha256="545e97ccb42e33c873760741edc5dc15471253126fea0b0c0261de410b7b7071",
+        triton_sha256="32c01d321ba8cd2ea9e2685dfbefd17a2d057e53714ffd02c341b751c8caca4a",
         kernels=(
             Kernel(
                 unit=0,

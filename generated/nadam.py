@@ -71,9 +71,9 @@ class NAdam(Optimizer):
     )
     _native = Native(
         c="nadam.c",
-        c_sha256="7c9df32a68d7947999d37aa3700baba570db63228f19ee4d9f480d1b535d01e5",
+        c_sha256="3270aef2c75173f755bfd9fab7a28578277adf574704c59fd67a670a1550ca18",
         triton="nadam.triton.py",
-        triton_sha256="a3c211dd035352219c69681e9ed4a7fd5985b25de7e556f6667370c03e14190c",
+        triton_sha256="528b07dc3b1c8798d4adb565face19cf8c984d9e38df818ba45761ee50eceb1d",
         kernels=(
             Kernel(
                 unit=0,

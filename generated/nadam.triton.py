@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
 
 
@@ -34,8 +35,8 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * square(g_0)
@@ -43,8 +44,8 @@ def pass0_chunk(
     p_3 = p_1 - div(slot_7 * g_0, d_1)
     p_4 = p_3 - div(slot_8 * m_1, d_1)
     store(p_at + i, p_4, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -87,8 +88,8 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
@@ -96,8 +97,8 @@ def pass1_chunk(
     p_3 = p_0 - div(slot_7 * g_1, d_1)
     p_4 = p_3 - div(slot_8 * m_1, d_1)
     store(p_at + i, p_4, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -95,6 +95,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -102,6 +104,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 3, .slots = 3,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -195,6 +198,8 @@ static void kernel1_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel1_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {SUM, -1};
 static const signed char kernel1_folds2[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1, kernel1_sweep2};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, kernel1_scalars2, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0, 0};
@@ -202,6 +207,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 3, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -297,6 +303,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -304,6 +312,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 3, .slots = 3,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -397,6 +406,8 @@ static void kernel1_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel1_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {SUM, -1};
 static const signed char kernel1_folds2[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1, kernel1_sweep2};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, kernel1_scalars2, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0, 0};
@@ -404,6 +415,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 3, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -499,6 +511,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -506,6 +520,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 3, .slots = 3,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -599,6 +614,8 @@ static void kernel1_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel1_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {SUM, -1};
 static const signed char kernel1_folds2[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1, kernel1_sweep2};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, kernel1_scalars2, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0, 0};
@@ -606,6 +623,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 3, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -699,6 +717,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -706,6 +726,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -798,6 +819,8 @@ static void kernel1_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel1_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {SUM, -1};
 static const signed char kernel1_folds2[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1, kernel1_sweep2};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, kernel1_scalars2, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0, 0};
@@ -805,6 +828,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 3, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -898,6 +922,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -905,6 +931,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -997,6 +1024,8 @@ static void kernel1_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel1_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {SUM, -1};
 static const signed char kernel1_folds2[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1, kernel1_sweep2};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, kernel1_scalars2, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0, 0};
@@ -1004,6 +1033,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 3, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1097,6 +1127,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1104,6 +1136,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1196,6 +1229,8 @@ static void kernel1_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel1_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel1_folds1[] = {SUM, -1};
 static const signed char kernel1_folds2[] = {-1};
+static const i64 kernel1_reads[] = {0x3, 0x3, 0x7};
+static const i64 kernel1_writes[] = {0x0, 0x0, 0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0, kernel1_sweep1, kernel1_sweep2};
 static void (*const kernel1_scalars[])(const i64 *) = {0, kernel1_scalars1, kernel1_scalars2, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0, 0, 0};
@@ -1203,6 +1238,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0, kernel1_folds
 static const Kernel kernel1 = {
     .sweeps = 3, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1294,6 +1330,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1301,6 +1339,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 2, .slots = 2,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1392,6 +1431,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1399,6 +1440,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 2, .slots = 2,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1490,6 +1532,8 @@ static void kernel0_sweep2(const i64 *restrict x, i64 begin, i64 end, double *re
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {SUM, -1};
 static const signed char kernel0_folds2[] = {-1};
+static const i64 kernel0_reads[] = {0x3, 0x3, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x0, 0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1, kernel0_sweep2};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0, 0};
@@ -1497,6 +1541,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0, kernel0_folds
 static const Kernel kernel0 = {
     .sweeps = 3, .arrays = 2, .slots = 2,
     .host_states = 0, .width = 3, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1529,6 +1574,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1536,6 +1583,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 3,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1566,6 +1614,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x7};
+static const i64 kernel1_writes[] = {0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1573,6 +1623,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1603,6 +1654,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x5};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1610,6 +1663,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -1639,6 +1693,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x7};
+static const i64 kernel1_writes[] = {0x5};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1646,6 +1702,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 3, .slots = 4,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -1674,6 +1731,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0x3};
+static const i64 kernel0_writes[] = {0x1};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -1681,6 +1740,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 2, .slots = 2,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };

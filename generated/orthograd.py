@@ -70,9 +70,9 @@ class OrthoGradSGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="orthograd.c",
-        c_sha256="87aa3ef34c6e136ccd3c13683da8aa147b1dd02b2ebe8936d69f16825516fd1e",
+        c_sha256="dd35df3b65252446558cebfca5e0b1f5797dc4a200f03ab9db4eb59b2bd3266d",
         triton="orthograd.triton.py",
-        triton_sha256="b08abc3a42b0e0999cb74cdf75c100ccf0f7bd67c3236095a836a99ef2218a91",
+        triton_sha256="1859d9731678891a562ea27cd11f968707065453d2044907ebf053981a077732",
         kernels=(
             Kernel(
                 unit=0,

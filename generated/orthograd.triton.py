@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, counted, div, fold_sum, length, load, number, place, sqrt, square, store, total
 
 
@@ -105,7 +106,7 @@ def pass2_chunk(
     g_4 = g_3 + slot_1 * g_3
     p_1 = p_0 - slot_2 * g_4
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, g_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -189,7 +190,7 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
     g_1 = o_1 * part_5
     g_3 = g_1 + slot_0 * p_0
@@ -197,7 +198,7 @@ def pass3_chunk(
     g_4 = g_3 + slot_1 * buf_2
     p_1 = p_0 - slot_3 * g_4
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_2, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -240,7 +241,7 @@ def pass4_chunk(
     g_3 = g_1 + slot_0 * p_0
     p_1 = p_0 - slot_1 * g_3
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, g_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -280,14 +281,14 @@ def pass5_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
     g_1 = o_1 * part_5
     g_3 = g_1 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_3
     p_1 = p_0 - slot_3 * buf_2
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_2, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -368,7 +369,7 @@ def pass7_chunk(
     g_4 = g_3 + slot_1 * g_3
     p_1 = p_0 - slot_2 * g_4
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, g_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -405,13 +406,13 @@ def pass8_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_3 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_3
     g_4 = g_3 + slot_1 * buf_2
     p_1 = p_0 - slot_3 * g_4
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_2, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -449,7 +450,7 @@ def pass9_chunk(
     g_3 = g_0 + slot_0 * p_0
     p_1 = p_0 - slot_1 * g_3
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, g_3, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -486,12 +487,12 @@ def pass10_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_3 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_3
     p_1 = p_0 - slot_3 * buf_2
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_2, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -43,6 +43,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -50,6 +52,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -87,6 +90,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -94,6 +99,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };
@@ -137,6 +143,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0xd};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
 static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel0_columns[])(const i64 *) = {0};
@@ -144,6 +152,7 @@ static const signed char *const kernel0_folds[] = {kernel0_folds0};
 static const Kernel kernel0 = {
     .sweeps = 1, .arrays = 4, .slots = 8,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
     .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
     .folds = kernel0_folds,
 };
@@ -181,6 +190,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0xf};
+static const i64 kernel1_writes[] = {0xd};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -188,6 +199,7 @@ static const signed char *const kernel1_folds[] = {kernel1_folds0};
 static const Kernel kernel1 = {
     .sweeps = 1, .arrays = 4, .slots = 7,
     .host_states = 0, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
     .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
     .folds = kernel1_folds,
 };

@@ -70,9 +70,9 @@ class RAdam(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="radam.c",
-        c_sha256="779bbfad6b16487e7a429f7fb58acd657d57965d578373ccd6ce868f28f27646",
+        c_sha256="6f86921fec42c9da3d1a50a75b667ad5b20f5c497e5a1d5c335c6101107d69b5",
         triton="radam.triton.py",
-        triton_sha256="9d7ac344912c554a9f32256b12b17fe88f5c4af3b41dc84612cb033c83d676ca",
+        triton_sha256="0da8c000f01a87428e7e48be120fb3b15858ceb832bc43e5efc9384b9016823f",
         kernels=(
             Kernel(
                 unit=0,

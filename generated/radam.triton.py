@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
 
 
@@ -33,16 +34,16 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * square(g_0)
     m_hat_1 = m_1 * slot_5
     p_3 = p_1 - div(slot_6 * m_hat_1, sqrt(v_1) + slot_7)
     store(p_at + i, p_3, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -83,16 +84,16 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * square(g_0)
     m_hat_1 = m_1 * slot_5
     p_4 = p_1 - slot_6 * m_hat_1
     store(p_at + i, p_4, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -134,16 +135,16 @@ def pass2_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     m_hat_1 = m_1 * slot_5
     p_3 = p_0 - div(slot_6 * m_hat_1, sqrt(v_1) + slot_7)
     store(p_at + i, p_3, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -184,16 +185,16 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     m_hat_1 = m_1 * slot_5
     p_4 = p_0 - slot_6 * m_hat_1
     store(p_at + i, p_4, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

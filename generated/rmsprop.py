@@ -71,9 +71,9 @@ class RMSprop(Optimizer):
     )
     _native = Native(
         c="rmsprop.c",
-        c_sha256="04520e3d19f086134e6800425205ce4593008793d7706753a579a4a18d3460d8",
+        c_sha256="95a67f81e4a921738254769cde54af198a447dd25358473f6fe7d8c83abac8fa",
         triton="rmsprop.triton.py",
-        triton_sha256="79a45ed7f3db2919beea581fac75e29ce749ecdd3fb64aa82f8f111baefb97db",
+        triton_sha256="a67f8d1ebd1a2134b1cad7432b86acbf4f93018221fe1de2f7e331db0608b06c",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
 
 
@@ -32,9 +33,9 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_0 = load(square_avg_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
-    g_avg_0 = load(grad_avg_at + i, live, MASKED, REAL)
+    v_0 = read(square_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    g_avg_0 = read(grad_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_1)
     g_avg_1 = slot_1 * g_avg_0 + slot_2 * g_1
@@ -42,9 +43,9 @@ def pass0_chunk(
     buf_1 = slot_4 * buf_0 + div(g_1, d_1)
     p_1 = p_0 - slot_5 * buf_1
     store(p_at + i, p_1, live, MASKED)
-    store(square_avg_at + i, v_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_1, live, MASKED)
-    store(grad_avg_at + i, g_avg_1, live, MASKED)
+    write(square_avg_at, x + ARRAYS + 9, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 11, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
+    write(grad_avg_at, x + ARRAYS + 13, chunk, n, i, g_avg_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -84,16 +85,16 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_0 = load(square_avg_at + i, live, MASKED, REAL)
-    g_avg_0 = load(grad_avg_at + i, live, MASKED, REAL)
+    v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    g_avg_0 = read(grad_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_1)
     g_avg_1 = slot_1 * g_avg_0 + slot_2 * g_1
     d_1 = sqrt(v_1 - square(g_avg_1)) + slot_3
     p_2 = p_0 - div(slot_4 * g_1, d_1)
     store(p_at + i, p_2, live, MASKED)
-    store(square_avg_at + i, v_1, live, MASKED)
-    store(grad_avg_at + i, g_avg_1, live, MASKED)
+    write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    write(grad_avg_at, x + ARRAYS + 10, chunk, n, i, g_avg_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -133,16 +134,16 @@ def pass2_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_0 = load(square_avg_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_1)
     d_2 = sqrt(v_1) + slot_3
     buf_1 = slot_4 * buf_0 + div(g_1, d_2)
     p_1 = p_0 - slot_5 * buf_1
     store(p_at + i, p_1, live, MASKED)
-    store(square_avg_at + i, v_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_1, live, MASKED)
+    write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -180,13 +181,13 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_0 = load(square_avg_at + i, live, MASKED, REAL)
+    v_0 = read(square_avg_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_1)
     d_2 = sqrt(v_1) + slot_3
     p_2 = p_0 - div(slot_4 * g_1, d_2)
     store(p_at + i, p_2, live, MASKED)
-    store(square_avg_at + i, v_1, live, MASKED)
+    write(square_avg_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -59,9 +59,9 @@ class Rprop(Optimizer):
     )
     _native = Native(
         c="rprop.c",
-        c_sha256="2ceb3560f9b65b6a5d623e065c6f7499598790c60a4712ea525214d1f5f6d635",
+        c_sha256="a06f0e0fbb1d6a8ab104ec875ff8a52491452132914cd26c28f57ec714606ee7",
         triton="rprop.triton.py",
-        triton_sha256="48f0452d2bb1284e9157e814ea24afaa529d8e0525463726bfd8a173f7b0035d",
+        triton_sha256="a02341f655253a399797a357622937fcdb5d2aa72f00bce0033902bf99ce28d5",
         kernels=(
             Kernel(
                 unit=0,

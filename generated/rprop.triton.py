@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, lesser, load, number, place, select, sign, store
 
 
@@ -29,8 +30,8 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    prev_0 = load(prev_at + i, live, MASKED, REAL)
-    size_0 = load(step_size_at + i, live, MASKED, REAL)
+    prev_0 = read(prev_at, x + ARRAYS + 8, i, live, MASKED, REAL)
+    size_0 = read(step_size_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     c_1 = g_0 * prev_0
     shared_1 = c_1 < number(0.0, REAL)
     size_1 = size_0 * select(c_1 > number(0.0, REAL), slot_0, select(shared_1, slot_1, number(1.0, REAL)))
@@ -38,8 +39,8 @@ def pass0_chunk(
     g_1 = select(shared_1, number(0.0, REAL), g_0)
     p_1 = p_0 - sign(g_1) * size_2
     store(p_at + i, p_1, live, MASKED)
-    store(prev_at + i, g_1, live, MASKED)
-    store(step_size_at + i, size_2, live, MASKED)
+    write(prev_at, x + ARRAYS + 8, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(step_size_at, x + ARRAYS + 10, chunk, n, i, size_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

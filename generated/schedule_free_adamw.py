@@ -86,9 +86,9 @@ class ScheduleFreeAdamW(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="schedule_free_adamw.c",
-        c_sha256="292d39cc59317d0329d263503fab71ca90550d265fdf23631663e6a4cb57db49",
+        c_sha256="7b86159d42a272fb4f59c2d4a9fe4e47a5ecce31f2b230525adb2791c126f245",
         triton="schedule_free_adamw.triton.py",
-        triton_sha256="0e8c922aff3afd8abd35d52e166266f9c3987c09b05b8856a5ad6a8f0885aa14",
+        triton_sha256="7029e801122f53e817531cca7d67b555bb313bed46b6129e28af913a731db941",
         kernels=(
             Kernel(
                 unit=0,

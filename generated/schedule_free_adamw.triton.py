@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
 
 
@@ -38,9 +39,9 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    z_0 = load(z_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    z_0 = read(z_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 15, i, live, MASKED, REAL)
     v_1 = slot_0 * v_0 + slot_1 * square(g_0)
     m_1 = slot_2 * m_0 + slot_3 * g_0
     g_1 = m_1 * slot_4
@@ -48,9 +49,9 @@ def pass0_chunk(
     p_1 = slot_8 * p_0 + slot_9 * z_0 + slot_10 * u_1
     z_1 = z_0 - slot_11 * u_1
     store(p_at + i, p_1, live, MASKED)
-    store(z_at + i, z_1, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(z_at, x + ARRAYS + 11, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 15, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -94,15 +95,15 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    z_0 = load(z_at + i, live, MASKED, REAL)
-    v_0 = load(exp_avg_sq_at + i, live, MASKED, REAL)
+    z_0 = read(z_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     v_1 = slot_0 * v_0 + slot_1 * square(g_0)
     u_1 = div(g_0, sqrt(v_1 * slot_2) + slot_3) + slot_4 * p_0
     p_1 = slot_5 * p_0 + slot_6 * z_0 + slot_7 * u_1
     z_1 = z_0 - slot_8 * u_1
     store(p_at + i, p_1, live, MASKED)
-    store(z_at + i, z_1, live, MASKED)
-    store(exp_avg_sq_at + i, v_1, live, MASKED)
+    write(z_at, x + ARRAYS + 10, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -74,9 +74,9 @@ class ScheduleFreeSGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="schedule_free_sgd.c",
-        c_sha256="7a953a5717619f5d879d47ec335ca451ccd12b876809f6aeaacced0661573695",
+        c_sha256="4a49243e061a2ce83e0504fc630a07f918c0c0ffefe21bb7e2a2723dcab83ffc",
         triton="schedule_free_sgd.triton.py",
-        triton_sha256="695fa5e2686633f76f8e44ef80b224f15f25761fd7162f7d4ed26825d6b241d9",
+        triton_sha256="8218406da1fefd102fd2d75d79a52a7c541ae6b9fd462c54cf1cc9f6cb7f314d",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
 
 
@@ -29,12 +30,12 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    z_0 = load(z_at + i, live, MASKED, REAL)
+    z_0 = read(z_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     u_1 = g_0 + slot_0 * p_0
     p_1 = slot_1 * p_0 + slot_2 * z_0 + slot_3 * u_1
     z_1 = z_0 - slot_4 * u_1
     store(p_at + i, p_1, live, MASKED)
-    store(z_at + i, z_1, live, MASKED)
+    write(z_at, x + ARRAYS + 9, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -68,9 +68,9 @@ class SGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="sgd.c",
-        c_sha256="c317945973d5aae83d6a44da8d32473421149b761b84c3ed3fb9298f4ba3ed42",
+        c_sha256="f360beb6548f8101ab9a66146896fe76a5b97484330e31a523fcc5b2ce8a87ba",
         triton="sgd.triton.py",
-        triton_sha256="cb4c44e054671b32d497bca5ad400f1eb8b3f3738c757009a82c41b97d86a646",
+        triton_sha256="596e4cccbae597f967e8ca337e2757b8f88fadc281fb46341222e7b1fbb78ef2",
         kernels=(
             Kernel(
                 unit=0,

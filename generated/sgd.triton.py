@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
 
 
@@ -31,7 +32,7 @@ def pass0_chunk(
     g_2 = g_1 + slot_1 * g_1
     p_1 = p_0 - slot_2 * g_2
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, g_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -68,13 +69,13 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     g_2 = g_1 + slot_1 * buf_2
     p_1 = p_0 - slot_3 * g_2
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_2, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -112,7 +113,7 @@ def pass2_chunk(
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 - slot_1 * g_1
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, g_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -149,12 +150,12 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     p_1 = p_0 - slot_3 * buf_2
     store(p_at + i, p_1, live, MASKED)
-    store(momentum_buffer_at + i, buf_2, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

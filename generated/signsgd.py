@@ -60,9 +60,9 @@ class SignSGD(Optimizer):
     )
     _native = Native(
         c="signsgd.c",
-        c_sha256="5ad316f82f25de2ba86aa62521d8ce01964ba88ad8fee6d1db3bee82c77b87b6",
+        c_sha256="425e69b370aad34381a9af95a60aca0921a3a0a243e0a205b79b89bdb760ef57",
         triton="signsgd.triton.py",
-        triton_sha256="04bc1b341863ab067922b36364006cd3a72ea0000fb8734aebed92a8fee2ab10",
+        triton_sha256="e2a1a23d238098fbaf0d4c1aa5e422fd22ba0d77ee060dd1bdc7d90db4b998ab",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, sign, store
 
 
@@ -28,12 +29,12 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    m_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_3 = p_1 - slot_3 * sign(m_1)
     store(p_at + i, p_3, live, MASKED)
-    store(momentum_buffer_at + i, m_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -106,12 +107,12 @@ def pass2_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_buffer_at + i, live, MASKED, REAL)
+    m_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     p_3 = p_0 - slot_3 * sign(m_1)
     store(p_at + i, p_3, live, MASKED)
-    store(momentum_buffer_at + i, m_1, live, MASKED)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -70,9 +70,9 @@ class SophiaG(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="sophia_g.c",
-        c_sha256="6fd0fee36718b74d8ad2709225c5ef2658ffaddaac5a02e8594709def20dbd17",
+        c_sha256="5634722ac82822e47bf09e41e3bf7921698e5136873d2a42840bf1cb5befe8db",
         triton="sophia_g.triton.py",
-        triton_sha256="b3384d969225a10bb62e584167ebca758e479f59a76524b1c927e87e2cba8d33",
+        triton_sha256="9969933a192e454d0544e8c3864ecace9fee801289be0a66231ad1e5ef5b6185",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, lesser, load, magnitude, number, place, sign, square, store
 
 
@@ -33,16 +34,16 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    h_0 = load(h_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_at + i, live, MASKED, REAL)
+    h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_2 = p_1 - slot_3 * sign(m_1) * lesser(number(1.0, REAL), div(magnitude(m_1), slot_4 * v_0 + number(1e-15, REAL)))
     v_1 = slot_5 * v_0 + slot_6 * square(h_0)
     store(p_at + i, p_2, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
-    store(hessian_at + i, v_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(hessian_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -82,13 +83,13 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(exp_avg_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_at + i, live, MASKED, REAL)
+    m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_2 = p_1 - slot_3 * sign(m_1) * lesser(number(1.0, REAL), div(magnitude(m_1), slot_4 * v_0 + number(1e-15, REAL)))
     store(p_at + i, p_2, live, MASKED)
-    store(exp_avg_at + i, m_1, live, MASKED)
+    write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

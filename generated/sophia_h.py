@@ -80,9 +80,9 @@ class SophiaH(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="sophia_h.c",
-        c_sha256="1a4179ed94b5a7b724112d48dd35ce7ded21e6e4f35ad5b65d6769dabc30debf",
+        c_sha256="689a654dcac77c781916dfe912dd55b39e30788fbf77144743342a25ddc39e51",
         triton="sophia_h.triton.py",
-        triton_sha256="d42512a69246d0d16faf511d5d8f85e803426b2f94d607730af859ba1eb0d5f2",
+        triton_sha256="252bd4f8d6a0bfd70192800ad5d95defddc7ad98c5cf146690de142458edd815",
         kernels=(
             Kernel(
                 unit=0,

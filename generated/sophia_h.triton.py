@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, lesser, load, place, store
 
 
@@ -35,16 +36,16 @@ def pass0_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    h_0 = load(h_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_moment_at + i, live, MASKED, REAL)
+    h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * h_0
     p_5 = p_1 - slot_5 * lesser(greater(div(m_1, greater(v_1, slot_6)), slot_7), slot_8)
     store(p_at + i, p_5, live, MASKED)
-    store(momentum_at + i, m_1, live, MASKED)
-    store(hessian_moment_at + i, v_1, live, MASKED)
+    write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(hessian_moment_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -86,13 +87,13 @@ def pass1_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_moment_at + i, live, MASKED, REAL)
+    m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_5 = p_1 - slot_3 * lesser(greater(div(m_1, greater(v_0, slot_4)), slot_5), slot_6)
     store(p_at + i, p_5, live, MASKED)
-    store(momentum_at + i, m_1, live, MASKED)
+    write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -136,16 +137,16 @@ def pass2_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    h_0 = load(h_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_moment_at + i, live, MASKED, REAL)
+    h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * h_0
     p_5 = p_2 - slot_5 * lesser(greater(div(m_1, greater(v_1, slot_6)), slot_7), slot_8)
     store(p_at + i, p_5, live, MASKED)
-    store(momentum_at + i, m_1, live, MASKED)
-    store(hessian_moment_at + i, v_1, live, MASKED)
+    write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(hessian_moment_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -187,13 +188,13 @@ def pass3_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_moment_at + i, live, MASKED, REAL)
+    m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_5 = p_2 - slot_3 * lesser(greater(div(m_1, greater(v_0, slot_4)), slot_5), slot_6)
     store(p_at + i, p_5, live, MASKED)
-    store(momentum_at + i, m_1, live, MASKED)
+    write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -237,16 +238,16 @@ def pass4_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    h_0 = load(h_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_moment_at + i, live, MASKED, REAL)
+    h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * h_0
     p_5 = p_0 - slot_5 * lesser(greater(div(m_1, greater(v_1, slot_6)), slot_7), slot_8)
     store(p_at + i, p_5, live, MASKED)
-    store(momentum_at + i, m_1, live, MASKED)
-    store(hessian_moment_at + i, v_1, live, MASKED)
+    write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
+    write(hessian_moment_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -288,13 +289,13 @@ def pass5_chunk(
     live = i < n
     p_0 = load(p_at + i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    m_0 = load(momentum_at + i, live, MASKED, REAL)
-    v_0 = load(hessian_moment_at + i, live, MASKED, REAL)
+    m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     p_5 = p_0 - slot_3 * lesser(greater(div(m_1, greater(v_0, slot_4)), slot_5), slot_6)
     store(p_at + i, p_5, live, MASKED)
-    store(momentum_at + i, m_1, live, MASKED)
+    write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from optdsl.ir.expr import Call, Const, Expr, Var
 from optdsl.ir.program import Interval, Program
@@ -26,7 +27,11 @@ class Intervals:
         self.inputs: dict[str, Interval] = dict(_FACTS)
         for hyper in program.hypers:
             if hyper.interval is not None:
-                self.inputs[hyper.name] = hyper.interval
+                # a scheduler may turn a learning rate down to 0 though its range leaves that out
+                closed = hyper.name == "lr" and hyper.interval.low == 0
+                self.inputs[hyper.name] = (
+                    replace(hyper.interval, low_open=False) if closed else hyper.interval
+                )
         self.definitions: Mapping[str, Expr] = {a.name: a.expr for a in program.body}
         self._memo: dict[int, Interval] = {}
 

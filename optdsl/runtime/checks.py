@@ -146,9 +146,13 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
                 raise ValueError(f"{name} has no state {key!r} with a number per element to store: {has}")
     for given in store.values() if isinstance(store, Mapping) else (store,):
         if given not in FORMATS:
-            raise ValueError(f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})")
+            raise ValueError(
+                f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
+            )
         if given in CODES and group["differentiable"]:
-            raise RuntimeError(f"`store={given!r}` does not support `differentiable`: codes have no derivative")
+            raise RuntimeError(
+                f"`store={given!r}` does not support `differentiable`: codes have no derivative"
+            )
 
 
 def has_tensor(value: Any) -> bool:

@@ -400,17 +400,24 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if state and "step" not in state:  # torch.optim.SGD counts no steps, but took one at least
             state["step"] = restored("step", None, 1.0, p, capturable)
 
-
     def _restore_coded(self, p: Tensor, state: dict[str, Any], key: str, spec: State) -> None:
         """A loaded state in codes: as it is if this class keeps it so, else what the codes stand for."""
         codes, scales, store = state[key], state[key + SCALES], None
         if isinstance(codes, _AsSaved):
             codes, scales, store = codes.value, scales.value, codes.store
-        name = (store.get(key) if isinstance(store, Mapping) else store) or self._specs[key].stored or spec.stored
+        name = (
+            (store.get(key) if isinstance(store, Mapping) else store)
+            or self._specs[key].stored
+            or spec.stored
+        )
         if name not in CODES:
-            raise ValueError(f"state {key!r} of the loaded state dict is in codes, but its group says {name!r}")
+            raise ValueError(
+                f"state {key!r} of the loaded state dict is in codes, but its group says {name!r}"
+            )
         table = code(name, spec.positive, p.device)
-        held = Coded(codes.detach().to(p.device).clone(), scales.detach().to(p.device).clone(), table, p.shape)
+        held = Coded(
+            codes.detach().to(p.device).clone(), scales.detach().to(p.device).clone(), table, p.shape
+        )
         numbers = p.numel() if table.bits == 8 else (p.numel() + 1) // 2
         if codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
             raise ValueError(

@@ -27,7 +27,6 @@ def facts_of(shape: torch.Size) -> Facts:
     return Facts(len(shape), math.prod(shape), shape[0] if shape else 1, math.prod(shape[1:]))
 
 
-
 @dataclass(frozen=True, slots=True)
 class State:
     """One state: its key in `state_dict`, its level, and in which type it is kept between steps.

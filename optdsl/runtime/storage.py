@@ -40,6 +40,52 @@ class Code:
     bits: int
     values: Tensor
     bounds: Tensor
+    name: str
+    positive: bool
+
+    @property
+    def zero(self) -> int:
+        """The entry from which those of larger numbers count up, and those of negative ones down."""
+        if self.positive:
+            return 0
+        return 127 if self.name == "q8" else 2 ** (self.bits - 1)
+
+    @property
+    def root(self) -> bool:
+        """Whether entries are squares of evenly spread numbers."""
+        return self.name in ("q8_sqrt", "q4")
+
+    @property
+    def steps(self) -> float:
+        """The inverse of the unit of these squares."""
+        most = 2**self.bits if self.positive else 2 ** (self.bits - 1) - 1
+        return float(most * most)
+
+    def pieces(self) -> list[tuple[float, float, float, float]]:
+        """Which entry is nearest to a magnitude y, in straight pieces: (from, factor, shift, top).
+
+        In the last piece with y > from it is zero + k, with k = floor(u * factor + shift), at most top; u is y, or for
+        squares the root of y * steps - 1/4. It may be the neighbour of the nearest one where u * factor + shift is
+        within 1e-4 of a whole number.
+        """
+        most = 2**self.bits - 1 if self.positive else 2 ** (self.bits - 1) - 1
+        half = -0.5 if self.positive else 0.5
+        if self.root:
+            return [(-1.0, 1.0, half, float(most))]
+        if self.name != "q8":
+            return [(-1.0, float(most + self.positive), half, float(most))]
+        values = [float(x) for x in self.values[self.zero :]]
+        bounds = [float(x) for x in self.bounds[self.zero :]]
+        first = (values[1] / 2, (values[1] + values[2]) / 2)
+        slope = 1 / (first[1] - first[0]) if self.positive else 1 / values[1]
+        pieces = [(-1.0, slope, 1 - first[0] * slope, float(1 + self.positive))]
+        for decade in range(1, 7):
+            items = 2 ** (decade + self.positive)
+            start = items - self.positive
+            top = float(start + items - 1)
+            pieces.append((bounds[start - 1], items * 10.0 ** (6 - decade) / 0.9, start - items / 9, top))
+        last = len(values) - 1
+        return [*pieces, (bounds[last - 1], 0.0, last + 0.5, float(last))]
 
 
 @functools.cache
@@ -51,7 +97,7 @@ def code(name: str, positive: bool, device: torch.device) -> Code:
     middle = (low + high) / 2  # exact
     bounds = middle.float()
     bounds = torch.where(bounds.double() > middle, torch.nextafter(bounds, torch.tensor(-math.inf)), bounds)
-    return Code(bits, values.to(device), bounds.to(device))
+    return Code(bits, values.to(device), bounds.to(device), name, positive)
 
 
 def _dynamic(positive: bool) -> list[float]:
@@ -88,6 +134,7 @@ def encode(x: Tensor, table: Code) -> tuple[Tensor, Tensor]:
     part = (blocks / scales.to(blocks.dtype).unsqueeze(1)).float()
     found = torch.bucketize(part.nan_to_num(nan=0.0), table.bounds).to(torch.uint8)
     if table.bits == 4:
+        found.view(-1)[x.numel() :] = 0
         pairs = found.view(-1, 2)
         return (pairs[:, 0] | pairs[:, 1] << 4)[: (x.numel() + 1) // 2], scales
     return found.view(-1)[: x.numel()].view(x.shape), scales
@@ -134,7 +181,9 @@ def coded(name: str, positive: bool, p: Tensor) -> Coded:
     """A new state of zeros of the shape of p."""
     table = code(name, positive, p.device)
     numel = p.numel()
-    codes = torch.empty(p.shape if table.bits == 8 else ((numel + 1) // 2,), dtype=torch.uint8, device=p.device)
+    codes = torch.empty(
+        p.shape if table.bits == 8 else ((numel + 1) // 2,), dtype=torch.uint8, device=p.device
+    )
     scales = torch.empty(-(-numel // BLOCK), dtype=torch.float32, device=p.device)
     made = Coded(codes, scales, table, p.shape)
     made.put(torch.zeros(p.shape, dtype=torch.float32, device=p.device))

@@ -47,6 +47,8 @@ class KernelText:
             ]  # fmt: skip
             lines.append(f"static const signed char {name}_folds{k}[] = {{{', '.join([*kinds, '-1'])}}};")
             folds.append(f"{name}_folds{k}")
+        for what, masks in (("reads", self.masks("reads")), ("writes", self.masks("writes"))):
+            lines.append(f"static const i64 {name}_{what}[] = {{{', '.join(masks) or '0'}}};")
         row, chunk = "(const i64 *)", "(const i64 *, i64, i64, double *)"
         lines += [
             f"static void (*const {name}_sweeps[]){chunk} = {{{', '.join(sweeps) or '0'}}};",
@@ -56,11 +58,16 @@ class KernelText:
             f"static const Kernel {name} = {{",
             f"    .sweeps = {len(plan.sweeps)}, .arrays = {cells.width_of_unit}, .slots = {len(plan.slots)},",
             f"    .host_states = {cells.host_states}, .width = {cells.width}, .by_rows = {int(cells.by_rows)},",
+            f"    .real = sizeof(real), .reads = {name}_reads, .writes = {name}_writes,",
             f"    .sweep = {name}_sweeps, .scalars = {name}_scalars, .columns = {name}_columns,",
             f"    .folds = {name}_folds,",
             "};",
         ]
         return lines
+
+    def masks(self, what: str) -> list[str]:
+        """For each sweep the arrays per element that it `reads` or `writes`, as bits."""
+        return [hex(sum(1 << self.cells.cell[n] for n in getattr(s, what))) for s in self.plan.sweeps]
 
     # ---- reading values ---------------------------------------------------------------------------------
 

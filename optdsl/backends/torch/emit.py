@@ -161,7 +161,9 @@ class _Module:
             *self.fused_doc(),
         ]
         if any(s.type.is_element for s in program.kept):
-            rows.append("    store: format of states per element, such as bf16 or q8, for all or by key (default: as p)")
+            rows.append(
+                "    store: format of states per element, such as bf16 or q8, for all or by key (default: as p)"
+            )
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
             parts.append(f"Reference: {program.cite}")
@@ -295,10 +297,7 @@ class _Module:
         lines = ["super().__init__(", "    params,", "    {"]
         lines += [f"        {quoted(name)}: {name}," for name in names]
         lines.append("    },")
-        lines += [
-            f"    {flag}={flag},"
-            for flag in (flag.partition(":")[0] for flag in _FLAGS)
-        ]
+        lines += [f"    {flag}={flag}," for flag in (flag.partition(":")[0] for flag in _FLAGS)]
         return [*lines, ")"]
 
     # ---- functions -------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ def emit(kernels: Kernels, source: str, digest: str, module: str) -> Source:
         "name": in_comment(kernels.program.name),
         # in one line, so that every function stands where it stood when another word is needed
         "imports": ", ".join(made.words()),
+        "codes": ", ".join(made.codes()),
         "functions": [
             {"lines": lines, "what": _used_by(name, functions)} for name, lines in made.by_name.items()
         ],
@@ -73,6 +74,11 @@ class _Functions:
         """What the functions use of the library."""
         used = {word for lines in self.by_name.values() for line in lines for word in _WORD.findall(line)}
         return sorted(used & LIBRARY)
+
+    def codes(self) -> list[str]:
+        """What they use for arrays that may be kept in codes."""
+        used = {word for lines in self.by_name.values() for line in lines for word in _WORD.findall(line)}
+        return sorted(used & {"read", "write"})
 
 
 #: What optdsl.runtime.triton.library offers; a test holds this against the module.

@@ -172,14 +172,31 @@ class KernelText:
         """Loads, values and stores of a loop for a block of elements, those at `at` in each array."""
         lines = []
         for name, array in loop.loads:
-            read = f"load({self.pointer(array)} + {at}, live, {masked}, REAL)"
+            if self.may_be_coded(array):
+                read = f"read({self.pointer(array)}, {self.scales(array)}, {at}, live, {masked}, REAL)"
+            else:
+                read = f"load({self.pointer(array)} + {at}, live, {masked}, REAL)"
             lines.append(f"{identifier(name)} = {'sign_of_g * ' if name == array == 'g' else ''}{read}")
         for value in loop.body:
             text = self.draw(value, element) if value.draw else self.text(value.expr)
             lines.append(f"{identifier(value.name)} = {text}")
         for array, expr in loop.stores:
-            lines.append(f"store({self.pointer(array)} + {at}, {self.spread(expr, 'live')}, live, {masked})")
+            new = self.spread(expr, "live")
+            if self.may_be_coded(array):
+                given = f"{self.pointer(array)}, {self.scales(array)}, chunk, n, {at}, {new}, live, {masked}, REAL, BLOCK"
+                lines.append(f"write({given})")
+            else:
+                lines.append(f"store({self.pointer(array)} + {at}, {new}, live, {masked})")
         return lines
+
+    def may_be_coded(self, array: str) -> bool:
+        """Whether an array may be kept in codes: a state, in a kernel that goes by elements."""
+        return bool(self.cells.arrays[array].key) and not self.cells.by_rows
+
+    def scales(self, array: str) -> str:
+        """The cell of the scales of an array, behind which that of its table is."""
+        cells = self.cells
+        return f"x + ARRAYS + {cells.width_of_unit + cells.host_states + 2 * cells.cell[array]}"
 
     def draw(self, value: Value, element: str) -> str:
         draw = value.draw

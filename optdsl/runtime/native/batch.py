@@ -1,6 +1,9 @@
 """Rows that one kernel takes: the table that it reads, and how it runs on the CPU."""
 
 import ctypes
+import functools
+import math
+import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -10,12 +13,13 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.build import Library, driver, library
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
+from optdsl.runtime.storage import Code
 
 #: Cells of a row in front of the arrays; see kernel.h.
-ARRAYS = 17
+ARRAYS = 18
 (
     N, ROWS, COLS, CHUNK_CELL, CHUNKS, BEFORE, SLOTS, VALUES, FOLDED, PARTIALS, SHARED, KEPT_ROWS,
-    KEPT_COLS, COL_PARTIALS, INDEX, SEED, STEP,
+    KEPT_COLS, COL_PARTIALS, INDEX, SEED, STEP, CODED,
 ) = range(ARRAYS)  # fmt: skip
 
 Cells = ctypes.Array[ctypes.c_int64]
@@ -39,7 +43,11 @@ class Batch:
         self.device = rows[0].p.device
         self.counts_here = rows[0].counts_here
         self.driver = driver()
-        self.width = ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
+        #: The first cell behind arrays and host states: scales and tables of arrays in codes.
+        self.behind = ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
+        #: The tables of arrays in codes, by their numbers.
+        self.codes = {number: code for number, code in enumerate(rows[0].codes) if code is not None}
+        self.width = self.behind + (2 * (2 + len(kernel.arrays)) if self.codes else 0)
         #: The rows, of 64-bit cells, and the same memory as a tensor.
         self.table: Cells = (ctypes.c_int64 * (len(rows) * self.width))()
         self.address = ctypes.addressof(self.table)
@@ -134,10 +142,17 @@ class Batch:
                 INDEX: row.index,
                 SEED: seed - (1 << 64) if seed >= 1 << 63 else seed,
             }
+            for number, code in self.codes.items():
+                cells[CODED] = cells.get(CODED, 0) | 1 << number
+                cells[self.behind + 2 * number + 1] = self._table_of(code)
             for cell, value in cells.items():
                 self.table[position * self.width + cell] = value
             before += n
         return memory
+
+    def _table_of(self, code: Code) -> int:
+        """The address of a table of codes as the kernels want it."""
+        raise NotImplementedError
 
     def places(self, position: int) -> Iterator[int]:
         """Where the driver puts the addresses of a row, in the order of `Row.tensors`."""
@@ -150,6 +165,8 @@ class Batch:
         yield start + 8 * STEP
         for number in range(len(kernel.host_states)):
             yield start + 8 * (ARRAYS + 2 + len(kernel.arrays) + number)
+        for number in self.codes:
+            yield start + 8 * (self.behind + 2 * number)
 
     def prepare(self, group: GroupStep, options: Mapping[str, Any], native: Native, mode: int) -> bool:
         """Puts the numbers of this step in place; False if a cohort needs another kernel now."""
@@ -182,6 +199,18 @@ class Batch:
             cohort.advance()
 
 
+@functools.cache
+def _c_table(code: Code) -> Any:
+    """A table of codes as in codes.h, where it stays."""
+    values, bounds = (x.tolist() for x in (code.values, code.bounds))
+    pieces = code.pieces()
+    integers = (code.bits, len(pieces), code.zero, int(code.root))
+    columns = [[*column, *[math.inf] * (8 - len(pieces))] for column in zip(*pieces, strict=True)]
+    floats = [code.steps, *(x for column in columns for x in column)]
+    floats += [*values, *[0.0] * (256 - len(values)), *bounds, *[math.inf] * (256 - len(bounds))]
+    return ctypes.create_string_buffer(struct.pack(f"4q{len(floats)}f", *integers, *floats))
+
+
 class CpuBatch(Batch):
     """Rows whose kernel is native code."""
 
@@ -194,6 +223,9 @@ class CpuBatch(Batch):
         source = native.path(group.rule, native.c)
         self.library: Library = library(source, native.c_sha256, unit, real, rows[0].types)
         return self.library.kernel(self.kernel.number)
+
+    def _table_of(self, code: Code) -> int:
+        return ctypes.addressof(_c_table(code))
 
     def run(self, first: int, last: int, threads: int) -> None:
         """Sweeps first .. last - 1; beyond the last sweep, what ends the step too."""

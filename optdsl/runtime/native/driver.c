@@ -10,6 +10,7 @@
 #endif
 
 #include "table.h"
+#include "codes.h"
 
 /* ---- running kernels ---- */
 
@@ -37,7 +38,9 @@ static void chunk_(const Kernel *k, const i64 *x, int s, i64 c)
 {
     const i64 all = k->by_rows ? x[ROWS] : x[N], begin = c * x[CHUNK];
     const i64 end = begin + x[CHUNK] < all ? begin + x[CHUNK] : all;
-    k->sweep[s](x, begin, end, AT(double, x, PARTIALS) + c * k->width);
+    double *const out = AT(double, x, PARTIALS) + c * k->width;
+    if (x[CODED]) coded_chunk_(k, x, s, begin, end, out);
+    else k->sweep[s](x, begin, end, out);
 }
 static void scalars_(const Kernel *k, const i64 *x, int s)
 {

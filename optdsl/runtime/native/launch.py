@@ -22,6 +22,7 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.batch import Batch, Cells, CpuBatch
 from optdsl.runtime.native.build import BuildError, driver
 from optdsl.runtime.native.rows import (
+    BYTES,
     CPU,
     GPUS,
     TYPES,
@@ -37,7 +38,17 @@ from optdsl.runtime.native.rows import (
     usable,
 )
 from optdsl.runtime.native.spec import Kernel, Native
-from optdsl.runtime.states import Facts, as_real, create_state, facts_of, kept, opened, state_dtype
+from optdsl.runtime.states import (
+    Facts,
+    as_real,
+    create_coded,
+    create_state,
+    facts_of,
+    kept,
+    opened,
+    state_dtype,
+)
+from optdsl.runtime.storage import SCALES, code
 
 
 @functools.cache
@@ -88,7 +99,8 @@ class Table:
         self.mode_of: list[int] = []
         for row in rows:
             mode = _mode(group, row)
-            mark = (native.modes[row.leaf][mode], mode, row.p.device, row.aligned(), row.real, *row.types)
+            kept_so = (*row.types, *row.codes)
+            mark = (native.modes[row.leaf][mode], mode, row.p.device, row.aligned(), row.real, *kept_so)
             batches.setdefault(mark, []).append(row)
         self.signature = signature(group)
         self.batches: list[Batch] = []
@@ -132,7 +144,7 @@ class Table:
                 count += 1
                 shape = row.p if tensor is None else tensor
                 type_ = row.types[1] if tensor is None else type_of(tensor)
-                code = next(code for name, code in TYPES.values() if name == type_)
+                number = BYTES if type_ == "u8" else next(n for name, n in TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
                 # torch tells C that pinned memory is the CPU's, and Python that it is the GPU's
                 kind, index = (1, 0) if shape.device.type == "cpu" else shape.__dlpack_device__()
@@ -141,9 +153,9 @@ class Table:
                     owner,
                     place,
                     shape.numel(),
-                    code,
+                    number,
                     device,
-                    layout if k in elements else 0,
+                    layout if k in elements and type_ != "u8" else 0,
                 ]
             counts.append(count)
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
@@ -215,6 +227,10 @@ class Table:
                     target.copy_(torch.view_as_complex(stand_in) if target.is_complex() else stand_in)
 
 
+#: Reductions of a chunk, and arrays, at most of a kernel with arrays in codes; as in codes.h.
+WIDEST, MOST_ARRAYS = 64, 14
+
+
 class Absent(BuildError):
     """A class has no kernels for a device, as nobody asked for them."""
 
@@ -245,7 +261,7 @@ def counts_on_device(native: Native, device: torch.device) -> bool:
 def _mode(group: GroupStep, row: Row) -> int:
     """Which variant of a kernel with several sweeps a parameter takes: see `Native.modes`."""
     exact = "f64" if row.real is torch.float64 else "f32"
-    if any(type_ != exact for n, type_ in enumerate(row.types) if n != 1):
+    if any(type_ != exact for n, type_ in enumerate(row.types) if n != 1) or any(row.codes):
         return 1
     overwrite = group.group.get("overwrite_grad", False) and row.types[1] == exact
     return 2 if overwrite and row.tensors[1] is None else 0
@@ -431,9 +447,6 @@ class Launcher:
                 for key in keys
                 if group.rule._specs[key].level != "group"
             ]
-            if any(spec.in_codes for spec in specs):
-                skipped.add(number)
-                continue
             # the loop takes what is odd, or says what is wrong with it; so for a parameter that is named twice
             if id(p) in seen or not usable(state, specs, p, counts_here):
                 skipped.add(number)
@@ -443,6 +456,9 @@ class Launcher:
                 if key in state and state[key].device != counter:  # a flag was set after the state was made
                     state[key] = state[key].to(counter)
             row = Row(first + number, p, state, counts_here)
+            if any(spec.in_codes for spec in specs) and not self._takes_codes():
+                skipped.add(number)
+                continue
             if any(key not in state for key in keys) or not states.get(p):
                 fresh.append((p, state))
             row.given = {key: x for key in given if (x := group.given(key, p)) is not None}
@@ -482,6 +498,13 @@ class Launcher:
         wanted = group.capturable or bool(group.group["fused"])
         return wanted and group.rule._not_capturable is None
 
+    def _takes_codes(self) -> bool:
+        """Whether the kernels can have arrays in codes: they go by elements, from block to block."""
+        return not any(
+            kernel.by_rows or kernel.width > WIDEST or len(kernel.arrays) > MOST_ARRAYS
+            for kernel in self.native.kernels
+        )
+
     def _complete(
         self, row: Row, group: GroupStep, keys: tuple[str, ...], options: Mapping[str, Any]
     ) -> None:
@@ -497,6 +520,10 @@ class Launcher:
             if held is None:
                 given = group.options_on(p.device) if row.counts_here else options
                 value = rule._initial(key, *self._opened(row, group), given, row.facts)
+                if spec.in_codes:
+                    whole = create_coded(spec, p, value)
+                    made[key], made[key + SCALES] = whole.codes, whole.scales
+                    continue
                 like = torch.empty((), device=state["step"].device) if spec.level == "host" else p
                 held = made[key] = create_state(spec, like, value)
             if spec.level == "host":
@@ -506,14 +533,16 @@ class Launcher:
         kernel = self.native.kernels[self.native.modes[row.leaf][0]]
         row.hosts = tuple(hosts[key] for key in kernel.host_states)
         state.update(made)
-        self._arrange(row, kernel)
+        self._arrange(row, kernel, group)
 
-    def _arrange(self, row: Row, kernel: Kernel) -> None:
+    def _arrange(self, row: Row, kernel: Kernel, group: GroupStep) -> None:
         """The tensors of a row, with stand-ins for those that a kernel cannot take as they are."""
         p, state = row.p, row.state
         grad = p.grad
         assert grad is not None
-        anyhow = self.rule._elementwise and not self.rule._random
+        coded = {key: kept(self.rule._specs[key], group.group, p) for key, _ in placed(kernel)}
+        coded = {key: spec for key, spec in coded.items() if spec.in_codes}
+        anyhow = self.rule._elementwise and not self.rule._random and not coded
         direct = not p.is_complex() and (p.is_contiguous() or (anyhow and dense(p)))
         strides = p.stride() if direct else None
 
@@ -545,6 +574,10 @@ class Launcher:
         row.given = {key: x for key, x in row.given.items() if key in dict(placed(kernel))}
         for key, place in placed(kernel):
             spec, held = self.rule._specs[key], row.original(key)
+            if key in coded:
+                row.tensors.append(held)
+                row.types.append("f64" if row.real is torch.float64 else "f32")
+                continue
             if place == "element" and spec.level == "element":
                 tensor = arranged(held, key, True, None)
             else:
@@ -562,6 +595,12 @@ class Launcher:
         for key in kernel.host_states:
             dtype = state_dtype(self.rule._specs[key], p)
             row.tensors.append(arranged(state[key], key, False, dtype, counter))
+        keys = ["", "", *(key for key, _ in kernel.arrays)]
+        row.codes = [
+            code(str(coded[key].stored), coded[key].positive, p.device) if key in coded else None
+            for key in keys
+        ]
+        row.tensors += [state[key + SCALES] for key in keys if key in coded]
 
     # ---- joint reductions -------------------------------------------------------------------------------
 

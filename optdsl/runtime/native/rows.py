@@ -11,6 +11,7 @@ from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
 from optdsl.runtime.states import State, compute_dtype, facts_of, state_shape
+from optdsl.runtime.storage import BLOCK, SCALES, Code
 
 CPU = torch.device("cpu")
 #: How a dtype is called in kernel.h, and its code and bits in DLPack.
@@ -20,6 +21,8 @@ TYPES = {
     torch.float16: ("f16", 2 << 8 | 16),
     torch.bfloat16: ("bf16", 4 << 8 | 16),
 }
+#: Bytes in DLPack: codes, of which one byte may hold two.
+BYTES = 1 << 8 | 8
 _COMPLEX = (torch.complex64, torch.complex128)
 #: Kinds of devices, as torch calls them, whose kernels Triton compiles. ROCm goes by the name of cuda.
 GPUS = ("cuda",)
@@ -52,13 +55,25 @@ def usable(state: ParamState, specs: Sequence[State], p: Tensor, counts_here: bo
         count = float(step)
         if not count.is_integer() or (step.dtype is not torch.float32 and abs(count) >= 1 << 24):
             return False
-    return all(_fitting(spec, state[spec.key], p) for spec in specs if state.get(spec.key) is not None)
+    return all(_fitting(spec, state, p) for spec in specs if state.get(spec.key) is not None)
 
 
-def _fitting(spec: State, held: Any, p: Tensor) -> bool:
+def _fitting(spec: State, state: ParamState, p: Tensor) -> bool:
     """Whether what is kept as a state of `p` is one: of its size, and for one per element of its shape."""
+    held = state[spec.key]
     if not isinstance(held, Tensor) or held.layout is not torch.strided:
         return False
+    if spec.in_codes:
+        scales = state.get(spec.key + SCALES)
+        return (
+            held.dtype is torch.uint8
+            and isinstance(scales, Tensor)
+            and scales.dtype is torch.float32
+            and scales.numel() == -(-p.numel() // BLOCK)
+            and held.is_contiguous()
+            and scales.is_contiguous()
+            and held.device == scales.device == p.device
+        )
     shape = state_shape(spec.level, p.shape)
     if spec.level == "element":
         return held.shape == shape and held.is_complex() == p.is_complex()
@@ -91,6 +106,7 @@ class Row:
     """One parameter in a table: its tensors, those that stand in for one that a kernel cannot take."""
 
     __slots__ = (
+        "codes",
         "counts_here",
         "facts",
         "given",
@@ -124,6 +140,8 @@ class Row:
         #: What the table refers to: the parameter, None for the gradient, states, the step count, host states.
         self.tensors: list[Tensor | None] = []
         self.types: list[str] = []
+        #: For each array of the kernel the table of the codes in which it is kept, or None.
+        self.codes: list[Code | None] = []
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
         self.staged: list[tuple[Tensor, str, Form | None]] = []
 
@@ -209,4 +227,4 @@ def placed(kernel: Kernel) -> list[tuple[str, str]]:
 
 def type_of(tensor: Tensor) -> str:
     """How the dtype of a tensor is called in kernel.h."""
-    return TYPES[tensor.dtype][0]
+    return "u8" if tensor.dtype is torch.uint8 else TYPES[tensor.dtype][0]

@@ -25,7 +25,10 @@ enum {
     INDEX,        /* position among the parameters of the optimizer */
     SEED,
     STEP,         /* float *: the step count */
-    ARRAYS        /* void *: the parameter, its gradient, its states; then double * to the host states */
+    CODED,        /* bit k is set if array k is kept in codes */
+    ARRAYS        /* void *: the parameter, its gradient, its states; then double * to the host states;
+                     then for each array that is kept in codes, in the place of two cells for every array:
+                     float * to its scales, const Code * to its table */
 };
 #define AT(type, x, cell) ((type *)(intptr_t)(x)[cell])
 
@@ -36,6 +39,8 @@ typedef struct {
     int sweeps, arrays, slots, host_states;
     int width;                         /* reductions per chunk, at most */
     int by_rows;                       /* sweeps go over rows */
+    int real;                          /* bytes of a number that is computed */
+    const i64 *reads, *writes;         /* for each sweep the arrays that it reads and writes, as bits */
     void (*const *sweep)(const i64 *x, i64 begin, i64 end, double *out);
     void (*const *scalars)(const i64 *x); /* in front of each sweep, and behind the last; NULL for none */
     void (*const *columns)(const i64 *x); /* finish column reductions of each sweep; NULL for none */

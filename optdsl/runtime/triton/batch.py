@@ -28,7 +28,9 @@ from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
+from optdsl.runtime.storage import Code
 from optdsl.runtime.triton import counting
+from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
 
 _TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
@@ -42,8 +44,11 @@ class _NoKernel(ctypes.Structure):
     """A kernel without sweeps, as in table.h: the driver checks and ends steps by it, and runs nothing."""
 
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("sweeps", "arrays", "slots", "host_states", "width", "by_rows")),
-        *((name, ctypes.c_void_p) for name in ("sweep", "scalars", "columns", "folds")),
+        *(
+            (name, ctypes.c_int)
+            for name in ("sweeps", "arrays", "slots", "host_states", "width", "by_rows", "real")
+        ),
+        *((name, ctypes.c_void_p) for name in ("reads", "writes", "sweep", "scalars", "columns", "folds")),
     )
 
 
@@ -126,6 +131,7 @@ class TritonBatch(Batch):
         )
         self.real = in_type(rows[0].real)
         self.types = {f"T{cell}": _TYPES[name] for cell, name in enumerate(rows[0].types)}
+        self.types |= {f"T{cell}": type_of(code) for cell, code in self.codes.items()}
         self._shape()
         # what is made here is written to in later steps, in whatever mode they run
         with torch.inference_mode(False), torch.no_grad():
@@ -133,11 +139,14 @@ class TritonBatch(Batch):
 
     def _kernel(self, group: GroupStep, native: Native) -> int:
         nothing = ctypes.c_void_p()
-        counts = (0, 2 + len(self.kernel.arrays), self.kernel.slots, len(self.kernel.host_states), 0, 0)
+        counts = (0, 2 + len(self.kernel.arrays), self.kernel.slots, len(self.kernel.host_states), 0, 0, 0)
         null = ctypes.addressof(nothing)
         #: Kept, as the driver reads it.
-        self._nothing = nothing, _NoKernel(*counts, null, null, null, null)
+        self._nothing = nothing, _NoKernel(*counts, *[null] * 6)
         return ctypes.addressof(self._nothing[1])
+
+    def _table_of(self, code: Code) -> int:
+        return table_of(code).data_ptr()
 
     def _shape(self) -> None:
         """Block sizes and warps."""

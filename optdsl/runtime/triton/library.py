@@ -45,7 +45,8 @@ KEPT_COLS = tl.constexpr(12)
 COL_PARTIALS = tl.constexpr(13)
 INDEX = tl.constexpr(14)
 SEED = tl.constexpr(15)
-ARRAYS = tl.constexpr(17)
+CODED = tl.constexpr(17)
+ARRAYS = tl.constexpr(18)
 
 # ---- memory --------------------------------------------------------------------------------------------
 
