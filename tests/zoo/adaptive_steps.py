@@ -1,0 +1,450 @@
+"""Methods that scale each coordinate by an average of squared gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tests.zoo.rules import rule
+
+
+@rule(
+    "adabound",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.97),
+        "final_lr": 0.03,
+        "gamma": 0.2,
+        "eps": 1e-5,
+        "weight_decay": 0.1,
+    },
+    {"amsbound": True, "gamma": 0.02, "weight_decay": 0.05},
+)
+def adabound(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999),
+    final_lr: float = 0.1,
+    gamma: float = 1e-3,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsbound: bool = False,
+) -> Iterator[Any]:
+    """Luo et al. 2019, arXiv:1902.09843, algorithms 2 and 3, with the corrections of the authors' package."""
+    m, v, largest = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        g = g + weight_decay * p
+        m = m * betas[0] + g * (1 - betas[0])
+        v = v * betas[1] + g * g * (1 - betas[1])
+        largest = np.maximum(largest, v)
+        size = lr / (1 - betas[0] ** t) * math.sqrt(1 - betas[1] ** t)
+        size = size / (np.sqrt(largest if amsbound else v) + eps)
+        low = final_lr - final_lr / (1 + gamma * t)
+        high = final_lr + final_lr / (gamma * t)
+        p = p - np.minimum(np.maximum(size, low), high) * m
+        yield p
+
+
+@rule(
+    "yogi",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.95),
+        "eps": 1e-2,
+        "initial_accumulator": 0.05,
+        "weight_decay": 0.1,
+    },
+)
+def yogi(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-2,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-3,
+    initial_accumulator: float = 1e-6,
+    weight_decay: float = 0.0,
+) -> Iterator[Any]:
+    """Zaheer et al. 2018, algorithm 2, bias corrected and started as torch_optimizer's Yogi."""
+    m, v = np.full_like(p, initial_accumulator), np.full_like(p, initial_accumulator)
+    for t, g in enumerate(grads, 1):
+        g = g + weight_decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        square = g * g
+        change = (1 - betas[1]) * square
+        v = np.where(v > square, v - change, np.where(v < square, v + change, v))
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        p = p - lr * m_hat / (np.sqrt(v_hat) + eps)
+        yield p
+
+
+@rule(
+    "qhadam",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.95),
+        "nus": (0.7, 0.9),
+        "weight_decay": 0.1,
+        "eps": 1e-5,
+    },
+    {"nus": (0.8, 1.0), "decouple_weight_decay": True, "weight_decay": 0.2},
+)
+def qhadam(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999),
+    nus: Any = (1.0, 1.0),
+    weight_decay: float = 0.0,
+    decouple_weight_decay: bool = False,
+    eps: float = 1e-8,
+) -> Iterator[Any]:
+    """Ma and Yarats 2019, arXiv:1810.06801, equations of section 4: Adam's corrected moments, mixed."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        if decouple_weight_decay:
+            p = p - lr * weight_decay * p
+        else:
+            g = g + weight_decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        top = (1 - nus[0]) * g + nus[0] * m / (1 - betas[0] ** t)
+        bottom = (1 - nus[1]) * g**2 + nus[1] * v / (1 - betas[1] ** t)
+        p = p - lr * top / (np.sqrt(bottom) + eps)
+        yield p
+
+
+def half_lives(start: float, end: float, share: float) -> float:
+    """The decay whose half-life lies this share of the way between those of two others."""
+    lives = [math.log(0.5) / math.log(beta + 1e-8) - 1 for beta in (start, end)]
+    return float(math.pow(0.5, 1 / ((1 - share) * lives[0] + share * lives[1] + 1)))
+
+
+@rule(
+    "ademamix",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.95, 0.99),
+        "alpha": 4.0,
+        "beta3_warmup": 9,
+        "alpha_warmup": 6,
+        "eps": 1e-5,
+        "weight_decay": 0.1,
+    },
+)
+def ademamix(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999, 0.9999),
+    alpha: float = 2.0,
+    beta3_warmup: int = 0,
+    alpha_warmup: int = 0,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Iterator[Any]:
+    """Pagliardini et al. 2024, arXiv:2409.03137, algorithm 1 with the schedulers of the authors' code."""
+    fast, slow, v = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        weight, decay = alpha, betas[2]
+        if t < alpha_warmup:
+            weight = t / alpha_warmup * alpha
+        if t < beta3_warmup:
+            decay = half_lives(betas[0], betas[2], t / beta3_warmup)
+        fast = betas[0] * fast + (1 - betas[0]) * g
+        slow = decay * slow + (1 - decay) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        root = np.sqrt(v / (1 - betas[1] ** t)) + eps
+        update = (fast / (1 - betas[0] ** t) + weight * slow) / root
+        p = p - lr * update - lr * weight_decay * p
+        yield p
+
+
+@rule(
+    "simplified_ademamix",
+    {},
+    {
+        "lr": 3e-4,
+        "betas": (0.97, 0.9),
+        "alpha": 3.0,
+        "beta1_warmup": 8,
+        "min_beta1": 0.7,
+        "eps": 1e-4,
+        "weight_decay": 0.1,
+    },
+    {"bias_correction1": True, "beta1_warmup": 5},
+    {"bias_correction2": False, "eps": 1e-3},
+)
+def simplified_ademamix(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.99, 0.95),
+    alpha: float = 0.0,
+    beta1_warmup: int = 0,
+    min_beta1: float = 0.9,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    bias_correction1: bool = False,
+    bias_correction2: bool = True,
+) -> Iterator[Any]:
+    """Morwani et al. 2025, arXiv:2502.02431, with sums of weights kept as the authors' code does."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    weights = squares = 0.0
+    for t, g in enumerate(grads, 1):
+        beta = half_lives(min_beta1, betas[0], t / beta1_warmup) if t < beta1_warmup else betas[0]
+        m = beta * m + g
+        weights = beta * weights + 1
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        squares = betas[1] * squares + (1 - betas[1])
+        update = (alpha * g + m) / (np.sqrt(v) + eps * math.sqrt(squares))
+        if bias_correction1:
+            update = update / weights
+        if bias_correction2:
+            update = update * math.sqrt(squares)
+        p = p - lr * (update + weight_decay * p)
+        yield p
+
+
+@rule(
+    "mars",
+    {},
+    {
+        "lr": 1e-2,
+        "betas": (0.8, 0.9),
+        "eps": 1e-5,
+        "weight_decay": 0.1,
+        "gamma": 0.1,
+        "lr_1d_factor": 0.5,
+        "betas_1d": (0.7, 0.85),
+        "weight_decay_1d": 0.2,
+    },
+    {"mars_type": "mars-lion", "weight_decay": 0.1},
+    {"amsgrad": True, "optimize_1d": True, "weight_decay": 0.1},
+    {"mars_type": "mars-lion", "amsgrad": True, "optimize_1d": True},
+)
+def mars(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 3e-3,
+    betas: Any = (0.95, 0.99),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    gamma: float = 0.025,
+    mars_type: str = "mars-adamw",
+    optimize_1d: bool = False,
+    lr_1d_factor: float = 1.0,
+    betas_1d: Any = (0.9, 0.95),
+    weight_decay_1d: float = 0.1,
+) -> Iterator[Any]:
+    """Yuan et al. 2024, arXiv:2411.10438, algorithms 2 and 3 in the form with the previous gradient."""
+    plain = p.ndim != 2 and not optimize_1d
+    if plain:
+        lr, betas, weight_decay, mars_type = lr * lr_1d_factor, betas_1d, weight_decay_1d, "mars-adamw"
+    previous, m, v, largest = (np.zeros_like(p) for _ in range(4))
+    for t, g in enumerate(grads, 1):
+        c = g
+        if not plain:
+            c = g + gamma * (betas[0] / (1 - betas[0])) * (g - previous)
+            length = np.sqrt(np.sum(c**2))
+            c = c / length if length > 1 else c
+        previous = g
+        m = betas[0] * m + (1 - betas[0]) * c
+        if mars_type == "mars-lion":
+            update = np.sign(m)
+        else:
+            v = betas[1] * v + (1 - betas[1]) * c**2
+            largest = np.maximum(largest, v) if amsgrad else v
+            update = m / (1 - betas[0] ** t) / (np.sqrt(largest / (1 - betas[1] ** t)) + eps)
+        p = p - lr * update - lr * weight_decay * p
+        yield p
+
+
+@rule(
+    "padam",
+    {},
+    {
+        "lr": 0.03,
+        "betas": (0.8, 0.95),
+        "eps": 1e-4,
+        "weight_decay": 0.1,
+        "partial": 0.125,
+        "amsgrad": False,
+    },
+)
+def padam(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 0.1,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = True,
+    partial: float = 0.25,
+) -> Iterator[Any]:
+    """Chen et al. 2020, arXiv:1806.06763, algorithm 1, bias corrected as the authors' Padam.py."""
+    m, v, largest = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        g = g + weight_decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        largest = np.maximum(largest, v) if amsgrad else v
+        rate = lr * math.sqrt(1 - betas[1] ** t) / (1 - betas[0] ** t)
+        p = p - rate * m / np.power(np.sqrt(largest) + eps, 2 * partial)
+        yield p
+
+
+@rule(
+    "laprop",
+    {},
+    {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.02},
+    {"amsgrad": True, "fixed_decay": False, "weight_decay": 0.1},
+)
+def laprop(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 4e-4,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-15,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    fixed_decay: bool = True,
+) -> Iterator[Any]:
+    """Ziyin et al. 2020, arXiv:2002.04839, algorithm 1; decay as in the authors' laprop.py."""
+    m, v, largest = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        largest = np.maximum(largest, v) if amsgrad else v
+        u = g / (np.sqrt(largest / (1 - betas[1] ** t)) + eps)
+        m = betas[0] * m + (1 - betas[0]) * u
+        p = p - lr * m / (1 - betas[0] ** t)
+        p = p - weight_decay * (1 if fixed_decay else lr) * p
+        yield p
+
+
+@rule(
+    "adopt",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.95),
+        "eps": 1e-3,
+        "weight_decay": 0.1,
+        "clip_exp": 1 / 3,
+    },
+    {"decoupled": True, "weight_decay": 0.1, "clip_exp": None},
+)
+def adopt(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.9999),
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    clip_exp: float | None = 0.25,
+) -> Iterator[Any]:
+    """Taniguchi et al. 2024, arXiv:2411.02853, algorithm 2 with clipping; step 1 gives only the second moment."""
+    m = np.zeros_like(p)
+    v = None
+    for k, g in enumerate(grads):
+        if weight_decay and not decoupled:
+            g = g + weight_decay * p
+        if v is None:
+            v = g * g
+        else:
+            if decoupled:
+                p = p - lr * weight_decay * p
+            u = g / np.maximum(np.sqrt(v), eps)
+            if clip_exp is not None:
+                u = np.clip(u, -(k**clip_exp), k**clip_exp)
+            m = betas[0] * m + (1 - betas[0]) * u
+            p = p - lr * m
+            v = betas[1] * v + (1 - betas[1]) * g * g
+        yield p
+
+
+@rule(
+    "stableadamw",
+    {},
+    {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1},
+)
+def stableadamw(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.99),
+    eps: float = 1e-6,
+    weight_decay: float = 0.01,
+) -> Iterator[Any]:
+    """Wortsman et al. 2023, arXiv:2304.13013, algorithm 2: AdamW's corrected moments, rate divided by the RMS."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        ratio = math.sqrt(np.mean(g**2 / np.maximum(v_hat, eps**2)))
+        rate = lr / max(1.0, ratio)
+        p = p - rate * (weight_decay * p + m_hat / (np.sqrt(v_hat) + eps))
+        yield p
+
+
+@rule(
+    "novograd",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.9),
+        "eps": 1e-3,
+        "weight_decay": 0.1,
+        "grad_averaging": True,
+    },
+    {"amsgrad": True, "decoupled_decay": True, "weight_decay": 0.1},
+)
+def novograd(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.95, 0.98),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    grad_averaging: bool = False,
+    amsgrad: bool = False,
+    decoupled_decay: bool = False,
+) -> Iterator[Any]:
+    """Ginsburg et al. 2019, arXiv:1905.11286, algorithm 1, with the options of NVIDIA's code and of timm."""
+    m = np.zeros_like(p)
+    v = largest = 0.0
+    for g in grads:
+        squared = float(np.sum(g * g))
+        v = squared if v == 0 else betas[1] * v + (1 - betas[1]) * squared
+        largest = max(largest, v)
+        u = g / (math.sqrt(largest if amsgrad else v) + eps)
+        if decoupled_decay:
+            p = p - lr * weight_decay * p
+        else:
+            u = u + weight_decay * p
+        if grad_averaging:
+            u = u * (1 - betas[0])
+        m = betas[0] * m + u
+        p = p - lr * m
+        yield p
