@@ -448,3 +448,394 @@ def novograd(
         m = betas[0] * m + u
         p = p - lr * m
         yield p
+
+
+@rule(
+    "adai",
+    {},
+    {"lr": 0.03, "betas": (0.2, 0.9), "eps": 0.01, "weight_decay": 0.1},
+    {"lr": 0.03, "decoupled": True, "weight_decay": 0.2},
+    joint=True,
+)
+def adai(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.1, 0.99),
+    eps: float = 1e-3,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+) -> Iterator[Any]:
+    """Xie et al. 2022, arXiv:2006.15815, algorithm 2: the mean is over the coordinates of all tensors."""
+    m = {k: np.zeros_like(x) for k, x in p.items()}
+    v = {k: np.zeros_like(x) for k, x in p.items()}
+    product = {k: np.ones_like(x) for k, x in p.items()}
+    for t, g in enumerate(grads, 1):
+        if decoupled:
+            p = {k: x - lr * weight_decay * x for k, x in p.items()}
+        else:
+            g = {k: g[k] + weight_decay * p[k] for k in p}
+        v = {k: betas[1] * v[k] + (1 - betas[1]) * g[k] ** 2 for k in p}
+        hats = {k: v[k] / (1 - betas[1] ** t) for k in p}
+        mean = np.mean(np.concatenate([x.ravel() for x in hats.values()]))
+        for k in p:
+            beta = np.minimum(np.maximum(1 - betas[0] * hats[k] / mean, 0), 1 - eps)
+            product[k] = product[k] * beta
+            m[k] = beta * m[k] + (1 - beta) * g[k]
+            p[k] = p[k] - lr * m[k] / (1 - product[k])
+        yield p
+
+
+@rule("msvag", {}, {"lr": 0.03, "beta": 0.7})
+def msvag(p: Any, grads: Any, *, lr: float = 1e-2, beta: float = 0.9) -> Iterator[Any]:
+    """Balles and Hennig 2018, arXiv:1705.07774, algorithm 1, with the guards of the authors' code."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m, v = beta * m + (1 - beta) * g, beta * v + (1 - beta) * g**2
+        mean, square = m / (1 - beta**t), v / (1 - beta**t)
+        rho = min(0.999, (1 - beta) * (1 + beta**t) / ((1 + beta) * (1 - beta**t)))
+        spread = rho * (square - mean**2) / (1 - rho)
+        for i in np.ndindex(p.shape):
+            if mean[i] != 0:
+                share = float(np.clip(mean[i] ** 2 / (mean[i] ** 2 + spread[i]), 0, 1))
+                p = p.copy()
+                p[i] -= lr * share * mean[i]
+        yield p
+
+
+@rule(
+    "avagrad",
+    {},
+    {"lr": 0.3, "betas": (0.8, 0.95), "weight_decay": 0.1, "eps": 0.05},
+    {"decoupled": True, "weight_decay": 0.1},
+    joint=True,
+)
+def avagrad(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 0.1,
+    betas: Any = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    eps: float = 0.1,
+    decoupled: bool = False,
+) -> Iterator[Any]:
+    """Savarese et al. 2021, arXiv:1912.01823, as the authors' optimizers.py computes the factor."""
+    m = {k: np.zeros_like(x) for k, x in p.items()}
+    v = {k: np.zeros_like(x) for k, x in p.items()}
+    count = sum(x.size for x in p.values())
+    gamma = math.nan
+    for t, g in enumerate(grads, 1):
+        squared = 0.0
+        for k in p:
+            d = g[k] if decoupled else g[k] + weight_decay * p[k]
+            m[k] = betas[0] * m[k] + (1 - betas[0]) * d
+            if t > 1:
+                if decoupled:
+                    p[k] = p[k] - lr * weight_decay * p[k]
+                root = np.sqrt(v[k] / (1 - betas[1] ** (t - 1))) + eps
+                p[k] = p[k] - lr * gamma / (1 - betas[0] ** t) * m[k] / root
+            squared += float(np.sum((np.sqrt(v[k] / (1 - betas[1] ** t)) + eps) ** -2.0))
+            v[k] = betas[1] * v[k] + (1 - betas[1]) * d**2
+        gamma = math.sqrt(count / squared)
+        yield p
+
+
+@rule(
+    "adapnm",
+    {},
+    {
+        "lr": 3e-3,
+        "betas": (0.8, 0.95, 0.7),
+        "eps": 1e-5,
+        "weight_decay": 0.1,
+        "amsgrad": False,
+    },
+    {"decoupled": False, "weight_decay": 0.2},
+)
+def adapnm(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999, 1.0),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = True,
+    decoupled: bool = True,
+) -> Iterator[Any]:
+    """Xie et al. 2021, arXiv:2103.17182, algorithm 3: the two momenta change places after each step."""
+    newer, older = np.zeros_like(p), np.zeros_like(p)
+    v, largest = np.zeros_like(p), np.zeros_like(p)
+    keep = betas[0] ** 2
+    for t, g in enumerate(grads, 1):
+        if decoupled:
+            p = p - lr * weight_decay * p
+        else:
+            g = g + weight_decay * p
+        newer = keep * newer + (1 - keep) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        largest = np.maximum(largest, v) if amsgrad else v
+        root = np.sqrt(largest / (1 - betas[1] ** t)) + eps
+        mixed = (1 + betas[2]) * newer - betas[2] * older
+        mixed = mixed / math.hypot(1 + betas[2], betas[2])
+        p = p - lr / (1 - betas[0] ** t) * mixed / root
+        newer, older = older, newer
+        yield p
+
+
+@rule(
+    "adamnorm",
+    {},
+    {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-4, "weight_decay": 0.1, "r": 0.7},
+    {"amsgrad": True, "weight_decouple": True, "weight_decay": 0.1, "eps": 1e-4},
+    {"weight_decouple": True, "fixed_decay": True, "weight_decay": 0.02},
+)
+def adamnorm(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: bool = False,
+    weight_decouple: bool = False,
+    fixed_decay: bool = False,
+    r: float = 0.95,
+) -> Iterator[Any]:
+    """Dubey et al. 2023, arXiv:2210.06364, algorithm 2; eps enters the state as in the authors' AdamNorm.py."""
+    m, v, largest = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    average = 0.0
+    for t, g in enumerate(grads, 1):
+        if not weight_decouple:
+            g = g + weight_decay * p
+        else:
+            p = p - weight_decay * (1 if fixed_decay else lr) * p
+        length = math.sqrt(np.sum(g * g))
+        average = r * average + (1 - r) * length
+        longer = g * (average / length) if length and average > length else g
+        m = betas[0] * m + (1 - betas[0]) * longer
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        if amsgrad:
+            largest = np.maximum(largest, v) + eps
+            used = largest
+        else:
+            v = v + eps
+            used = v
+        p = p - lr * m / (1 - betas[0] ** t) / (np.sqrt(used / (1 - betas[1] ** t)) + eps)
+        yield p
+
+
+@rule(
+    "adam_atan2",
+    {},
+    {"lr": 3e-3, "betas": (0.8, 0.95), "weight_decay": 0.05, "a": 2.0, "b": 0.5},
+)
+def adam_atan2(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-4,
+    betas: Any = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    a: float = 1.27,
+    b: float = 1.0,
+) -> Iterator[Any]:
+    """Everett et al. 2024, arXiv:2407.05872, section 4.4, with decay that the first learning rate does not scale."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        p = p - weight_decay * p
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        p = p - a * lr * np.arctan2(m_hat, b * np.sqrt(v_hat))
+        yield p
+
+
+@rule("kate", {}, {"lr": 0.03, "eta": 0.2, "eps": 1e-3})
+def kate(p: Any, grads: Any, *, lr: float = 1e-3, eta: float = 0.9, eps: float = 1e-8) -> Iterator[Any]:
+    """Choudhury et al. 2024, arXiv:2403.02648, algorithm 1; eps as in the authors' optimizers.py."""
+    total, m = np.zeros_like(p), np.zeros_like(p)
+    for g in grads:
+        total = total + g * g
+        floor = total + eps
+        m = m + g * g * (eta + 1 / floor)
+        p = p - lr * np.sqrt(m) / floor * g
+        yield p
+
+
+@rule("nadamw", {}, {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1})
+def nadamw(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Iterator[Any]:
+    """Dahl et al. 2023, arXiv:2306.07179, the NAdamW of AlgoPerf: the average is taken once more, for the step."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        ahead = (betas[0] * m + (1 - betas[0]) * g) / (1 - betas[0] ** t)
+        p = (1 - lr * weight_decay) * p - lr * ahead / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        yield p
+
+
+@rule(
+    "rmsprop_tf",
+    {},
+    {
+        "lr": 3e-3,
+        "alpha": 0.8,
+        "eps": 1e-3,
+        "weight_decay": 0.1,
+        "momentum": 0.7,
+        "centered": True,
+        "lr_in_momentum": False,
+    },
+    {"momentum": 0.9, "decoupled_decay": True, "weight_decay": 0.2},
+)
+def rmsprop_tf(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-2,
+    alpha: float = 0.9,
+    eps: float = 1e-10,
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    centered: bool = False,
+    decoupled_decay: bool = False,
+    lr_in_momentum: bool = True,
+) -> Iterator[Any]:
+    """TensorFlow's RMSPropOptimizer: mean square ms from 1, mom = momentum mom + lr g / sqrt(ms + eps)."""
+    square, mean, moved = np.ones_like(p), np.zeros_like(p), np.zeros_like(p)
+    for g in grads:
+        if decoupled_decay:
+            p = p - lr * weight_decay * p
+        else:
+            g = g + weight_decay * p
+        square = alpha * square + (1 - alpha) * g * g
+        mean = alpha * mean + (1 - alpha) * g
+        spread = square - mean * mean if centered else square
+        moved = momentum * moved + (lr if lr_in_momentum else 1) * g / np.sqrt(spread + eps)
+        p = p - (moved if lr_in_momentum else lr * moved)
+        yield p
+
+
+@rule(
+    "ranger",
+    {},
+    {
+        "lr": 3e-3,
+        "alpha": 0.3,
+        "k": 4,
+        "n_sma_threshold": 6,
+        "betas": (0.8, 0.95),
+        "eps": 1e-3,
+        "weight_decay": 0.1,
+        "gc_conv_only": True,
+    },
+    {"use_gc": False, "betas": (0.9, 0.99)},
+)
+def ranger(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    alpha: float = 0.5,
+    k: int = 6,
+    n_sma_threshold: int = 5,
+    betas: Any = (0.95, 0.999),
+    eps: float = 1e-5,
+    weight_decay: float = 0.0,
+    use_gc: bool = True,
+    gc_conv_only: bool = False,
+) -> Iterator[Any]:
+    """Liu et al. 2020, arXiv:1908.03265, algorithm 2, in the order of Wright's ranger.py (version 20.4.11)."""
+    m, v, slow = np.zeros_like(p), np.zeros_like(p), p
+    longest = 2 / (1 - betas[1]) - 1
+    for t, g in enumerate(grads, 1):
+        if use_gc and g.ndim > (3 if gc_conv_only else 1):
+            g = g - g.mean(axis=tuple(range(1, g.ndim)), keepdims=True)
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        u = m / (1 - betas[0] ** t)
+        length = longest - 2 * t * betas[1] ** t / (1 - betas[1] ** t)
+        if length > n_sma_threshold:
+            r = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            u = u * math.sqrt(r) * math.sqrt(1 - betas[1] ** t) / (np.sqrt(v) + eps)
+        p = p - lr * weight_decay * p
+        p = p - lr * u
+        if t % k == 0:
+            slow = (1 - alpha) * slow + alpha * p
+            p = slow
+        yield p
+
+
+@rule(
+    "bert_adam",
+    {},
+    {"lr": 3e-3, "b1": 0.8, "b2": 0.95, "e": 1e-4, "weight_decay": 0.1, "max_grad_norm": 2.5},
+    {"max_grad_norm": 0.0},
+)
+def bert_adam(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    e: float = 1e-6,
+    weight_decay: float = 0.01,
+    max_grad_norm: float = 1.0,
+) -> Iterator[Any]:
+    """BertAdam of pytorch-pretrained-bert: clip_grad_norm_ of each tensor, moments without bias correction."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for g in grads:
+        if max_grad_norm:
+            scale = max_grad_norm / (math.sqrt(np.sum(g * g)) + 1e-6)
+            g = g * scale if scale < 1 else g
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        p = p - lr * weight_decay * p - lr * m / (np.sqrt(v) + e)
+        yield p
+
+
+@rule(
+    "grokfast_adamw",
+    {},
+    {
+        "lr": 3e-3,
+        "alpha": 0.9,
+        "lamb": 5.0,
+        "betas": (0.8, 0.95),
+        "eps": 1e-5,
+        "weight_decay": 0.1,
+    },
+)
+def grokfast_adamw(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    alpha: float = 0.98,
+    lamb: float = 2.0,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Iterator[Any]:
+    """Lee et al. 2024, arXiv:2405.20233, algorithm 2 (gradfilter_ema), then torch's AdamW."""
+    m, v, slow = np.zeros_like(p), np.zeros_like(p), grads[0]
+    for t, g in enumerate(grads, 1):
+        slow = g + alpha * (slow - g)
+        g = g + lamb * slow
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g * g
+        m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
+        p = p - lr * weight_decay * p - lr * m_hat / (np.sqrt(v_hat) + eps)
+        yield p

@@ -30,7 +30,7 @@ def outer(r: Any, c: Any, shape: tuple[int, ...]) -> Any:
 @rule(
     "adafactor",
     {},
-    {"lr": 0.3, "beta2_decay": -0.6, "eps": (1e-4, 0.02), "d": 0.7, "weight_decay": 0.1},
+    {"lr": 0.3, "beta2_decay": -0.6, "eps": (1e-4, 0.02), "d": 1.3, "weight_decay": 0.1},
 )
 def adafactor(
     p: Any,
@@ -156,4 +156,38 @@ def came(
             residue_c = betas[2] * residue_c + (1 - betas[2]) * col
             step = m / np.sqrt(outer(residue_r, residue_c, g.shape) / np.mean(residue_r))
         p = p - lr * weight_decay * p - lr * step
+        yield p
+
+
+@rule(
+    "sm3",
+    {},
+    {"lr": 0.03, "momentum": 0.8, "beta": 0.9, "eps": 1e-3},
+    {"momentum": 0.5},
+)
+def sm3(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 0.1,
+    momentum: float = 0.0,
+    beta: float = 0.0,
+    eps: float = 1e-30,
+) -> Iterator[Any]:
+    """Anil et al. 2019, arXiv:1901.11150, SM3-II with the cover of rows and columns; a vector covers itself."""
+    p = p.copy()
+    shape = (p.shape[0], p.size // p.shape[0]) if p.ndim > 1 else (p.size, 1)
+    rows, cols, m = np.zeros(shape[0]), np.zeros(shape[1]), np.zeros(p.shape)
+    for g in grads:
+        slopes = g.reshape(shape)
+        new_rows, new_cols, u = np.zeros_like(rows), np.zeros_like(cols), np.zeros(shape)
+        for i, j in np.ndindex(shape):
+            old = min(rows[i], cols[j]) if p.ndim > 1 else rows[i]
+            nu = beta * old + (1 - beta) * slopes[i, j] ** 2 if beta else old + slopes[i, j] ** 2
+            new_rows[i], new_cols[j] = max(new_rows[i], nu), max(new_cols[j], nu)
+            u[i, j] = slopes[i, j] / math.sqrt(nu + eps)
+        rows, cols = np.maximum(rows, new_rows), np.maximum(cols, new_cols)
+        d = u.reshape(p.shape)
+        m = momentum * m + (1 - momentum) * d if momentum else d
+        p = p - lr * m
         yield p
