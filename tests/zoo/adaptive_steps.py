@@ -839,3 +839,206 @@ def grokfast_adamw(
         m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
         p = p - lr * weight_decay * p - lr * m_hat / (np.sqrt(v_hat) + eps)
         yield p
+
+
+@rule(
+    "svag",
+    {},
+    {"lr": 0.03, "beta": 0.7},
+)
+def svag(p: Any, grads: Any, *, lr: float = 1e-2, beta: float = 0.9) -> Iterator[Any]:
+    """Balles and Hennig 2018, arXiv:1705.07774, section 4.2, with the moments and guards of the authors' code."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m, v = beta * m + (1 - beta) * g, beta * v + (1 - beta) * g**2
+        mean, square = m / (1 - beta**t), v / (1 - beta**t)
+        rho = min(0.999, (1 - beta) * (1 + beta**t) / ((1 + beta) * (1 - beta**t)))
+        spread = (square - mean**2) / (1 - rho)
+        total = np.where(mean == 0, 1.0, mean**2 + spread)
+        share = np.where(mean == 0, 0.0, mean**2 / total)
+        p = p - lr * np.minimum(np.maximum(share, 0), 1) * g
+        yield p
+
+
+@rule(
+    "apollo",
+    {},
+    {
+        "lr": 0.3,
+        "beta": 0.8,
+        "eps": 1e-2,
+        "warmup": 4,
+        "init_lr": 0.02,
+        "weight_decay": 0.1,
+        "rebound": "belief",
+        "weight_decay_type": "stable",
+    },
+    {"warmup": 0, "lr": 0.1, "weight_decay": 0.2, "weight_decay_type": "decoupled"},
+    {"warmup": 6, "weight_decay": 0.2},
+)
+def apollo(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1.0,
+    beta: float = 0.9,
+    eps: float = 1e-4,
+    rebound: str = "constant",
+    warmup: int = 100,
+    init_lr: float = 0.01,
+    weight_decay: float = 0.0,
+    weight_decay_type: str = "L2",
+) -> Iterator[Any]:
+    """Ma 2020, arXiv:2009.13586, algorithm 1, with the bounds and decays of the authors' apollo.py."""
+    m, curvature, moved = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        rate = lr if t > warmup else init_lr + (t - 1) / warmup * (lr - init_lr)
+        if weight_decay_type == "L2":
+            g = g + weight_decay * p
+        share = (1 - beta) / (1 - beta**t)
+        before, m = m, (1 - share) * m + share * g
+        surprise = np.max(np.abs(g - before))
+        length = float(np.sum(moved**4)) ** 0.25 + eps
+        unit = moved / length
+        secant = share * np.sum((g - before) / length * unit) + np.sum(curvature * unit**2)
+        curvature = curvature - secant * unit**2
+        bounded = np.maximum(np.abs(curvature), 1.0)
+        if rebound == "belief":
+            bounded = np.maximum(np.abs(curvature), surprise) + eps / share
+        moved = m / bounded
+        if weight_decay_type == "decoupled":
+            moved = moved + weight_decay * p
+        if weight_decay_type == "stable":
+            moved = moved + weight_decay / np.mean(bounded) * p
+        p = p - rate * moved
+        yield p
+
+
+@rule(
+    "tadam",
+    {},
+    {"lr": 3e-3, "k_dof": 3.0, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1},
+    {"amsgrad": 0.9, "k_dof": 0.5},
+    {"k_dof": None},
+)
+def tadam(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    k_dof: float | None = 1.0,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    amsgrad: float = 0.0,
+) -> Iterator[Any]:
+    """Ilboudo et al. 2020, arXiv:2003.00179, algorithm 1; `amsgrad` may decay as in the authors' tadam.py."""
+    m, v, largest = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    total = betas[0] / (1 - betas[0])
+    for t, g in enumerate(grads, 1):
+        g = g + weight_decay * p
+        if k_dof is None:
+            m = betas[0] * m + (1 - betas[0]) * g
+        else:
+            nu = k_dof * p.size
+            weight = (nu + p.size) / (nu + np.sum((g - m) ** 2 / (v + eps)))
+            m = (total * m + weight * g) / (total + weight)
+            total = (2 * betas[0] - 1) / betas[0] * total + weight
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        largest = np.maximum(amsgrad * largest, v)
+        v_hat = (largest if amsgrad else v) / (1 - betas[1] ** t)
+        p = p - lr * m / (1 - betas[0] ** t) / (np.sqrt(v_hat) + eps)
+        yield p
+
+
+@rule("ano", {}, {"lr": 3e-3, "betas": (0.8, 0.9), "weight_decay": 0.1, "eps": 1e-3})
+def ano(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-4,
+    betas: Any = (0.92, 0.99),
+    weight_decay: float = 0.0,
+    eps: float = 1e-8,
+) -> Iterator[Any]:
+    """Kegreisz 2025, arXiv:2508.18258, algorithm 1, with eps where the authors' ano.py has it."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        square = g * g
+        v = betas[1] * v + (1 - betas[1]) * np.where(square > v, square, np.where(square < v, -square, 0))
+        p = p - lr * weight_decay * p
+        p = p - lr * np.sign(m) * np.abs(g) / np.sqrt(v / (1 - betas[1] ** t) + eps)
+        yield p
+
+
+@rule(
+    "bcos",
+    {},
+    {"lr": 0.01, "beta": 0.8, "beta2": 0.9, "eps": 1e-3, "weight_decay": 0.2, "decouple_wd": False},
+    {"mode": "g", "lr": 3e-3, "decouple_wd": False},
+    {"mode": "m", "beta2": 0.95},
+    {"mode": "m"},
+)
+def bcos(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    beta: float = 0.9,
+    beta2: float | None = None,
+    eps: float = 1e-6,
+    weight_decay: float = 0.1,
+    mode: str = "c",
+    decouple_wd: bool = True,
+) -> Iterator[Any]:
+    """Jiang and Xiao 2025, arXiv:2507.08963, algorithms 2 and 3; averages start as in the authors' bcos.py."""
+    m, v = grads[0], grads[0] ** 2
+    for g in grads:
+        if decouple_wd:
+            p = p - lr * weight_decay * p
+        else:
+            g = g + weight_decay * p
+        before, m = m, beta * m + (1 - beta) * g
+        if mode == "c":
+            keep = 2 * beta - beta**2 if beta2 is None else beta2
+            d, v = m, keep * before**2 + (1 - keep) * g**2
+        else:
+            keep = beta if beta2 is None else beta2
+            d = g if mode == "g" else m
+            v = keep * v + (1 - keep) * d**2
+        p = p - lr * d / (np.sqrt(v) + eps)
+        yield p
+
+
+@rule(
+    "adams",
+    {},
+    {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-5, "weight_decay": 0.1},
+    {"amsgrad": True, "weight_decay": 0.1},
+    joint=True,
+)
+def adams(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-4,
+    amsgrad: bool = False,
+) -> Iterator[Any]:
+    """Xie et al. 2020, arXiv:2011.11152, algorithm 4: the mean is over the coordinates of all tensors."""
+    m = {k: np.zeros_like(x) for k, x in p.items()}
+    v = {k: np.zeros_like(x) for k, x in p.items()}
+    used = dict(v)
+    for t, g in enumerate(grads, 1):
+        m = {k: betas[0] * m[k] + (1 - betas[0]) * g[k] for k in p}
+        v = {k: betas[1] * v[k] + (1 - betas[1]) * g[k] ** 2 for k in p}
+        used = {k: np.maximum(used[k], v[k]) if amsgrad else v[k] for k in p}
+        hats = {k: used[k] / (1 - betas[1] ** t) for k in p}
+        mean = np.mean(np.concatenate([x.ravel() for x in hats.values()]))
+        for k in p:
+            p[k] = p[k] - lr * weight_decay / math.sqrt(mean) * p[k]
+            p[k] = p[k] - lr * m[k] / (1 - betas[0] ** t) / (np.sqrt(hats[k]) + eps)
+        yield p

@@ -191,3 +191,55 @@ def sm3(
         m = momentum * m + (1 - momentum) * d if momentum else d
         p = p - lr * m
         yield p
+
+
+@rule(
+    "adalomo",
+    {},
+    {
+        "lr": 0.03,
+        "eps": (1e-6, 0.02),
+        "clip_threshold": 0.7,
+        "decay_rate": -0.6,
+        "clip_grad_norm": 2.5,
+        "clip_grad_value": 0.8,
+        "weight_decay": 0.1,
+    },
+    {"clip_grad_value": 0.5},
+    joint=True,
+)
+def adalomo(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    eps: Any = (1e-30, 1e-3),
+    clip_threshold: float = 1.0,
+    decay_rate: float = -0.8,
+    clip_grad_norm: float | None = None,
+    clip_grad_value: float | None = None,
+    weight_decay: float = 0.0,
+) -> Iterator[Any]:
+    """Lv et al. 2023, arXiv:2310.10195, algorithm 1, with the clips and scales of the authors' adalomo.py."""
+    zero = dict.fromkeys(p, np.zeros(()))
+    r, c, v = dict(zero), dict(zero), dict(zero)
+    for t, g in enumerate(grads, 1):
+        keep = 1 - math.pow(t, decay_rate)
+        norm = math.sqrt(sum(float(np.sum(x * x)) for x in g.values()))
+        for k in p:
+            d = g[k]
+            if clip_grad_value is not None:
+                d = np.minimum(np.maximum(d, -clip_grad_value), clip_grad_value)
+            if clip_grad_norm is not None:
+                d = d * min(1.0, clip_grad_norm / (norm + 1e-6))
+            square = d * d + eps[0]
+            if d.ndim > 1:
+                row, col = sides(square)
+                r[k], c[k] = keep * r[k] + (1 - keep) * row, keep * c[k] + (1 - keep) * col
+                u = d / np.sqrt(outer(r[k] / np.mean(r[k]), c[k], d.shape))
+            else:
+                v[k] = keep * v[k] + (1 - keep) * square
+                u = d / np.sqrt(v[k])
+            rate = lr * max(eps[1], rms(p[k]))
+            p[k] = p[k] * (1 - rate * weight_decay) - rate * u / max(1.0, rms(u) / clip_threshold)
+        yield p

@@ -420,3 +420,93 @@ def rprop_plus(
                 before[i] = g[i]
             p[i] += moved[i]
         yield p
+
+
+@rule(
+    "sgds",
+    {},
+    {"lr": 0.03, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1},
+    {"momentum": 0.9, "nesterov": True, "weight_decay": 0.2},
+)
+def sgds(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> Iterator[Any]:
+    """Xie et al. 2020, arXiv:2011.11152, algorithm 2: decay as strong as the steps that momentum adds up to."""
+    buffer = None
+    for g in grads:
+        buffer, d = after_momentum(buffer, g, momentum, dampening, nesterov)
+        p = p - lr * (1 - dampening) / (1 - momentum) * weight_decay * p - lr * d
+        yield p
+
+
+@rule(
+    "sgd_sai",
+    {},
+    {"lr": 0.03, "momentum": 0.7, "eps": 0.1, "weight_decay": 0.1},
+    joint=True,
+)
+def sgd_sai(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-2,
+    momentum: float = 0.9,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Iterator[Any]:
+    """Xu et al. 2024, arXiv:2412.11768, algorithm 1, with ratios as in the authors' sgd_sai.py 1.0.4."""
+    ratios = {}
+    for k, g in grads[0].items():
+        spread = np.std(g, ddof=1) if g.size > 1 else 0.0
+        ratios[k] = math.sqrt(np.sum(g * g)) / (spread + eps)
+    m = dict(grads[0])
+    for t, g in enumerate(grads, 1):
+        for k in p:
+            m[k] = m[k] if t == 1 else momentum * m[k] + (1 - momentum) * g[k]
+            p[k] = p[k] - lr * weight_decay * p[k] - lr * ratios[k] / max(ratios.values()) * m[k]
+        yield p
+
+
+@rule(
+    "a2grad",
+    {},
+    {"beta": 3.0, "lips": 5.0},
+    {"variant": "inc", "beta": 0.5},
+    {"variant": "exp", "rho": 0.3, "beta": 2.0, "lips": 4.0},
+)
+def a2grad(
+    p: Any,
+    grads: Any,
+    *,
+    beta: float = 10.0,
+    lips: float = 10.0,
+    rho: float = 0.5,
+    variant: str = "uni",
+) -> Iterator[Any]:
+    """Deng et al. 2018, arXiv:1810.00553, algorithm 2 and equations 23 to 25, as the authors' optimizers.py."""
+    x, alpha = p, 1.0
+    v = average = 0.0
+    for k, g in enumerate(grads):
+        delta = g - np.mean(grads[: k + 1], axis=0)
+        squared = float(np.sum(delta * delta))
+        if variant == "uni":
+            v = v + squared
+        elif variant == "inc":
+            v = (k / (k + 1)) ** 2 * v + squared
+        else:
+            average = rho * average + (1 - rho) * squared if k else squared
+            v = max(v, average)
+        h = math.sqrt(v * (k + 1)) if variant == "exp" else math.sqrt(v)
+        step = g / (2 * lips / (k + 1) + beta * h)
+        x = x - step
+        new = 2 / (k + 3)
+        p = (1 - new) * (p - alpha * step) + new * x
+        alpha = new
+        yield p
