@@ -46,7 +46,7 @@ class ASGD(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
-        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
+        store: format of states per element, such as bf16 or q8, for all or by key
 
     Reference: Polyak and Juditsky 1992, Acceleration of stochastic approximation by averaging, SIAM J. Control
     """

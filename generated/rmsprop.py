@@ -51,7 +51,7 @@ class RMSprop(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
-        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
+        store: format of states per element, such as bf16 or q8, for all or by key
 
     Reference: Tieleman and Hinton 2012, Lecture 6.5 rmsprop; centred: Graves 2013, arXiv:1308.0850
     """

@@ -61,7 +61,7 @@ class ScheduleFreeAdamW(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
-        store: format of states per element, such as bf16 or q8, for all or by key (default: as p)
+        store: format of states per element, such as bf16 or q8, for all or by key
 
     Reference: Defazio et al. 2024, The Road Less Scheduled, arXiv:2405.15682
     """

@@ -139,10 +139,10 @@ def overwrite(writes: Sequence[tuple[Tensor | Coded, Tensor | float]], foreach: 
     for target, value in writes:  # what these read is still there
         if isinstance(target, Coded):
             target.put(value)
-    writes = [(target, value) for target, value in writes if isinstance(target, Tensor)]
+    writes = [(target, value) for target, value in writes if not isinstance(target, Coded)]
     if not writes:
         return
-    targets = [as_real(target) for target, _ in writes]
+    targets = [as_real(target) for target, _ in writes if isinstance(target, Tensor)]
     sources = [source for _, source in writes]
     if len(writes) > 1:
         owners = {target.data_ptr(): number for number, target in enumerate(targets)}

@@ -402,9 +402,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     def _restore_coded(self, p: Tensor, state: dict[str, Any], key: str, spec: State) -> None:
         """A loaded state in codes: as it is if this class keeps it so, else what the codes stand for."""
-        codes, scales, store = state[key], state[key + SCALES], None
+        codes: Any = state[key]
+        scales: Any = state[key + SCALES]
+        store: Any = None
         if isinstance(codes, _AsSaved):
-            codes, scales, store = codes.value, scales.value, codes.store
+            store, codes, scales = codes.store, codes.value, scales.value
         name = (
             (store.get(key) if isinstance(store, Mapping) else store)
             or self._specs[key].stored

@@ -64,9 +64,9 @@ class Code:
     def pieces(self) -> list[tuple[float, float, float, float]]:
         """Which entry is nearest to a magnitude y, in straight pieces: (from, factor, shift, top).
 
-        In the last piece with y > from it is zero + k, with k = floor(u * factor + shift), at most top; u is y, or for
-        squares the root of y * steps - 1/4. It may be the neighbour of the nearest one where u * factor + shift is
-        within 1e-4 of a whole number.
+        In the last piece with y > from it is zero + k, with k = floor(u * factor + shift), at most top; u is y, or
+        for squares the root of y * steps - 1/4. It may be the neighbour of the nearest one where u * factor + shift
+        is within 1e-4 of a whole number.
         """
         most = 2**self.bits - 1 if self.positive else 2 ** (self.bits - 1) - 1
         half = -0.5 if self.positive else 0.5

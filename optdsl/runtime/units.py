@@ -117,7 +117,7 @@ class Unit:
         """A state as the rule sees it."""
         return held.open(self.dtype) if isinstance(held, Coded) else opened(held, self.dtype)
 
-    def _number(self, held: Tensor) -> float | Tensor:
+    def _number(self, held: Any) -> Any:
         """A host-level state as the update gets it."""
         return held if self.group.capturable or self.group.differentiable else held.item()
 

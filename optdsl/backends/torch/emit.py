@@ -161,9 +161,7 @@ class _Module:
             *self.fused_doc(),
         ]
         if any(s.type.is_element for s in program.kept):
-            rows.append(
-                "    store: format of states per element, such as bf16 or q8, for all or by key (default: as p)"
-            )
+            rows.append("    store: format of states per element, such as bf16 or q8, for all or by key")
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
             parts.append(f"Reference: {program.cite}")

@@ -183,8 +183,8 @@ class KernelText:
         for array, expr in loop.stores:
             new = self.spread(expr, "live")
             if self.may_be_coded(array):
-                given = f"{self.pointer(array)}, {self.scales(array)}, chunk, n, {at}, {new}, live, {masked}, REAL, BLOCK"
-                lines.append(f"write({given})")
+                given = f"{self.pointer(array)}, {self.scales(array)}, chunk, n, {at}, {new}"
+                lines.append(f"write({given}, live, {masked}, REAL, BLOCK)")
             else:
                 lines.append(f"store({self.pointer(array)} + {at}, {new}, live, {masked})")
         return lines

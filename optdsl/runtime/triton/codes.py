@@ -1,9 +1,9 @@
 """Arrays that are kept in codes, in Triton: what optdsl/runtime/storage.py says, for a block of elements.
 
 An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. The cell of its scales holds the
-address of float32 numbers, the next one that of a table: 256 values, 256 bounds (the largest number that belongs to an
-entry), and for every bucket of numbers with the same sign, exponent and upper 8 bits of the mantissa the first entry
-in it, of which one bucket has two at most.
+address of float32 numbers, the next one that of a table: 256 values, 256 bounds (the largest number that belongs to
+an entry), and for every bucket of numbers with the same sign, exponent and upper 8 bits of the mantissa the first
+entry in it, of which one bucket has two at most.
 """
 
 import functools
