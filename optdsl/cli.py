@@ -123,7 +123,8 @@ def _compile_options(command: _Command) -> None:
         "  optdsl compile my.opt\n"
         "  optdsl compile specs/ -o generated/\n"
         "  optdsl compile adamw -o . --backend torch\n"
-        "  optdsl compile adamw -o . --standalone",
+        "  optdsl compile adamw -o . --standalone\n"
+        "  optdsl compile adamw -o . --with clip_by_global_norm --store q8",
         "A spec NAME.opt becomes NAME.py, which holds the class, NAME.c, which holds the native kernels that the\n"
         "class runs for parameters on the CPU, and NAME.triton.py, which holds those for parameters on a GPU. Keep\n"
         "them in one folder. Where the class is used, the C compiler of the machine and Triton build the kernels in\n"
@@ -150,8 +151,27 @@ def _compile_options(command: _Command) -> None:
         action="store_true",
         help="one file that needs torch alone, not optdsl, and has no native kernels",
     )
+    _composition_options(compile_)
     compile_.add_argument("--format", choices=("text", "json"), default="text", help="how to print messages")
     compile_.add_argument("-q", "--quiet", action="store_true", help="print messages only")
+
+
+def _composition_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--with",
+        dest="with_",
+        action="append",
+        default=[],
+        metavar="TRANSFORM",
+        help='a transform around the optimizer, as in "clip_by_global_norm(max_norm = 0.5)"; may be repeated',
+    )
+    command.add_argument(
+        "--store",
+        action="append",
+        default=[],
+        metavar="FORMAT",
+        help="how states per element are kept: bf16, f16, q8, q4 and others for all, or KEY=FORMAT; may be repeated",
+    )
 
 
 def _fmt_options(command: _Command) -> None:
@@ -303,6 +323,7 @@ def _explain_options(command: _Command) -> None:
     explain.add_argument(
         "--overwrite-grad", action="store_true", help="let a step use the gradient as scratch memory"
     )
+    _composition_options(explain)
     speed = explain.add_mutually_exclusive_group()
     speed.add_argument(
         "--bandwidth", metavar="B/S", help="predict times from this, such as 4.3TB/s or 900GB/s"
@@ -398,7 +419,17 @@ def _compile(options: argparse.Namespace) -> int:
         if show:
             print(f"\r\x1b[K{path.name}", end="", file=sys.stderr, flush=True)
 
-    results = driver.compile(paths, options.out, backends, standalone=options.standalone, progress=progress)
+    from optdsl.compose import store_of
+
+    results = driver.compile(
+        paths,
+        options.out,
+        backends,
+        standalone=options.standalone,
+        progress=progress,
+        with_=options.with_,
+        store=store_of(options.store),
+    )
     if show:
         print("\r\x1b[K", end="", file=sys.stderr)
     _report([d for result in results for d in result.diagnostics], options.format)
@@ -472,7 +503,7 @@ def _list(options: argparse.Namespace) -> int:
             continue
         program = check_path(path).require()
         summary = program.doc.split("\n")[0]
-        rows.append((name, program.name, str(len(program.states)), summary))
+        rows.append((name, program.name, str(len(program.kept)), summary))
     if rows:
         head = ("NAME", "CLASS", "STATES", "WHAT IT IS")
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
@@ -577,7 +608,9 @@ def _explain_spec(options: argparse.Namespace) -> int:
     speed = None
     if options.bandwidth is not None:
         speed = explanation.Bandwidth(settings.bandwidth_of(options.bandwidth), "given")
-    program, diagnostics = driver.program_of(path)
+    from optdsl.compose import store_of
+
+    program, diagnostics = driver.program_of(path, options.with_, store_of(options.store))
     _report(diagnostics, "text")
     setting.hypers(program)  # what is wrong with an option is told before anything is measured
     if options.latex:

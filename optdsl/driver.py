@@ -10,7 +10,8 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from optdsl.lang.diagnostics import Diagnostic, Span, SpecError, nearest
 from optdsl.resources import cache_dir, data_dir, write_together
 
 if TYPE_CHECKING:
+    from optdsl.compose import Store
     from optdsl.runtime import Optimizer
 
 #: What `show` can print, in the order of the pipeline.
@@ -41,9 +43,11 @@ def simplify(program: Program) -> Program:
     return improve(run(program))
 
 
-def program_of(path: Path) -> tuple[Program, tuple[Diagnostic, ...]]:
-    """The checked program of the spec at `path`, and the warnings on it. Raises SpecError."""
-    checked = check_path(path)
+def program_of(
+    path: Path, with_: Sequence[str] = (), store: Store | None = None
+) -> tuple[Program, tuple[Diagnostic, ...]]:
+    """The checked program of the spec at `path`, and the warnings on it. Raises SpecError; ValueError as `load`."""
+    checked, _, _ = _composition(path, with_, store)
     return _program(checked, path), checked.diagnostics
 
 
@@ -124,14 +128,22 @@ def known_backends(backends: Iterable[str]) -> tuple[str, ...]:
 
 
 def _emit(
-    program: Program, path: Path, backends: tuple[str, ...], standalone: bool
+    program: Program,
+    path: Path,
+    backends: tuple[str, ...],
+    standalone: bool,
+    module: str = "",
+    digest: str = "",
 ) -> tuple[dict[str, str], str | None]:
-    """The files, and why there are no kernels among them though they were asked for."""
+    """The files, and why there are no kernels among them though they were asked for.
+
+    Those of a composition have a name, and a hash, of their own.
+    """
     from optdsl.backends import torch as torch_backend
     from optdsl.backends.native import NAMES
     from optdsl.backends.native import native as kernels_of
 
-    digest, module = source_hash(path), module_name(path)
+    digest, module = digest or source_hash(path), module or module_name(path)
     files: dict[str, str] = {}
     native = None
     wanted = [] if standalone else [name for name in backends if name in NAMES]
@@ -154,12 +166,15 @@ def compile(
     *,
     standalone: bool = False,
     progress: Callable[[Path], None] | None = None,
+    with_: Sequence[str] = (),
+    store: Store | None = None,
 ) -> list[Compiled]:
     """Compiles specs, or all specs of a folder, to `out/NAME.py`, `out/NAME.c` and `out/NAME.triton.py` (default:
     beside the spec).
 
-    The first holds the class, the others its kernels for CPUs and for GPUs; they are written if the backends "cpu"
-    and "triton" are asked for and the spec has kernels. `standalone` puts the runtime into the first, so that
+    `with_` names transforms to put around each optimizer, `store` other formats for its states (see `load`); both are
+    then part of NAME. The first holds the class, the others its kernels for CPUs and for GPUs; they are written if
+    the backends "cpu" and "triton" are asked for and the spec has kernels. `standalone` puts the runtime into the first, so that
     it needs torch alone, and writes no kernels. `progress` is called with each spec before it is compiled. A
     spec with errors writes nothing and does not stop the others; look at `Compiled.checked.errors`. The files
     of a spec are replaced together or not at all. Raises OSError, and ValueError for an unknown backend or when
@@ -172,14 +187,37 @@ def compile(
     for path, target in _targets(spec_paths(paths), out).items():
         if progress:
             progress(path)
-        checked = check_path(path)
+        checked, module, digest = _composition(path, with_, store)
         if checked.program is None:
             results.append(Compiled(path, checked))
             continue
-        made, no_kernels = _emit(simplify(checked.program), path, backends, standalone)
+        made, no_kernels = _emit(simplify(checked.program), path, backends, standalone, module, digest)
         write_all(target.parent, made)
         results.append(Compiled(path, checked, tuple(map(target.with_name, made)), no_kernels))
     return results
+
+
+def _composition(path: Path, with_: Sequence[str], store: Store | None) -> tuple[Checked, str, str]:
+    """A spec as it is asked for, the name of its files, and its hash; the latter two empty for one as it is.
+
+    Raises ValueError for transforms, states and formats that there are not.
+    """
+    if not with_ and not store:
+        return check_path(path), "", ""
+    from optdsl.compose import composed, module_of, stored
+
+    if with_:
+        try:
+            text, checked = composed(path, with_)
+        except SpecError as error:
+            return Checked(None, error.diagnostics), "", ""
+    else:
+        text, checked = path.read_text(encoding="utf-8"), check_path(path)
+    if checked.program is not None:
+        checked = replace(checked, program=stored(checked.program, store))
+    name = module_of(path, with_, store)
+    digest = hashlib.sha256(f"{text}\0{store!r}".encode()).hexdigest()
+    return checked, module_name(Path(f"{name}.opt")), digest
 
 
 def _targets(paths: Iterable[Path], out: str | os.PathLike[str] | None) -> dict[Path, Path]:
@@ -230,24 +268,36 @@ def _holds(path: Path, data: bytes) -> bool:
 _LOADING = threading.Lock()
 
 
-def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> type[Optimizer]:
+def load(
+    path_or_name: str | os.PathLike[str],
+    backend: str | None = None,
+    *,
+    with_: str | Sequence[str] = (),
+    store: Store | None = None,
+) -> type[Optimizer]:
     """The optimizer class of a spec: of a file, or of a shipped spec by its bare name (`"adamw"`).
+
+    `with_` puts transforms around it: names of the shipped library, or of files beside the spec, with their options,
+    as in `with_="clip_by_global_norm(max_norm = 0.5)"`. `store` keeps states in other formats, by default: one of
+    `optdsl.core.storage.FORMATS` for all states per element, or a mapping from keys, as in `{"exp_avg": "q8"}`.
 
     Compiles if needed; the same spec gives the same class again. Raises FileNotFoundError when there is no
     such spec, SpecError with every message when it has mistakes, ValueError for an unknown backend.
     """
     path = locate(path_or_name)
     backends = BACKENDS if backend is None else known_backends(["torch", backend])
-    ready = _shipped_class(path)
+    with_ = [with_] if isinstance(with_, str) else list(with_)
+    ready = None if with_ or store else _shipped_class(path)
     if ready is not None and backend != "torch":
         return ready
-    checked = check_path(path)
+    checked, own_name, digest = _composition(path, with_, store)
     program = _program(checked, path)
     for diagnostic in checked.diagnostics:
         warnings.warn(f"\n{diagnostic.render()}", SpecWarning, stacklevel=2)
-    files = emit(simplify(program), path, backends)
+    files, _ = _emit(simplify(program), path, backends, False, own_name, digest)
+    own_name = own_name or module_name(path)
     digest = hashlib.sha256("\0".join(files.values()).encode()).hexdigest()[:16]
-    name = f"optdsl_spec_{module_name(path)[:60]}_{digest}"
+    name = f"optdsl_spec_{own_name[:60]}_{digest}"
     with _LOADING:
         module = sys.modules.get(name)
         if module is None:
@@ -262,7 +312,7 @@ def load(path_or_name: str | os.PathLike[str], backend: str | None = None) -> ty
                 folder = Path(tempfile.mkdtemp(prefix="optdsl-"))
                 atexit.register(shutil.rmtree, folder, ignore_errors=True)
                 write_all(folder, files)
-            module = _import(name, folder / f"{module_name(path)}.py")
+            module = _import(name, folder / f"{own_name}.py")
     found: type[Optimizer] = getattr(module, program.name)
     return found
 

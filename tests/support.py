@@ -19,6 +19,36 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = sorted((ROOT / "specs").glob("*.opt"))
 NAMES = [path.stem for path in SHIPPED]
+#: Methods that every test of all of them takes: those with forms of their own, in options, levels and reductions.
+CORE = (
+    *(
+        "adabelief",
+        "adadelta",
+        "adagrad",
+        "adagradnorm",
+        "adam",
+        "adamax",
+        "adamw",
+        "asgd",
+        "diffgrad",
+        "lamb",
+    ),
+    *("lars", "lion", "nadam", "orthograd", "radam", "rmsprop", "rprop", "sgd", "signsgd"),
+    *("schedule_free_adamw", "adafactor", "came", "sm3", "dog", "sgld"),
+)
+#: Methods that are given more than gradients; tests of their own feed them.
+WITH_INPUTS = tuple(path.stem for path in SHIPPED if "    input " in path.read_text(encoding="utf-8"))
+
+
+def _picked() -> list[str]:
+    """CORE and every sixth of the others, or with OPTDSL_FULL all: what takes time is tried on these."""
+    others = [name for name in NAMES if name not in CORE]
+    taken = others if os.environ.get("OPTDSL_FULL") else others[::6]
+    return sorted({*CORE, *taken} & {*NAMES} - {*WITH_INPUTS})
+
+
+PICKED = _picked()
+PICKED_PATHS = [path for path in SHIPPED if path.stem in PICKED]
 
 #: The C compiler, or None.
 COMPILER = shutil.which("cc")

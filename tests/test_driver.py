@@ -25,6 +25,7 @@ from optdsl.lang.diagnostics import SpecError
 from tests.support import (
     BAD,
     NAMES,
+    PICKED,
     PLAIN,
     ROOT,
     SHIPPED,
@@ -481,7 +482,7 @@ def test_where_a_spec_lies_does_not_matter(tmp_path):
 # ---- load --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_a_name_gives_the_class_of_the_zoo(name):
     loaded = optdsl.load(name)
     assert loaded is getattr(zoo, loaded.__name__)
@@ -714,7 +715,7 @@ torch.save({name: advance(optimizer, 2) for name, optimizer in optimizers.items(
 
 
 def test_pickled_optimizers_go_on_in_another_process(tmp_path):
-    optimizers = {name: shipped_optimizer(name) for name in NAMES}
+    optimizers = {name: shipped_optimizer(name) for name in PICKED}
     (tmp_path / "optimizers.pkl").write_bytes(pickle.dumps(optimizers))
     good(python("-c", CONTINUE, ROOT, cwd=tmp_path))
     after = torch.load(tmp_path / "after.pt")
@@ -723,7 +724,7 @@ def test_pickled_optimizers_go_on_in_another_process(tmp_path):
             assert torch.equal(mine, other), name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_copies_and_checkpoints_go_on_alike(name):
     optimizer = shipped_optimizer(name)
     copied = copy.deepcopy(optimizer)
@@ -742,7 +743,7 @@ def test_copies_and_checkpoints_go_on_alike(name):
 # ---- show ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_every_stage_of_every_spec_can_be_shown(name):
     path = locate(name)
     shown = {stage: driver.show(path, stage) for stage in driver.STAGES}
@@ -797,7 +798,7 @@ print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_compiling_loads_nothing_heavy(name, tmp_path):
     run = python("-c", MODULES, "compile", name, "-o", tmp_path, "-q", cwd=tmp_path)
     loaded = set(json.loads(good(run)))

@@ -11,12 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from optdsl.backends.cpu.printer import LIBRARY, SCALAR_ONLY
 from optdsl.core.record import field, record
+from optdsl.core.storage import BLOCK, FORMATS, is_code
 from optdsl.ir.expr import Call, Expr, walk
 from optdsl.ir.plan import KINDS, Loop, Place, Plan, Sweep, multiplications
 from optdsl.ir.program import Program
 
-#: Bytes of a number, by the name of its type.
-BYTES = {"f32": 4, "bf16": 2, "f16": 2, "f64": 8}
+#: Bytes of a number, by the name of its type; of codes, with their share of a scale.
+BYTES: dict[str, float] = {
+    **{name: size + 4 / BLOCK if is_code(name) else int(size) for name, size in FORMATS.items()},
+    "f64": 8,
+}
 
 
 def computed_in(dtype: str) -> str:
@@ -24,7 +28,7 @@ def computed_in(dtype: str) -> str:
     return "f64" if dtype == "f64" else "f32"
 
 
-def widths(program: Program, dtype: str) -> dict[str, int]:
+def widths(program: Program, dtype: str) -> dict[str, float]:
     """Bytes of one number of `p`, `g` and each state above the host, for parameters of this type.
 
     As in torch, the gradient and a state per parameter are stored as the parameter is.
@@ -32,7 +36,8 @@ def widths(program: Program, dtype: str) -> dict[str, int]:
     found = {"p": BYTES[dtype], "g": BYTES[dtype]}
     for state in program.states:
         if not state.type.is_host:
-            found[state.name] = BYTES[dtype if state.type.is_element else computed_in(dtype)]
+            usual = dtype if state.type.is_element else computed_in(dtype)
+            found[state.name] = BYTES[state.stored or usual]
     return found
 
 
@@ -51,10 +56,10 @@ class SweepAccount:
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
-    bytes_read: int
-    bytes_written: int
-    bytes_loaded: int
-    bytes_stored: int
+    bytes_read: float
+    bytes_written: float
+    bytes_loaded: float
+    bytes_stored: float
     loops: int
     barrier: str | None
     operations: Mapping[str, int]
@@ -74,40 +79,40 @@ class Account:
 
     sweeps: tuple[SweepAccount, ...]
     launches: int
-    least_read: int
-    least_written: int
-    cached_read: int
-    cached_written: int
-    state: int
-    widths: Mapping[str, int] = field(hash=False)
+    least_read: float
+    least_written: float
+    cached_read: float
+    cached_written: float
+    state: float
+    widths: Mapping[str, float] = field(hash=False)
 
     @property
-    def read(self) -> int:
+    def read(self) -> float:
         """Bytes read."""
         return sum(sweep.bytes_read for sweep in self.sweeps)
 
     @property
-    def written(self) -> int:
+    def written(self) -> float:
         """Bytes written."""
         return sum(sweep.bytes_written for sweep in self.sweeps)
 
     @property
-    def moved(self) -> int:
+    def moved(self) -> float:
         """Bytes read and written."""
         return self.read + self.written
 
     @property
-    def least(self) -> int:
+    def least(self) -> float:
         """The fewest bytes that any plan moves."""
         return self.least_read + self.least_written
 
     @property
-    def cached(self) -> int:
+    def cached(self) -> float:
         """Bytes from and to memory if a tensor stays in the cache between its sweeps."""
         return self.cached_read + self.cached_written
 
     @property
-    def touched(self) -> int:
+    def touched(self) -> float:
         """Bytes that the instructions of the kernel load and store."""
         return sum(sweep.bytes_loaded + sweep.bytes_stored for sweep in self.sweeps)
 
@@ -132,11 +137,11 @@ class Account:
         return sum(self.operations.values()) / self.moved if self.moved else 0.0
 
 
-def account(plan: Plan, widths: Mapping[str, int]) -> Account:
+def account(plan: Plan, widths: Mapping[str, float]) -> Account:
     """The account of a plan whose arrays have numbers of these widths in bytes."""
     order = {array.name: index for index, array in enumerate(plan.arrays)}
 
-    def size(names: Iterable[str]) -> int:
+    def size(names: Iterable[str]) -> float:
         return sum(widths[name] for name in names)
 
     def sorted_(names: Iterable[str]) -> tuple[str, ...]:
@@ -163,7 +168,7 @@ def account(plan: Plan, widths: Mapping[str, int]) -> Account:
         )
     reads, writes = plan.bound
     cached_read, cached_written = _cached(plan)
-    state = size(a.name for a in plan.arrays if a.place is Place.ELEMENT and a.name not in ("p", "g"))
+    state = size(a.name for a in plan.arrays if a.place is Place.ELEMENT and a.key and not a.given)
     return Account(
         tuple(sweeps),
         plan.launches,

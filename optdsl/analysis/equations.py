@@ -44,9 +44,14 @@ def markdown(program: Program) -> str:
     if program.hypers:
         rows = [_hyper(hyper, written.notation) for hyper in program.hypers]
         blocks += ["## Hyperparameters", _table(("name", "symbol", "default", "range", "meaning"), rows)]
-    if program.states:
+    if program.inputs:
+        rows = [
+            (code(s.key), f"${written.notation.variable(s.name).text}$", prose(s.doc)) for s in program.inputs
+        ]
+        blocks += ["## Input", _table(("name", "symbol", "meaning"), rows)]
+    if program.kept:
         rows = []
-        for state in program.states:
+        for state in program.kept:
             init = "" if state.init is None else f"${written.notation.text(state.init)}$"
             symbol = f"${written.notation.variable(state.name).text}$"
             rows.append((code(state.name), symbol, state.type.level_name, init, code(state.key)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from optdsl.analysis import equations
@@ -52,7 +53,7 @@ class StateAccount:
     key: str
     level: str
     dtype: str
-    width: int
+    width: float
     entries: int
     per_parameter: float
 
@@ -111,6 +112,8 @@ def explain(
     Raises ValueError for options that the program does not take.
     """
     hypers = setting.hypers(simplified)
+    if any(state.stored not in (None, computed_in(setting.dtype)) for state in simplified.kept):
+        setting = replace(setting, narrow=True)
     try:
         found = Planner(simplified).phases(setting)
     except TooManyBranches:
@@ -120,14 +123,14 @@ def explain(
     words = _Words(simplified)
     used = set().union(*({array.name for array in phase.plan.arrays} for phase in found.phases))
     used |= _host_states(found, simplified)
-    states = tuple(_state(s, setting) for s in simplified.states if s.name in used)
+    states = tuple(_state(s, setting) for s in simplified.kept if s.name in used)
     plans = tuple(_plan(phase, words) for phase in found.phases)
     conditions = tuple(words.decision(*each) for each in found.conditions)
     return Explanation(program, setting, hypers, states, conditions, plans, None, bandwidth)
 
 
 def _without(program: Program, setting: Setting, hypers: Mapping[str, Literal], reason: str) -> Explanation:
-    states = tuple(_state(state, setting) for state in program.states)
+    states = tuple(_state(state, setting) for state in program.kept)
     return Explanation(program, setting, hypers, states, (), (), reason)
 
 
@@ -141,7 +144,7 @@ def _state(state: State, setting: Setting) -> StateAccount:
     rows, cols = state.type.shape
     entries = int(facts[rows] * facts[cols])
     if state.type.is_element:
-        dtype = setting.dtype
+        dtype = state.stored or setting.dtype
     else:
         dtype = "f64" if state.type.level <= Level.HOST else computed_in(setting.dtype)
     # one of a group is shared by its tensors, and nothing beside their parameters
@@ -308,7 +311,7 @@ def _plan_json(plan: PlanFor, found: Explanation) -> dict[str, Any]:
 
 
 def _sweep_json(
-    sweep: SweepAccount, reductions: tuple[tuple[str, str, str], ...], widths: Mapping[str, int]
+    sweep: SweepAccount, reductions: tuple[tuple[str, str, str], ...], widths: Mapping[str, float]
 ) -> dict[str, Any]:
     return {
         "reads": [{"array": name, "bytes": widths[name]} for name in sweep.reads],

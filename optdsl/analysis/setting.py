@@ -32,11 +32,12 @@ class Setting:
     shape: tuple[int, ...] = MATRIX
     dtype: str = "f32"
     overwrite_grad: bool = False
+    narrow: bool = False  # a state is kept in fewer bits than it is computed in
 
     @property
     def mode(self) -> str:
         """How the storage of the parameter bears on the schedule."""
-        if self.dtype != computed_in(self.dtype):
+        if self.narrow or self.dtype != computed_in(self.dtype):
             return NARROW
         return OVERWRITE if self.overwrite_grad else EXACT
 

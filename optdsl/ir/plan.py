@@ -38,13 +38,14 @@ class Array:
     """Something in memory that a step reads or writes: `p`, `g`, or a state by its name.
 
     `key` is its key in `state_dict`, empty for `p` and `g`. A state at SCALAR place is one of a tensor, unless
-    `group`.
+    `group`. One that is `given` is an input, which is not kept.
     """
 
     name: str
     key: str
     place: Place
     group: bool = False
+    given: bool = False
 
 
 @record

@@ -99,7 +99,8 @@ class _Flat:
         for state in self.program.states:
             if not state.type.is_host:
                 place = self.place(state.type)
-                arrays[state.name] = Array(state.name, state.key, place, state.type.level is Level.GROUP)
+                group = state.type.level is Level.GROUP
+                arrays[state.name] = Array(state.name, state.key, place, group, state.given)
         return arrays
 
     def place(self, type_: Type) -> Place:

@@ -14,7 +14,7 @@ from optdsl.analysis import setting
 from optdsl.analysis.bench import cases, command, fresh, machine, peers, report, results, rounds, run
 from optdsl.cli import main
 from optdsl.lang.diagnostics import SpecError
-from tests.support import BAD, NAMES, PLAIN, environment
+from tests.support import BAD, PICKED, PLAIN, environment
 
 TINY = cases.find(["tiny"])
 OWN = ("own native", "own foreach", "own for-loop")
@@ -274,7 +274,7 @@ def test_new_gradients_are_other_tensors_with_the_same_numbers():
 # ---- measurements -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_every_shipped_method_can_be_measured(name):
     (found,) = measured(method_of(name), repeat=1).measurements
     for peer in ("own foreach", "own for-loop"):

@@ -21,7 +21,7 @@ from optdsl.cli import main
 from optdsl.ir.plan import KINDS
 from optdsl.runtime.states import facts_of, state_dtype
 from tests.passes.test_schedule import TABLE
-from tests.support import BAD, NAMES, PLAIN, ROOT, TRANSFORM
+from tests.support import BAD, PICKED, PLAIN, ROOT, TRANSFORM
 
 ADAMW = """\
 AdamW: Adam with decoupled weight decay, optionally AMSGrad. As torch.optim.AdamW.
@@ -306,7 +306,7 @@ def test_nothing_steers_the_terminal(here: Path, capsys: pytest.CaptureFixture[s
 # ---- every shipped spec -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_every_shipped_spec(name: str, told: Any) -> None:
     for words in (
         [], ["--dtype", "bf16"], ["--dtype", "f64", "--shape", "7"], ["--overwrite-grad", "--bandwidth", "1GB/s"]
@@ -418,7 +418,7 @@ def test_numbers_of_the_json(told: Any) -> None:
 
 
 def test_sweeps_add_up(told: Any) -> None:
-    for name in NAMES:
+    for name in PICKED:
         for plan in json.loads(told(name, "--json", "--dtype", "f16"))["plans"]:
             for side, total in (("reads", "read"), ("writes", "written")):
                 each = [sum(array["bytes"] for array in sweep[side]) for sweep in plan["sweeps"]]

@@ -18,13 +18,13 @@ from optdsl.check import check_text
 from optdsl.core.ops import CORE, Rule
 from optdsl.ir.text import to_opt
 from optdsl.runtime import foreach, host
-from tests.support import NAMES, ROOT, class_of, good, module_of, python
+from tests.support import NAMES, PICKED, ROOT, class_of, good, module_of, python
 
 FLAGS = {
     **{"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None},
     "overwrite_grad": False,
 }
-EVERY = pytest.mark.parametrize("name", NAMES)
+EVERY = pytest.mark.parametrize("name", PICKED)
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if optdsl.load(name).__name__ in dir(torch.optim)])
+@pytest.mark.parametrize("name", [name for name in PICKED if optdsl.load(name).__name__ in dir(torch.optim)])
 def test_refusals_are_in_the_words_of_torch(name, cls):
     peer, count = getattr(torch.optim, cls.__name__), 0
     for options in WRONG:

@@ -15,7 +15,7 @@ from optdsl.analysis.phases import Planner
 from optdsl.analysis.setting import Setting
 from optdsl.check import check_path
 from optdsl.runtime.native import build
-from tests.support import NAMES
+from tests.support import PICKED
 
 #: Loads and stores as in kernel.h, which also count their bytes.
 COUNTING = """
@@ -28,7 +28,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f
 SHAPES = ((130, 257), (33,), (3, 2, 2, 2), (7, 1), (1, 1))
 
 CASES: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in NAMES),
+    *((name, {}) for name in PICKED),
     ("adamw", {"amsgrad": True}),
     ("adabelief", {"amsgrad": True, "rectify": False}),
     ("adabelief", {"degenerated_to_sgd": False, "weight_decouple": False}),

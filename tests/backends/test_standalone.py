@@ -9,7 +9,7 @@ import torch
 
 import optdsl
 from optdsl import driver
-from tests.support import NAMES, ROOT, class_of, files, good, module_of, python
+from tests.support import NAMES, PICKED, ROOT, class_of, files, good, module_of, python
 
 pytestmark = pytest.mark.xdist_group("standalone")
 
@@ -111,7 +111,7 @@ def found(folder):
     return torch.load(folder / "found.pt")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_a_standalone_file_steps_as_the_class_does(name, found):
     space = {}
     exec(STEPS, space)
@@ -130,7 +130,7 @@ def test_a_standalone_file_steps_as_the_class_does(name, found):
             assert all(torch.equal(a, b) for (_, a), (_, b) in zip(mine, other, strict=True)), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_a_standalone_file_imports_torch_and_the_standard_library_only(name, folder):
     tree = ast.parse((folder / "files" / f"{name}.py").read_text())
     tops = set()
@@ -144,7 +144,7 @@ def test_a_standalone_file_imports_torch_and_the_standard_library_only(name, fol
     assert tops - {"torch"} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PICKED)
 def test_a_standalone_file_shows_the_same_class(name, folder):
     """The same public names, documentation, header and signature as the normal file without kernels."""
     path = folder / "files" / f"{name}.py"

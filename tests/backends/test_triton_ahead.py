@@ -15,17 +15,13 @@ from pathlib import Path
 import pytest
 
 from tests.backends.interpreted import SWITCH, needs_triton
-from tests.support import NAMES, ROOT, good, python
+from tests.support import PICKED, ROOT, good, python
 
 pytestmark = needs_triton
 TARGETS = ("sm_80", "sm_90", "gfx942")
 #: Methods with long files first, so that the groups take about the same time.
-BY_LENGTH = sorted(NAMES, key=lambda name: -len((ROOT / "generated" / f"{name}.triton.py").read_text()))
-GROUPS = [
-    ("lamb",),
-    ("adabelief", "lars"),
-    tuple(name for name in BY_LENGTH if name not in ("lamb", "adabelief", "lars")),
-]
+BY_LENGTH = sorted(PICKED, key=lambda name: -len((ROOT / "generated" / f"{name}.triton.py").read_text()))
+GROUPS = [tuple(BY_LENGTH[first::4]) for first in range(4)]
 SAMPLE = ("adamw", "lion", "signsgd")
 
 

@@ -171,7 +171,7 @@ def traffic(method: Method, params: Iterable[Tensor]) -> Traffic:
     except (Unsupported, TooManyBranches):
         return _least(method, params)
     known: dict[tuple[tuple[int, ...], str], Account] = {}
-    moved = kept = 0
+    moved = kept = 0.0
     for p in params:
         dtype = next(name for name, each in DTYPES.items() if each is p.dtype)
         mark = (tuple(p.shape), dtype)
@@ -183,7 +183,7 @@ def traffic(method: Method, params: Iterable[Tensor]) -> Traffic:
             return _least(method, params)
         moved += known[mark].moved * p.numel()
         kept += known[mark].state * p.numel()
-    return Traffic(moved, kept)
+    return Traffic(round(moved), round(kept))
 
 
 def _least(method: Method, params: Iterable[Tensor]) -> Traffic:
@@ -193,7 +193,7 @@ def _least(method: Method, params: Iterable[Tensor]) -> Traffic:
     reads = {node.name for node in live.nodes() if isinstance(node, Var) and node.type.is_element} - made
     sized = {state.name: state.key for state in live.states if state.type.is_element}
     writes = {name for name in live.results if name == "p" or name in sized}
-    moved = kept = 0
+    moved = kept = 0.0
     for p in params:
         used = set(method.cls._live(dict(method.options), facts_of(p.shape)))
         widths = {"p": p.dtype.itemsize, "g": p.dtype.itemsize}
@@ -203,7 +203,7 @@ def _least(method: Method, params: Iterable[Tensor]) -> Traffic:
         each = sum(widths.get(name, 0) for names in (reads, writes) for name in names)
         moved += each * p.numel()
         kept += sum(width for name, width in widths.items() if name in sized) * p.numel()
-    return Traffic(moved, kept)
+    return Traffic(round(moved), round(kept))
 
 
 __all__ = [
