@@ -38,10 +38,11 @@ fmt: env-dev ## format the Python files and the specs, and mend what the linter 
 	@"$(BIN)/optdsl" fmt specs/
 
 # Made beside generated/ and moved into place, so that a failure leaves the old files and no spec's file outlives it.
-generate: env-dev ## compile specs/ into generated/
+generate: env-dev ## compile specs/ into generated/, and write the table of them in docs/zoo.md
 	@tmp=$$(mktemp -d ./.generated.XXXXXX) && trap 'rm -rf "$$tmp"' EXIT && \
 	"$(BIN)/optdsl" compile specs/ -o "$$tmp/new" && \
-	rm -rf generated && mv "$$tmp/new" generated
+	"$(BIN)/optdsl" list --markdown >"$$tmp/zoo.md" && \
+	rm -rf generated && mv "$$tmp/new" generated && mv "$$tmp/zoo.md" docs/zoo.md
 
 clean: ## remove .venv, build outputs and caches
 	rm -rf .venv build dist digits.png .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -772,10 +772,10 @@ class AdafactorHF(Optimizer):
             host.minimum(1e-06 * t if warmup_init else 0.01, 1 / host.sqrt(t)) if relative_step else lr
         )
         if scale_parameter:
-            chosen_1 = p.square().mean().sqrt().clamp(min=eps2)
+            chosen = p.square().mean().sqrt().clamp(min=eps2)
         else:
-            chosen = broadcast(1, "tensor", whole)
-        rate = rate * (chosen_1 if scale_parameter else chosen)
+            chosen_1 = broadcast(1, "tensor", whole)
+        rate = rate * (chosen if scale_parameter else chosen_1)
         if ndim >= 2:
             r_ = state["exp_avg_sq_row"]
             c = state["exp_avg_sq_col"]
@@ -824,13 +824,10 @@ class AdafactorHF(Optimizer):
             host.minimum(1e-06 * t if warmup_init else 0.01, 1 / host.sqrt(t)) if relative_step else lr
         )
         if scale_parameter:
-            chosen_1 = foreach.maximum(
-                eps2,
-                foreach.sqrt_([x.mean() for x in foreach.square(p)]),
-            )
+            chosen = foreach.maximum(eps2, foreach.sqrt_([x.mean() for x in foreach.square(p)]))
         else:
-            chosen = foreach.broadcast(1, "tensor", whole)
-        rate = foreach.mul(rate, chosen_1 if scale_parameter else chosen)
+            chosen_1 = foreach.broadcast(1, "tensor", whole)
+        rate = foreach.mul(rate, chosen if scale_parameter else chosen_1)
         if ndim >= 2:
             r_ = state["exp_avg_sq_row"]
             c = state["exp_avg_sq_col"]

@@ -209,8 +209,17 @@ def _show_options(command: _Command) -> None:
 
 
 def _list_options(command: _Command) -> None:
-    list_ = command("list", _list, "list the shipped specs", "  optdsl list")
-    list_.add_argument("--names", action="store_true", help="names only, one per line")
+    list_ = command(
+        "list",
+        _list,
+        "list the shipped specs, and what a step of each costs",
+        "  optdsl list\n  optdsl list --names\n  optdsl list --markdown > zoo.md",
+        "STATES are the states per parameter with default options, BYTES what they take for float32 parameters, MOVED\n"
+        "the bytes that a usual step reads and writes, SWEEPS its passes over a tensor (see `optdsl explain NAME`).",
+    )
+    form = list_.add_mutually_exclusive_group()
+    form.add_argument("--names", action="store_true", help="names only, one per line")
+    form.add_argument("--markdown", action="store_true", help="a page in Markdown")
 
 
 def _new_options(command: _Command) -> None:
@@ -494,42 +503,22 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from optdsl.check import check_path
+    if options.names:
+        print("\n".join(driver.shipped_specs()))
+        return OK
+    from optdsl.analysis import zoo
 
+    paths = driver.shipped_specs()
+    show = sys.stderr.isatty()
     rows = []
-    for name, path in driver.shipped_specs().items():
-        if options.names:
-            print(name)
-            continue
-        program = check_path(path).require()
-        summary = program.doc.split("\n")[0]
-        rows.append((name, program.name, str(len(program.kept)), summary))
-    if rows:
-        head = ("NAME", "CLASS", "STATES", "WHAT IT IS")
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(3)]
-        for row in [head, *rows]:
-            cells = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)]
-            print("  ".join([*cells, row[3]]))
+    for name, path in paths.items():
+        if show:
+            print(f"\r\x1b[K{len(rows)} of {len(paths)}: {name}", end="", file=sys.stderr, flush=True)
+        rows.append(zoo.entry(name, path))
+    if show:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    sys.stdout.write(zoo.markdown(rows) if options.markdown else zoo.terminal(rows))
     return OK
-
-
-_FIRST_SPEC = '''optimizer {name}:
-    """{name}: say in one line what it does."""
-    cite: "Authors year, Title, where"
-
-    hyper:
-        lr = 1e-3 in [0, inf)            "step size"
-        momentum = 0.9 in [0, 1)         "how much of the past is kept"
-        weight_decay = 0.01 in [0, inf)  "decoupled weight decay"
-
-    state:
-        m = 0
-
-    step:
-        m = momentum * m + (1 - momentum) * g
-        p = p * (1 - lr * weight_decay)
-        p = p - lr * m
-'''
 
 
 def _new(options: argparse.Namespace) -> int:

@@ -39,7 +39,10 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
     optimizers = [spec for spec in base.file.specs if spec.kind == "optimizer"]
     if not optimizers:
         raise ValueError(f"{path} holds no optimizer")
-    imports, before, after, names = [], [], [], []
+    imports: list[str] = []
+    before: list[str] = []
+    after: list[str] = []
+    names: list[str] = []
     for text in transforms:
         found = _WITH.fullmatch(text)
         if found is None:

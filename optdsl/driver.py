@@ -173,11 +173,11 @@ def compile(
     beside the spec).
 
     `with_` names transforms to put around each optimizer, `store` other formats for its states (see `load`); both are
-    then part of NAME. The first holds the class, the others its kernels for CPUs and for GPUs; they are written if
-    the backends "cpu" and "triton" are asked for and the spec has kernels. `standalone` puts the runtime into the first, so that
-    it needs torch alone, and writes no kernels. `progress` is called with each spec before it is compiled. A
-    spec with errors writes nothing and does not stop the others; look at `Compiled.checked.errors`. The files
-    of a spec are replaced together or not at all. Raises OSError, and ValueError for an unknown backend or when
+    then part of NAME. The first file holds the class, the others its kernels for CPUs and for GPUs; they are written
+    if the backends "cpu" and "triton" are asked for and the spec has kernels. `standalone` puts the runtime into the
+    first, so that it needs torch alone, and writes no kernels. `progress` is called with each spec before it is
+    compiled. A spec with errors writes nothing and does not stop the others; look at `Compiled.checked.errors`. The
+    files of a spec are replaced together or not at all. Raises OSError, and ValueError for an unknown backend or when
     two specs would become the same file.
     """
     if isinstance(paths, str | os.PathLike):

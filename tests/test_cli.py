@@ -399,11 +399,15 @@ def test_show_gives_the_torch_file_by_default(here, capsys):
 
 def test_list(tmp_path, capsys):
     lines = good(command("list", cwd=tmp_path)).splitlines()
-    assert lines[0].split() == ["NAME", "CLASS", "STATES", "WHAT", "IT", "IS"]
+    head = ["NAME", "CLASS", "STATES", "BYTES", "MOVED", "SWEEPS", "SOURCE", "WHAT", "IT", "IS"]
+    assert lines[0].split() == head
     assert [line.split()[0] for line in lines[1:]] == NAMES
-    (adamw,) = (line.split(None, 3) for line in lines if line.startswith("adamw "))
-    assert adamw[:3] == ["adamw", "AdamW", "3"]
-    assert adamw[3].startswith("Adam with decoupled weight decay")
+    (adamw,) = (line.split(None, 6) for line in lines if line.startswith("adamw "))
+    assert adamw[:6] == ["adamw", "AdamW", "2", "8", "28", "1"]
+    assert adamw[6].startswith("Loshchilov and Hutter 2019")
+    assert "Adam with decoupled weight decay" in adamw[6]
+    page = good(command("list", "--markdown", cwd=tmp_path))
+    assert page == (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8"), "run `make generate`"
     assert main(["list", "--names"]) == 0
     assert capsys.readouterr().out.split() == NAMES == [path.stem for path in SHIPPED]
 
