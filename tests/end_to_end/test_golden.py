@@ -24,14 +24,27 @@ BESIDE = Path(__file__).resolve().parents[3] / "shared" / "reference"
 REFERENCE = Path(os.environ.get("OPTDSL_REFERENCE", BESIDE)) / "golden"
 INDEX = json.loads((REFERENCE / "index.json").read_text()) if REFERENCE.is_dir() else {"entries": []}
 
-#: The spec for a recorded method whose name differs.
-SPECS = {"amsgrad": "adam"}
+#: The spec for a recorded (method, setting prefix) whose name differs.
+SPECS = {
+    ("amsgrad", ""): "adam",
+    ("tiger", "authors"): "tiger_rms",
+    ("lookahead", "sgd"): "lookahead_sgd",
+    ("lookahead", "adam"): "lookahead_adam",
+    ("gradient_centralization", "sgd"): "sgd_gc",
+    ("gradient_centralization", "adam"): "adam_gc",
+}
 #: Options of a reference implementation that its spec spells otherwise: (method, setting prefix) -> change.
 #: None removes an option that selects what the spec does anyway.
 OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("adamw", ""): {"decoupled_weight_decay": None},
     ("orthograd", "sgd"): {"base": None},
     ("orthograd", "adamw"): {"base": None, "decoupled_weight_decay": None},
+    ("tiger", "authors"): {"kinds": None},
+    ("lion_k", ""): {"p": "power", "k": None},
+    ("lookahead", "adam"): {"inner": None, "pullback_momentum": None},
+    ("lookahead", ""): {"inner": None},
+    ("gradient_centralization", ""): {"use_gc": None},
+    ("dadapt_adam", ""): {"layer_scale": None},
     ("diffgrad", "v1_inplace_grad"): {"+reused_gradient": True},
     ("lamb", "timm"): {"caution": None, "decoupled_decay": None, "corrected_weight_decay": None},
     ("lamb", "cybertronai"): {
@@ -46,11 +59,17 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
 #: whatever matrix the optimizer happened to visit before it.
 LEFT_OUT = {("adagradnorm", "adadagrad"): {"bias"}}
 
+#: Recordings of what the language has no word for: arithmetic in bfloat16, the k-th largest of many.
+NOT_YET = {("muon", "default_bf16"), ("muon_torch", "default_bf16"), ("lion_k", "topk3")}
+
 METHODS = {
+    *("adamp", "spam", "grams", "cautious_adamw", "cautious_lion", "adamod", "tiger", "lion_k", "lookahead"),
+    *("gradient_centralization", "dadapt_adam", "muon", "muon_torch"),
     *("sgd", "adam", "adamw", "amsgrad", "adagrad", "adadelta", "rmsprop", "adamax", "nadam", "rprop"),
     *("asgd", "lion", "adabelief", "diffgrad", "lamb", "lars", "adagradnorm", "signsgd", "orthograd"),
 }  # radam has no recording; torch.optim is its peer
 ENTRIES = [entry for entry in INDEX["entries"] if entry["optimizer"] in METHODS]
+ENTRIES = [entry for entry in ENTRIES if (entry["optimizer"], entry["setting"]) not in NOT_YET]
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 #: The ways that a step may take. The loop is asked for by name; `differentiable` keeps the graph and must not change
 #: the numbers.
@@ -84,7 +103,9 @@ def changes(entry: dict[str, Any], table: dict[tuple[str, str], Any]) -> Any:
 
 def hypers(entry: dict[str, Any]) -> dict[str, Any]:
     """The recorded hyperparameters as the spec takes them."""
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["hyperparameters"].items()}
+    recorded = dict(entry["hyperparameters"])
+    recorded |= recorded.pop("inner_hyperparameters", {})
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in recorded.items()}
     for name, change in (changes(entry, OPTIONS) or {}).items():
         if name.startswith("+"):
             options[name[1:]] = change
@@ -101,7 +122,7 @@ def optimizer_class(entry: dict[str, Any], folder: Path) -> type[torch.optim.Opt
         path = folder / "orthograd_adamw.opt"
         path.write_text("optimizer OrthoGradAdamW:\n    use OrthoGrad()\n    use AdamW()\n")
         return optdsl.load(path)
-    return optdsl.load(SPECS.get(entry["optimizer"], entry["optimizer"]))
+    return optdsl.load(changes(entry, SPECS) or entry["optimizer"])
 
 
 def run(
@@ -116,7 +137,13 @@ def run(
     padding = [torch.zeros(PADDING, dtype=dtype).requires_grad_()] if "threads" in path else []
     for p in padding:
         p.grad = torch.zeros(PADDING, dtype=dtype)
-    optimizer = cls([*params, *padding], **(hypers(entry) if options is None else options), **FLAGS[path])
+    kinds = entry["hyperparameters"].get("kinds")  # one per tensor
+    groups: list[dict[str, Any]] = [{"params": [*params, *padding]}]
+    if kinds:
+        groups = [{"params": [p], "kind": kind} for p, kind in zip(params, kinds, strict=True)]
+        groups += [{"params": padding}] if padding else []
+    options = hypers(entry) if options is None else options
+    optimizer = cls(groups, **options, **FLAGS[path])
     history = {name: [p.detach().numpy().copy()] for name, p in zip(names, params, strict=True)}
     for step in range(INDEX["steps"]):
         for p, g in zip(params, grads, strict=True):
