@@ -31,7 +31,7 @@ def spam(
     correct_bias: bool = True,
     warmup_steps: int = 150,
     threshold: float = 5000.0,
-    DeltaT: int = 500,  # noqa: N803 (the authors' name)
+    DeltaT: int = 500,
     grad_accu_steps: int = 20,
 ) -> Iterator[Any]:
     """Huang et al. 2025, arXiv:2501.06842; TianjinYellow/SPAM-Optimizer, SPAM.py at e8185fbe69, without masks."""
@@ -74,7 +74,7 @@ def stable_spam(
     gamma1: float = 0.7,
     gamma2: float = 0.9,
     gamma3: float = 0.999,
-    total_T: float | None = None,  # noqa: N803 (the authors' name)
+    total_T: float | None = None,
     eta_min: float = 0.5,
     update_proj_gap: int = 1000,
 ) -> Iterator[Any]:
