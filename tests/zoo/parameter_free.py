@@ -73,7 +73,7 @@ def dadapt_sgd(
     grads: Any,
     *,
     lr: float = 1.0,
-    momentum: float = 0.9,
+    momentum: float = 0.0,
     weight_decay: float = 0.0,
     d0: float = 1e-6,
     growth_rate: float = math.inf,
