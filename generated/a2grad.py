@@ -77,7 +77,7 @@ class A2Grad(Optimizer):
         c="a2grad.c",
         c_sha256="7b3d05ff02f2d907ed55ba60a89a3084d61b8c7a8e22ffac9569d0e5822a1c22",
         triton="a2grad.triton.py",
-        triton_sha256="cd738004f222943ab6f9473c4b87d6b7e3433152f42df213ffec1165fc7d4710",
+        triton_sha256="2bb1ba22b7f27141dac5b9bb5eb759f89e2bb974b5b0ec597844108cf8c9a9f0",
         kernels=(
             Kernel(
                 unit=0,

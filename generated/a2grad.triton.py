@@ -64,12 +64,12 @@ def pass1_chunk(
     x_k_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     x_0 = read(x_k_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     x_1 = x_0 - rate_1 * g_0
     p_1 = slot_4 * p_0 + slot_5 * x_1 - part_1 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(x_k_at, x + ARRAYS + 12, chunk, n, i, x_1, live, MASKED, REAL, BLOCK)
 
 
@@ -154,12 +154,12 @@ def pass2_chunk(
     x_k_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     x_0 = read(x_k_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     x_1 = x_0 - rate_1 * g_0
     p_1 = slot_6 * p_0 + slot_7 * x_1 - part_1 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(x_k_at, x + ARRAYS + 12, chunk, n, i, x_1, live, MASKED, REAL, BLOCK)
 
 
@@ -286,14 +286,14 @@ def pass4_chunk(
     x_k_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     mean_grad_0 = read(avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     x_0 = read(x_k_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     mean_grad_1 = mean_grad_0 + (g_0 - mean_grad_0) * slot_0
     x_1 = x_0 - rate_1 * g_0
     p_1 = slot_4 * p_0 + slot_5 * x_1 - part_1 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(avg_grad_at, x + ARRAYS + 10, chunk, n, i, mean_grad_1, live, MASKED, REAL, BLOCK)
     write(x_k_at, x + ARRAYS + 12, chunk, n, i, x_1, live, MASKED, REAL, BLOCK)
 
@@ -333,14 +333,14 @@ def pass5_chunk(
     x_k_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     mean_grad_0 = read(avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     x_0 = read(x_k_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     mean_grad_1 = mean_grad_0 + (g_0 - mean_grad_0) * slot_0
     x_1 = x_0 - rate_1 * g_0
     p_1 = slot_6 * p_0 + slot_7 * x_1 - part_1 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(avg_grad_at, x + ARRAYS + 10, chunk, n, i, mean_grad_1, live, MASKED, REAL, BLOCK)
     write(x_k_at, x + ARRAYS + 12, chunk, n, i, x_1, live, MASKED, REAL, BLOCK)
 
@@ -414,12 +414,12 @@ def pass7_chunk(
     x_k_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     x_0 = read(x_k_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     x_1 = x_0 - rate_1 * g_0
     p_1 = slot_4 * p_0 + slot_5 * x_1 - part_1 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(x_k_at, x + ARRAYS + 11, chunk, n, i, x_1, live, MASKED, REAL, BLOCK)
 
 
@@ -539,14 +539,14 @@ def pass9_chunk(
     x_k_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     mean_grad_0 = read(avg_grad_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     x_0 = read(x_k_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     mean_grad_1 = mean_grad_0 + (g_0 - mean_grad_0) * slot_0
     x_1 = x_0 - rate_1 * g_0
     p_1 = slot_4 * p_0 + slot_5 * x_1 - part_1 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(avg_grad_at, x + ARRAYS + 9, chunk, n, i, mean_grad_1, live, MASKED, REAL, BLOCK)
     write(x_k_at, x + ARRAYS + 11, chunk, n, i, x_1, live, MASKED, REAL, BLOCK)
 

@@ -62,7 +62,7 @@ class AccSGD(Optimizer):
         c="accsgd.c",
         c_sha256="fd4400dcd06174f29bc3cdc67ea63fb99e4d2da5d22a6c5ec61ceef1452cc493",
         triton="accsgd.triton.py",
-        triton_sha256="f355eae48a6995109703959cd3fa117f788fe8a3c909c51cb4513c628251a9e7",
+        triton_sha256="4177431b688602c61be1f59787eda84cf1c2ab6a234eee491b279f93482319a4",
         kernels=(
             Kernel(
                 unit=0,

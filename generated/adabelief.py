@@ -94,7 +94,7 @@ class AdaBelief(Optimizer):
         c="adabelief.c",
         c_sha256="5a44ea426f412952cfe99d2e49d9e466dfbf07bdc0dbbf9db618d4a6e55269fd",
         triton="adabelief.triton.py",
-        triton_sha256="41fb7f0b1abdd25e49de94746a2cd60919e45eab370c6dab6469751f3b8a018c",
+        triton_sha256="d7f34e24f8d9fa2112970b38de947c4ae964bea6da6ce831da4f5b1df46d3282",
         kernels=(
             Kernel(
                 unit=0,

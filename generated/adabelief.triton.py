@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square
 
 
 # of kernels 0, 2
@@ -32,7 +32,7 @@ def pass0_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -42,7 +42,7 @@ def pass0_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_5 = p_1 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -86,7 +86,7 @@ def pass1_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -96,7 +96,7 @@ def pass1_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_6 = p_1 - slot_6 * m_1
-    store(p_at + i, p_6, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_6, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -139,7 +139,7 @@ def pass2_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -148,7 +148,7 @@ def pass2_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -193,7 +193,7 @@ def pass3_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -204,7 +204,7 @@ def pass3_chunk(
     s_max_1 = greater(s_max_0, s_1)
     root_1 = sqrt(s_max_1)
     p_9 = p_1 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
-    store(p_at + i, p_9, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_9, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -247,7 +247,7 @@ def pass4_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -255,7 +255,7 @@ def pass4_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_5 = p_1 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -296,7 +296,7 @@ def pass5_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -304,7 +304,7 @@ def pass5_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_6 = p_1 - slot_6 * m_1
-    store(p_at + i, p_6, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_6, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -344,14 +344,14 @@ def pass6_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -393,7 +393,7 @@ def pass7_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -402,7 +402,7 @@ def pass7_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     root_1 = sqrt(s_1)
     p_9 = p_1 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
-    store(p_at + i, p_9, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_9, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -444,7 +444,7 @@ def pass8_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -454,7 +454,7 @@ def pass8_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_5 = p_2 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -498,7 +498,7 @@ def pass9_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -508,7 +508,7 @@ def pass9_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_6 = p_2 - slot_6 * m_1
-    store(p_at + i, p_6, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_6, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -551,7 +551,7 @@ def pass10_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -560,7 +560,7 @@ def pass10_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -605,7 +605,7 @@ def pass11_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -616,7 +616,7 @@ def pass11_chunk(
     s_max_1 = greater(s_max_0, s_1)
     root_1 = sqrt(s_max_1)
     p_9 = p_2 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
-    store(p_at + i, p_9, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_9, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -659,7 +659,7 @@ def pass12_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -667,7 +667,7 @@ def pass12_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_5 = p_2 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -708,7 +708,7 @@ def pass13_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -716,7 +716,7 @@ def pass13_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     p_6 = p_2 - slot_6 * m_1
-    store(p_at + i, p_6, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_6, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -756,14 +756,14 @@ def pass14_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -805,7 +805,7 @@ def pass15_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -814,7 +814,7 @@ def pass15_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_0 - m_1) + slot_5
     root_1 = sqrt(s_1)
     p_9 = p_2 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
-    store(p_at + i, p_9, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_9, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -856,7 +856,7 @@ def pass16_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -866,7 +866,7 @@ def pass16_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_5 = p_0 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -910,7 +910,7 @@ def pass17_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -920,7 +920,7 @@ def pass17_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     s_max_1 = greater(s_max_0, s_1)
     p_6 = p_0 - slot_6 * m_1
-    store(p_at + i, p_6, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_6, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -963,7 +963,7 @@ def pass18_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -1016,7 +1016,7 @@ def pass19_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -1027,7 +1027,7 @@ def pass19_chunk(
     s_max_1 = greater(s_max_0, s_1)
     root_1 = sqrt(s_max_1)
     p_9 = p_0 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
-    store(p_at + i, p_9, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_9, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 13, chunk, n, i, s_max_1, live, MASKED, REAL, BLOCK)
@@ -1070,7 +1070,7 @@ def pass20_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1078,7 +1078,7 @@ def pass20_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     p_5 = p_0 - div(slot_6 * m_1, sqrt(s_1) + slot_5)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -1119,7 +1119,7 @@ def pass21_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1127,7 +1127,7 @@ def pass21_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     p_6 = p_0 - slot_6 * m_1
-    store(p_at + i, p_6, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_6, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -1167,7 +1167,7 @@ def pass22_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1215,7 +1215,7 @@ def pass23_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(exp_avg_var_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1224,7 +1224,7 @@ def pass23_chunk(
     s_1 = slot_3 * s_0 + slot_4 * square(g_1 - m_1) + slot_5
     root_1 = sqrt(s_1)
     p_9 = p_0 - div(slot_6 * m_1, root_1 * slot_7 + slot_5)
-    store(p_at + i, p_9, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_9, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 

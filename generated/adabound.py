@@ -83,7 +83,7 @@ class AdaBound(Optimizer):
         c="adabound.c",
         c_sha256="aa3711748841f921cfa5f6b5feccd64e94ff800d6aa1678fd26d3e72f7fc51f1",
         triton="adabound.triton.py",
-        triton_sha256="4c30270a506da5e5dd7314832255dd1fb80f60662aebc7e8a7c445b3b27e9178",
+        triton_sha256="714abf2c87a3219a9fffac31519d5152809122e4448449a3708d746ebd794da4",
         kernels=(
             Kernel(
                 unit=0,

@@ -60,7 +60,7 @@ class Adadelta(Optimizer):
         c="adadelta.c",
         c_sha256="7aaffd3d24012e05951f498b4411a6ae555e556e7aa0dc042e394fc5f0560d84",
         triton="adadelta.triton.py",
-        triton_sha256="efba14cde4007dcf92dcbca46a61910c0ecab897a5b0216b9abf0924f8b93983",
+        triton_sha256="a57d5f54a098606dfd89a9b3857b617fadbca78a30222a985b185b4b1d49e908",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -29,7 +29,7 @@ def pass0_chunk(
     acc_delta_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     a_0 = read(acc_delta_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -38,7 +38,7 @@ def pass0_chunk(
     delta_1 = div(sqrt(a_0 + slot_3), sqrt(v_1 + slot_3)) * g_1
     a_1 = slot_1 * a_0 + slot_2 * square(delta_1)
     p_1 = p_0 - slot_4 * delta_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(acc_delta_at, x + ARRAYS + 10, chunk, n, i, a_1, live, MASKED, REAL, BLOCK)
 

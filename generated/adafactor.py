@@ -77,7 +77,7 @@ class Adafactor(Optimizer):
         c="adafactor.c",
         c_sha256="29a2363b80d33467e5017baccf6427e80d58523a54104db1b6792052469a5d62",
         triton="adafactor.triton.py",
-        triton_sha256="e4855fd6479d6c347ed045bd7c823b971e3b34241ba8b9afd533f060ce642e68",
+        triton_sha256="cd6024bf0f5c422d56c5f2ccce1e26eaa3b4124922d038aa378e0052c5ca30dd",
         kernels=(
             Kernel(
                 unit=0,

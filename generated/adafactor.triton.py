@@ -24,7 +24,7 @@ def pass0_chunk(
     row_var_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(row_var_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     shared_1 = square(g_0)
@@ -109,14 +109,14 @@ def pass2_chunk(
     row_var_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(row_var_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
     estimate_1 = div(r_1 * c_1, part_4)
     u_1 = div(g_0, sqrt(greater(estimate_1, slot_5)))
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -220,7 +220,7 @@ def pass3_chunk(
     row_var_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(row_var_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     shared_1 = square(g_0)
@@ -308,7 +308,7 @@ def pass5_chunk(
     row_var_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(row_var_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
@@ -317,7 +317,7 @@ def pass5_chunk(
     estimate_1 = div(r_1 * c_1, part_4)
     u_1 = div(g_0, sqrt(greater(estimate_1, slot_5)))
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(row_var_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
@@ -390,11 +390,11 @@ def pass7_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -643,7 +643,7 @@ def pass11_chunk(
     variance_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(variance_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_3 * (square(g_0) - v_0)
@@ -686,13 +686,13 @@ def pass12_chunk(
     variance_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_1 = read(variance_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
     u_1 = div(g_0, sqrt(greater(v_1, slot_4)))
     p_2 = p_1 - part_3 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -752,7 +752,7 @@ def pass13_chunk(
     variance_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(variance_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_3 * (square(g_0) - v_0)
@@ -795,14 +795,14 @@ def pass14_chunk(
     variance_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(variance_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
     v_1 = v_0 + slot_3 * (square(g_0) - v_0)
     u_1 = div(g_0, sqrt(greater(v_1, slot_4)))
     p_2 = p_1 - part_3 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(variance_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
@@ -836,7 +836,7 @@ def pass15_chunk(
     variance_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(variance_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_3 * (square(g_0) - v_0)
@@ -877,11 +877,11 @@ def pass16_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
     p_2 = p_1 - part_3 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

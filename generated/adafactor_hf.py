@@ -88,7 +88,7 @@ class AdafactorHF(Optimizer):
         c="adafactor_hf.c",
         c_sha256="bf2d74cb36287fb8f9b7c5d683cd0cbca5ce1ea5af83edd6f9aeb7e7130cb8ae",
         triton="adafactor_hf.triton.py",
-        triton_sha256="93b0c5886c2bb036116bb8da8c5932014b5aa1591bac2277e0a4ca5f78a82876",
+        triton_sha256="de1fc08a526a89381fd842fdcb980f47701e375cfbe8aedc7b616463e2557de0",
         kernels=(
             Kernel(
                 unit=0,

@@ -25,7 +25,7 @@ def pass0_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     shared_1 = square(g_0) + slot_2
@@ -110,7 +110,7 @@ def pass2_chunk(
     exp_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 9, i, live, MASKED, REAL)
@@ -118,7 +118,7 @@ def pass2_chunk(
     u_4 = div(rate_2 * u_1, part_5)
     m_1 = slot_5 * m_0 + slot_6 * u_4
     p_1 = p_0 - part_6 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -222,7 +222,7 @@ def pass3_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     shared_1 = square(g_0) + slot_2
@@ -313,7 +313,7 @@ def pass5_chunk(
     exp_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -323,7 +323,7 @@ def pass5_chunk(
     u_4 = div(rate_2 * u_1, part_5)
     m_1 = slot_5 * m_0 + slot_6 * u_4
     p_1 = p_0 - part_6 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 9, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -398,13 +398,13 @@ def pass7_chunk(
     exp_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_1, part_5)
     m_1 = slot_5 * m_0 + slot_6 * u_4
     p_1 = p_0 - part_6 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -655,7 +655,7 @@ def pass11_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     shared_1 = square(g_0) + slot_2
@@ -736,13 +736,13 @@ def pass13_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     u_1 = div(g_0, sqrt(div(r_1 * c_1, part_3)))
     u_4 = div(rate_2 * u_1, part_5)
     p_1 = p_0 - part_6 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -809,7 +809,7 @@ def pass14_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     shared_1 = square(g_0) + slot_2
@@ -897,7 +897,7 @@ def pass16_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     shared_1 = square(g_0) + slot_2
@@ -905,7 +905,7 @@ def pass16_chunk(
     u_1 = div(g_0, sqrt(div(r_1 * c_1, part_3)))
     u_4 = div(rate_2 * u_1, part_5)
     p_1 = p_0 - part_6 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
@@ -975,11 +975,11 @@ def pass18_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_1, part_5)
     p_1 = p_0 - part_6 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1094,7 +1094,7 @@ def pass20_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
@@ -1140,7 +1140,7 @@ def pass21_chunk(
     exp_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
@@ -1148,7 +1148,7 @@ def pass21_chunk(
     u_4 = div(rate_2 * u_2, part_3)
     m_1 = slot_5 * m_0 + slot_6 * u_4
     p_1 = p_0 - part_4 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -1212,7 +1212,7 @@ def pass22_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
@@ -1259,7 +1259,7 @@ def pass23_chunk(
     exp_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1268,7 +1268,7 @@ def pass23_chunk(
     u_4 = div(rate_2 * u_2, part_3)
     m_1 = slot_5 * m_0 + slot_6 * u_4
     p_1 = p_0 - part_4 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -1303,7 +1303,7 @@ def pass24_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
@@ -1348,13 +1348,13 @@ def pass25_chunk(
     exp_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_2, part_3)
     m_1 = slot_5 * m_0 + slot_6 * u_4
     p_1 = p_0 - part_4 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -1388,7 +1388,7 @@ def pass26_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
@@ -1430,13 +1430,13 @@ def pass27_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     u_2 = div(g_0, sqrt(v_1))
     u_4 = div(rate_2 * u_2, part_3)
     p_1 = p_0 - part_4 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1499,7 +1499,7 @@ def pass28_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
@@ -1543,14 +1543,14 @@ def pass29_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
     u_2 = div(g_0, sqrt(v_1))
     u_4 = div(rate_2 * u_2, part_3)
     p_1 = p_0 - part_4 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
@@ -1584,7 +1584,7 @@ def pass30_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_2 * (square(g_0) + slot_3 - v_0)
@@ -1625,11 +1625,11 @@ def pass31_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_2, part_3)
     p_1 = p_0 - part_4 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1744,7 +1744,7 @@ def pass34_chunk(
     exp_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 9, i, live, MASKED, REAL)
@@ -1752,7 +1752,7 @@ def pass34_chunk(
     u_4 = div(rate_2 * u_1, part_4)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 - part_5 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -1936,7 +1936,7 @@ def pass37_chunk(
     exp_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -1946,7 +1946,7 @@ def pass37_chunk(
     u_4 = div(rate_2 * u_1, part_4)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 - part_5 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 9, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -2021,13 +2021,13 @@ def pass39_chunk(
     exp_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_1, part_4)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 - part_5 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -2337,13 +2337,13 @@ def pass45_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     u_1 = div(g_0, sqrt(div(r_1 * c_1, part_2)))
     u_4 = div(rate_2 * u_1, part_4)
     p_1 = p_0 - part_5 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -2479,7 +2479,7 @@ def pass48_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     shared_1 = square(g_0) + slot_1
@@ -2487,7 +2487,7 @@ def pass48_chunk(
     u_1 = div(g_0, sqrt(div(r_1 * c_1, part_2)))
     u_4 = div(rate_2 * u_1, part_4)
     p_1 = p_0 - part_5 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
@@ -2557,11 +2557,11 @@ def pass50_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_1, part_4)
     p_1 = p_0 - part_5 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -2693,7 +2693,7 @@ def pass53_chunk(
     exp_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
@@ -2701,7 +2701,7 @@ def pass53_chunk(
     u_4 = div(rate_2 * u_2, part_2)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 - part_3 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -2817,7 +2817,7 @@ def pass55_chunk(
     exp_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -2826,7 +2826,7 @@ def pass55_chunk(
     u_4 = div(rate_2 * u_2, part_2)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 - part_3 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -2903,13 +2903,13 @@ def pass57_chunk(
     exp_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_2, part_2)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 - part_3 * p_0 - m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -2982,13 +2982,13 @@ def pass59_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     u_2 = div(g_0, sqrt(v_1))
     u_4 = div(rate_2 * u_2, part_2)
     p_1 = p_0 - part_3 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -3080,14 +3080,14 @@ def pass61_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_1 = v_0 + slot_1 * (square(g_0) + slot_2 - v_0)
     u_2 = div(g_0, sqrt(v_1))
     u_4 = div(rate_2 * u_2, part_2)
     p_1 = p_0 - part_3 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
@@ -3159,11 +3159,11 @@ def pass63_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(rate_2 * u_2, part_2)
     p_1 = p_0 - part_3 * p_0 - u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

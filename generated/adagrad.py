@@ -58,7 +58,7 @@ class Adagrad(Optimizer):
         c="adagrad.c",
         c_sha256="712938633705699e7d2be349258f5a01808149a6862fc93c6ac0f704ad3a119d",
         triton="adagrad.triton.py",
-        triton_sha256="f5cd093476ded17a3215c3f91156432f4ed0dc67c5cece6626f7a3dd65d72e83",
+        triton_sha256="f2ba134ecce3aeb4637392b03b7a6901dc39cb035a136d7cde5bac5a9831e3cb",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -26,13 +26,13 @@ def pass0_chunk(
     sum_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(sum_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     s_1 = s_0 + square(g_1)
     p_1 = p_0 - div(slot_1 * g_1, sqrt(s_1) + slot_2)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(sum_at, x + ARRAYS + 7, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 

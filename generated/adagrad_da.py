@@ -61,7 +61,7 @@ class AdagradDA(Optimizer):
         c="adagrad_da.c",
         c_sha256="9c3740041319596f414a0c30790a92c445a8900b06e099afe9105a653abdf3e1",
         triton="adagrad_da.triton.py",
-        triton_sha256="7aa270b30107842daa7b3183cbf4f61f27c595f1dcffb8a50cca2250b1edb20f",
+        triton_sha256="257c77653ff1e8345613512718f4719c2fd3dda1aa0b27d22c985dd8243efddb",
         kernels=(
             Kernel(
                 unit=0,

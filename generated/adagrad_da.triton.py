@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, magnitude, number, place, sign, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, magnitude, number, place, sign, sqrt, square
 
 
 # of kernel 0
@@ -34,7 +34,7 @@ def pass0_chunk(
     n_1 = n_0 + square(g_0)
     short_1 = sign(s_1) * greater(magnitude(s_1) - slot_0, number(0.0, REAL))
     p_1 = div(slot_1 * short_1, slot_2 + sqrt(n_1))
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(gradient_accumulator_at, x + ARRAYS + 8, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(gradient_squared_accumulator_at, x + ARRAYS + 10, chunk, n, i, n_1, live, MASKED, REAL, BLOCK)
 

@@ -89,7 +89,7 @@ class AdaGradNorm(Optimizer):
         c="adagradnorm.c",
         c_sha256="221544cff7cc5b4afe006840b1edaa5446a0dcfe754d58d0250729ef05a6de24",
         triton="adagradnorm.triton.py",
-        triton_sha256="1bcefecfbec551257094069180c0684be61d6a0e2f9174e9d70969fca1b23743",
+        triton_sha256="a249b4c82de9e7eea0fd0909950e8d5f31fd27cc7d5989ad3ab1b06b2309ee19",
         kernels=(
             Kernel(
                 unit=0,

@@ -54,10 +54,10 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 - div(slot_0 * g_0, part_2)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -129,7 +129,7 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_row_0 = read(sum_rows_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -137,7 +137,7 @@ def pass2_chunk(
     s_row_1 = s_row_0 + square(g_0)
     p_2 = p_0 - div(slot_2 * m_1, sqrt(s_row_1) + number(1e-10, REAL))
     p_5 = p_2 - slot_3 * g_0
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(sum_rows_at, x + ARRAYS + 8, chunk, n, i, s_row_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -225,7 +225,7 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(sum_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -233,7 +233,7 @@ def pass4_chunk(
     s_1 = s_0 + square(g_0)
     p_3 = p_0 - div(slot_2 * m_1, sqrt(s_1) + number(1e-10, REAL))
     p_5 = p_3 - slot_3 * g_0
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(sum_at, x + ARRAYS + 8, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -268,13 +268,13 @@ def pass5_chunk(
     sum_rows_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_row_0 = read(sum_rows_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     s_row_1 = s_row_0 + square(g_0)
     p_2 = p_0 - div(slot_0 * g_0, sqrt(s_row_1) + number(1e-10, REAL))
     p_5 = p_2 - slot_1 * g_0
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(sum_rows_at, x + ARRAYS + 7, chunk, n, i, s_row_1, live, MASKED, REAL, BLOCK)
 
 
@@ -352,13 +352,13 @@ def pass7_chunk(
     sum_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(sum_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     s_1 = s_0 + square(g_0)
     p_3 = p_0 - div(slot_0 * g_0, sqrt(s_1) + number(1e-10, REAL))
     p_5 = p_3 - slot_1 * g_0
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(sum_at, x + ARRAYS + 7, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 

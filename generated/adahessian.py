@@ -68,7 +68,7 @@ class AdaHessian(Optimizer):
         c="adahessian.c",
         c_sha256="dc4839b672a34a004f499ac4d109863f67a29664d6123f5a41d13ebf7d0c76e7",
         triton="adahessian.triton.py",
-        triton_sha256="de906f974c2ea2a4235875d15f78d21f72b5c1c06fe873891b568b9bf04dc2c3",
+        triton_sha256="84bfa412fa6faaaca60081df53eb8dfc52ff3c8023f89d0b2a19378188a2da7b",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, power, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, power, sqrt, square
 
 
 # of kernel 0
@@ -35,7 +35,7 @@ def pass0_chunk(
     exp_hessian_diag_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -44,7 +44,7 @@ def pass0_chunk(
     v_1 = slot_2 * v_0 + slot_3 * square(h_0)
     root_1 = power(sqrt(v_1) * slot_4, slot_5)
     p_1 = p_0 - slot_6 * (div(m_1 * slot_7, root_1 + slot_8) + slot_9 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_hessian_diag_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -72,7 +72,7 @@ class Adai(Optimizer):
         c="adai.c",
         c_sha256="ffb3e16c4fcf901f1b5e84534ec27932308df9db2df83c2229971d4876812699",
         triton="adai.triton.py",
-        triton_sha256="39d6c3b8c5afa62bec343c7e60a8cd0d860c145fa9f221e5d802e6a3d6e0a6e1",
+        triton_sha256="17968fe75d5dd5cc3b32f963d1a96fc16037357ea51ebc06107456bd0f3af656",
         kernels=(
             Kernel(
                 unit=0,

@@ -71,7 +71,7 @@ def pass1_chunk(
     beta1_prod_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     product_0 = read(beta1_prod_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -82,7 +82,7 @@ def pass1_chunk(
     product_1 = product_0 * inertia_1
     m_1 = inertia_1 * m_0 + (number(1.0, REAL) - inertia_1) * g_0
     p_3 = p_1 - div(slot_6 * m_1, number(1.0, REAL) - product_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(beta1_prod_at, x + ARRAYS + 13, chunk, n, i, product_1, live, MASKED, REAL, BLOCK)
 
@@ -181,7 +181,7 @@ def pass3_chunk(
     beta1_prod_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -193,7 +193,7 @@ def pass3_chunk(
     product_1 = product_0 * inertia_1
     m_1 = inertia_1 * m_0 + (number(1.0, REAL) - inertia_1) * g_0
     p_3 = p_1 - div(slot_6 * m_1, number(1.0, REAL) - product_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(beta1_prod_at, x + ARRAYS + 13, chunk, n, i, product_1, live, MASKED, REAL, BLOCK)
@@ -232,7 +232,7 @@ def pass4_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
@@ -280,7 +280,7 @@ def pass5_chunk(
     beta1_prod_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     product_0 = read(beta1_prod_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -291,7 +291,7 @@ def pass5_chunk(
     product_1 = product_0 * inertia_1
     m_1 = inertia_1 * m_0 + (number(1.0, REAL) - inertia_1) * g_1
     p_3 = p_0 - div(slot_6 * m_1, number(1.0, REAL) - product_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(beta1_prod_at, x + ARRAYS + 13, chunk, n, i, product_1, live, MASKED, REAL, BLOCK)
 
@@ -329,7 +329,7 @@ def pass6_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
@@ -378,7 +378,7 @@ def pass7_chunk(
     beta1_prod_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -390,7 +390,7 @@ def pass7_chunk(
     product_1 = product_0 * inertia_1
     m_1 = inertia_1 * m_0 + (number(1.0, REAL) - inertia_1) * g_1
     p_3 = p_0 - div(slot_6 * m_1, number(1.0, REAL) - product_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(beta1_prod_at, x + ARRAYS + 13, chunk, n, i, product_1, live, MASKED, REAL, BLOCK)

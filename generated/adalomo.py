@@ -85,7 +85,7 @@ class AdaLomo(Optimizer):
         c="adalomo.c",
         c_sha256="8b1d8a6d9c6536d32efdda05c75ea1f9091e9ea72d7b32f887010baa62a7ddaf",
         triton="adalomo.triton.py",
-        triton_sha256="9c3d863877ac8f8f2f1a821eed58e3cfc78d50dd19c79a421dfd843693e173ee",
+        triton_sha256="de36b92008c6d7cb6c7c2c23f218404bc4f861b3fa93a2f6e3dcface9be9b365",
         kernels=(
             Kernel(
                 unit=0,
@@ -180,7 +180,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass13", "pass14"),
+                passes=("pass13", "pass14", "pass15"),
                 between=("", "between8", "between9", ""),
             ),
             Kernel(
@@ -192,7 +192,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass15", "pass16"),
+                passes=("pass13", "pass16", "pass17"),
                 between=("", "between8", "between9", ""),
             ),
             Kernel(
@@ -204,7 +204,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass17", "pass18"),
+                passes=("pass13", "pass18", "pass19"),
                 between=("", "between8", "between9", ""),
             ),
             Kernel(
@@ -216,7 +216,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass13", "pass14"),
+                passes=("pass13", "pass14", "pass15"),
                 between=("", "between8", "between9", ""),
             ),
             Kernel(
@@ -228,7 +228,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass15", "pass16"),
+                passes=("pass13", "pass16", "pass17"),
                 between=("", "between8", "between9", ""),
             ),
             Kernel(
@@ -240,7 +240,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass17", "pass18"),
+                passes=("pass13", "pass18", "pass19"),
                 between=("", "between8", "between9", ""),
             ),
             Kernel(
@@ -252,7 +252,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=10,
                 width=2,
-                passes=("pass0", "pass19", "pass20", "pass21"),
+                passes=("pass0", "pass20", "pass21", "pass22"),
                 between=("", "between10", "between11", "between12", "between3"),
             ),
             Kernel(
@@ -264,7 +264,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=10,
                 width=2,
-                passes=("pass0", "pass22", "pass23", "pass24"),
+                passes=("pass0", "pass23", "pass24", "pass25"),
                 between=("", "between10", "between11", "between12", "between3"),
             ),
             Kernel(
@@ -276,7 +276,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=10,
                 width=2,
-                passes=("pass0", "pass19", "pass25", "pass8"),
+                passes=("pass0", "pass20", "pass26", "pass8"),
                 between=("", "between10", "between11", "between12", "between3"),
             ),
             Kernel(
@@ -292,7 +292,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass9", "pass26", "pass27", "pass28"),
+                passes=("pass9", "pass27", "pass28", "pass29"),
                 between=("", "between13", "between14", "between15", "between7"),
             ),
             Kernel(
@@ -308,7 +308,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass9", "pass26", "pass27", "pass28"),
+                passes=("pass9", "pass27", "pass28", "pass29"),
                 between=("", "between13", "between14", "between15", "between7"),
             ),
             Kernel(
@@ -324,7 +324,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass9", "pass26", "pass27", "pass28"),
+                passes=("pass9", "pass27", "pass28", "pass29"),
                 between=("", "between13", "between14", "between15", "between7"),
             ),
             Kernel(
@@ -336,7 +336,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass29", "pass30"),
+                passes=("pass13", "pass30", "pass31"),
                 between=("", "between16", "between17", ""),
             ),
             Kernel(
@@ -348,7 +348,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass31", "pass32"),
+                passes=("pass13", "pass32", "pass33"),
                 between=("", "between16", "between17", ""),
             ),
             Kernel(
@@ -360,7 +360,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass33", "pass18"),
+                passes=("pass13", "pass34", "pass19"),
                 between=("", "between16", "between17", ""),
             ),
             Kernel(
@@ -372,7 +372,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass29", "pass30"),
+                passes=("pass13", "pass30", "pass31"),
                 between=("", "between16", "between17", ""),
             ),
             Kernel(
@@ -384,7 +384,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass31", "pass32"),
+                passes=("pass13", "pass32", "pass33"),
                 between=("", "between16", "between17", ""),
             ),
             Kernel(
@@ -396,7 +396,7 @@ class AdaLomo(Optimizer):
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=7,
                 width=2,
-                passes=("pass0", "pass33", "pass18"),
+                passes=("pass13", "pass34", "pass19"),
                 between=("", "between16", "between17", ""),
             ),
             Kernel(
@@ -407,7 +407,7 @@ class AdaLomo(Optimizer):
                 sweeps=3,
                 values=9,
                 width=3,
-                passes=("pass34", "pass35", "pass36"),
+                passes=("pass35", "pass36", "pass37"),
                 between=("between18", "between19", "between20", "between21"),
             ),
             Kernel(
@@ -418,7 +418,7 @@ class AdaLomo(Optimizer):
                 sweeps=3,
                 values=9,
                 width=3,
-                passes=("pass37", "pass38", "pass39"),
+                passes=("pass38", "pass39", "pass40"),
                 between=("between18", "between19", "between20", "between21"),
             ),
             Kernel(
@@ -429,7 +429,7 @@ class AdaLomo(Optimizer):
                 sweeps=3,
                 values=9,
                 width=3,
-                passes=("pass34", "pass40", "pass41"),
+                passes=("pass35", "pass41", "pass42"),
                 between=("between18", "between19", "between20", "between21"),
             ),
             Kernel(
@@ -444,7 +444,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass42", "pass43", "pass44"),
+                passes=("pass43", "pass44", "pass45"),
                 between=("between18", "between22", "between23", "between7"),
             ),
             Kernel(
@@ -459,7 +459,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass42", "pass43", "pass44"),
+                passes=("pass43", "pass44", "pass45"),
                 between=("between18", "between22", "between23", "between7"),
             ),
             Kernel(
@@ -474,7 +474,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass42", "pass43", "pass44"),
+                passes=("pass43", "pass44", "pass45"),
                 between=("between18", "between22", "between23", "between7"),
             ),
             Kernel(
@@ -485,7 +485,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass45", "pass46"),
+                passes=("pass46", "pass47"),
                 between=("between18", "between24", ""),
             ),
             Kernel(
@@ -496,7 +496,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass47", "pass48"),
+                passes=("pass48", "pass49"),
                 between=("between18", "between24", ""),
             ),
             Kernel(
@@ -507,7 +507,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass49", "pass50"),
+                passes=("pass50", "pass51"),
                 between=("between18", "between24", ""),
             ),
             Kernel(
@@ -518,7 +518,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass45", "pass46"),
+                passes=("pass46", "pass47"),
                 between=("between18", "between24", ""),
             ),
             Kernel(
@@ -529,7 +529,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass47", "pass48"),
+                passes=("pass48", "pass49"),
                 between=("between18", "between24", ""),
             ),
             Kernel(
@@ -540,7 +540,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass49", "pass50"),
+                passes=("pass50", "pass51"),
                 between=("between18", "between24", ""),
             ),
             Kernel(
@@ -551,7 +551,7 @@ class AdaLomo(Optimizer):
                 sweeps=3,
                 values=9,
                 width=3,
-                passes=("pass51", "pass52", "pass53"),
+                passes=("pass52", "pass53", "pass54"),
                 between=("between18", "between25", "between26", "between21"),
             ),
             Kernel(
@@ -562,7 +562,7 @@ class AdaLomo(Optimizer):
                 sweeps=3,
                 values=9,
                 width=3,
-                passes=("pass54", "pass55", "pass56"),
+                passes=("pass55", "pass56", "pass57"),
                 between=("between18", "between25", "between26", "between21"),
             ),
             Kernel(
@@ -573,7 +573,7 @@ class AdaLomo(Optimizer):
                 sweeps=3,
                 values=9,
                 width=3,
-                passes=("pass51", "pass57", "pass41"),
+                passes=("pass52", "pass58", "pass42"),
                 between=("between18", "between25", "between26", "between21"),
             ),
             Kernel(
@@ -588,7 +588,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass58", "pass59", "pass60"),
+                passes=("pass59", "pass60", "pass61"),
                 between=("between18", "between27", "between28", "between7"),
             ),
             Kernel(
@@ -603,7 +603,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass58", "pass59", "pass60"),
+                passes=("pass59", "pass60", "pass61"),
                 between=("between18", "between27", "between28", "between7"),
             ),
             Kernel(
@@ -618,7 +618,7 @@ class AdaLomo(Optimizer):
                 columns=2,
                 column_width=1,
                 by_rows=True,
-                passes=("pass58", "pass59", "pass60"),
+                passes=("pass59", "pass60", "pass61"),
                 between=("between18", "between27", "between28", "between7"),
             ),
             Kernel(
@@ -629,7 +629,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass61", "pass62"),
+                passes=("pass62", "pass63"),
                 between=("between18", "between29", ""),
             ),
             Kernel(
@@ -640,7 +640,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass63", "pass64"),
+                passes=("pass64", "pass65"),
                 between=("between18", "between29", ""),
             ),
             Kernel(
@@ -651,7 +651,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass65", "pass50"),
+                passes=("pass66", "pass51"),
                 between=("between18", "between29", ""),
             ),
             Kernel(
@@ -662,7 +662,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass61", "pass62"),
+                passes=("pass62", "pass63"),
                 between=("between18", "between29", ""),
             ),
             Kernel(
@@ -673,7 +673,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass63", "pass64"),
+                passes=("pass64", "pass65"),
                 between=("between18", "between29", ""),
             ),
             Kernel(
@@ -684,7 +684,7 @@ class AdaLomo(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass65", "pass50"),
+                passes=("pass66", "pass51"),
                 between=("between18", "between29", ""),
             ),
         ),

@@ -9,7 +9,7 @@ from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNK, CHUNKS, COLS, COL_PARTIALS, FOLDED, KEPT_COLS, KEPT_ROWS, N, PARTIALS, ROWS, SHARED, SLOTS, VALUES, at, counted, div, fold_sum, going, greater, length, lesser, load, number, place, sqrt, square, store, total
 
 
-# of kernels 0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18, 19, 20, 21, 22, 23
+# of kernels 0, 1, 2, 12, 13, 14
 @triton.jit
 def pass0_chunk(
     x, gradient, chunk, n,
@@ -21,7 +21,7 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
@@ -149,14 +149,14 @@ def pass3_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_1), slot_2)
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_3)))
     p_1 = p_0 * part_5
     p_2 = p_1 - part_7 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -377,7 +377,7 @@ def pass6_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_1), slot_2)
@@ -386,7 +386,7 @@ def pass6_chunk(
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_3)))
     p_1 = p_0 * part_5
     p_2 = p_1 - part_7 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
@@ -460,11 +460,11 @@ def pass8_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * part_5
     p_2 = p_1 - part_7 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -755,9 +755,42 @@ def between7(
             store(at(x + ARRAYS + 3, REAL, 0) + i, new0, live & taken, True)
 
 
-# of kernels 6, 9
+# of kernels 6, 7, 8, 9, 10, 11, 18, 19, 20, 21, 22, 23
 @triton.jit
 def pass13_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr,
+):
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
+    tl.store(partials + 0, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
+
+
+@triton.jit
+def pass13(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+    else:
+        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+
+
+# of kernels 6, 9
+@triton.jit
+def pass14_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -785,7 +818,7 @@ def pass13_chunk(
 
 
 @triton.jit
-def pass13(
+def pass14(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -793,14 +826,14 @@ def pass13(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 6, 9
 @triton.jit
-def pass14_chunk(
+def pass15_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -818,18 +851,18 @@ def pass14_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_1), slot_2)
     u_2 = div(g_1, sqrt(v_1))
     p_1 = p_0 * part_3
     p_2 = p_1 - part_5 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass14(
+def pass15(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -837,9 +870,9 @@ def pass14(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass15_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass15_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 6, 7, 8, 9, 10, 11
@@ -896,7 +929,7 @@ def between9(
 
 # of kernels 7, 10
 @triton.jit
-def pass15_chunk(
+def pass16_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -923,7 +956,7 @@ def pass15_chunk(
 
 
 @triton.jit
-def pass15(
+def pass16(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -931,14 +964,14 @@ def pass15(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass15_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass15_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 7, 10
 @triton.jit
-def pass16_chunk(
+def pass17_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -958,7 +991,7 @@ def pass16_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_1), slot_2)
@@ -966,12 +999,12 @@ def pass16_chunk(
     u_2 = div(g_1, sqrt(v_1))
     p_1 = p_0 * part_3
     p_2 = p_1 - part_5 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass16(
+def pass17(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -979,14 +1012,14 @@ def pass16(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass17_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass17_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 8, 11
 @triton.jit
-def pass17_chunk(
+def pass18_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1015,7 +1048,7 @@ def pass17_chunk(
 
 
 @triton.jit
-def pass17(
+def pass18(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1023,14 +1056,14 @@ def pass17(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass17_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass18_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass17_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass18_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 8, 11, 20, 23
 @triton.jit
-def pass18_chunk(
+def pass19_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -1042,15 +1075,15 @@ def pass18_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * part_3
     p_2 = p_1 - part_5 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass18(
+def pass19(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -1058,14 +1091,14 @@ def pass18(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass18_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass19_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass18_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass19_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
 # of kernels 12, 14
 @triton.jit
-def pass19_chunk(
+def pass20_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1092,7 +1125,7 @@ def pass19_chunk(
 
 
 @triton.jit
-def pass19(
+def pass20(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1100,14 +1133,14 @@ def pass19(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass19_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass20_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass19_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass20_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 12
 @triton.jit
-def pass20_chunk(
+def pass21_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1130,7 +1163,7 @@ def pass20_chunk(
 
 
 @triton.jit
-def pass20(
+def pass21(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1138,14 +1171,14 @@ def pass20(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass20_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass21_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass20_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass21_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 12
 @triton.jit
-def pass21_chunk(
+def pass22_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -1162,18 +1195,18 @@ def pass21_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_3)))
     p_1 = p_0 * part_5
     p_2 = p_1 - part_7 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass21(
+def pass22(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1181,9 +1214,9 @@ def pass21(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass21_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass22_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass21_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass22_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 12, 13, 14
@@ -1264,7 +1297,7 @@ def between12(
 
 # of kernel 13
 @triton.jit
-def pass22_chunk(
+def pass23_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1290,7 +1323,7 @@ def pass22_chunk(
 
 
 @triton.jit
-def pass22(
+def pass23(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1298,14 +1331,14 @@ def pass22(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass22_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass23_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass22_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass23_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 13
 @triton.jit
-def pass23_chunk(
+def pass24_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1333,7 +1366,7 @@ def pass23_chunk(
 
 
 @triton.jit
-def pass23(
+def pass24(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1341,14 +1374,14 @@ def pass23(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass23_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass24_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass23_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass24_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 13
 @triton.jit
-def pass24_chunk(
+def pass25_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -1368,7 +1401,7 @@ def pass24_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -1377,12 +1410,12 @@ def pass24_chunk(
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_3)))
     p_1 = p_0 * part_5
     p_2 = p_1 - part_7 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass24(
+def pass25(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1390,14 +1423,14 @@ def pass24(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass24_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass25_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass24_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass25_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 14
 @triton.jit
-def pass25_chunk(
+def pass26_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1421,7 +1454,7 @@ def pass25_chunk(
 
 
 @triton.jit
-def pass25(
+def pass26(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1429,14 +1462,14 @@ def pass25(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass25_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass26_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass25_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass26_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 15, 16, 17
 @triton.jit
-def pass26(
+def pass27(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr,
@@ -1486,7 +1519,7 @@ def pass26(
 
 # of kernels 15, 16, 17
 @triton.jit
-def pass27(
+def pass28(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr,
@@ -1522,7 +1555,7 @@ def pass27(
 
 # of kernels 15, 16, 17
 @triton.jit
-def pass28(
+def pass29(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -1647,7 +1680,7 @@ def between15(
 
 # of kernels 18, 21
 @triton.jit
-def pass29_chunk(
+def pass30_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1673,7 +1706,7 @@ def pass29_chunk(
 
 
 @triton.jit
-def pass29(
+def pass30(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1681,14 +1714,14 @@ def pass29(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass29_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass30_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass29_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass30_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 18, 21
 @triton.jit
-def pass30_chunk(
+def pass31_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -1703,18 +1736,18 @@ def pass30_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
     u_2 = div(g_1, sqrt(v_1))
     p_1 = p_0 * part_3
     p_2 = p_1 - part_5 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass30(
+def pass31(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1722,9 +1755,9 @@ def pass30(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass30_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass31_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass30_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass31_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 18, 19, 20, 21, 22, 23
@@ -1781,7 +1814,7 @@ def between17(
 
 # of kernels 19, 22
 @triton.jit
-def pass31_chunk(
+def pass32_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1806,7 +1839,7 @@ def pass31_chunk(
 
 
 @triton.jit
-def pass31(
+def pass32(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1814,14 +1847,14 @@ def pass31(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass31_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass32_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass31_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass32_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 19, 22
 @triton.jit
-def pass32_chunk(
+def pass33_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -1839,7 +1872,7 @@ def pass32_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -1847,12 +1880,12 @@ def pass32_chunk(
     u_2 = div(g_1, sqrt(v_1))
     p_1 = p_0 * part_3
     p_2 = p_1 - part_5 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass32(
+def pass33(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1860,14 +1893,14 @@ def pass32(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass32_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass33_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass32_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass33_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 20, 23
 @triton.jit
-def pass33_chunk(
+def pass34_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1894,7 +1927,7 @@ def pass33_chunk(
 
 
 @triton.jit
-def pass33(
+def pass34(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1902,14 +1935,14 @@ def pass33(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass33_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass34_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass33_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass34_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 24, 26
 @triton.jit
-def pass34_chunk(
+def pass35_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -1927,7 +1960,7 @@ def pass34_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
@@ -1941,7 +1974,7 @@ def pass34_chunk(
 
 
 @triton.jit
-def pass34(
+def pass35(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1949,14 +1982,14 @@ def pass34(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass34_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass35_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass34_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass35_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 24
 @triton.jit
-def pass35_chunk(
+def pass36_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -1982,7 +2015,7 @@ def pass35_chunk(
 
 
 @triton.jit
-def pass35(
+def pass36(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -1990,14 +2023,14 @@ def pass35(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass35_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass36_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass35_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass36_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 24
 @triton.jit
-def pass36_chunk(
+def pass37_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2017,18 +2050,18 @@ def pass36_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_2)))
     p_1 = p_0 * part_4
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass36(
+def pass37(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2036,9 +2069,9 @@ def pass36(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass36_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass37_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass36_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass37_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47
@@ -2128,7 +2161,7 @@ def between21(
 
 # of kernel 25
 @triton.jit
-def pass37_chunk(
+def pass38_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2146,7 +2179,7 @@ def pass37_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
@@ -2159,7 +2192,7 @@ def pass37_chunk(
 
 
 @triton.jit
-def pass37(
+def pass38(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2167,14 +2200,14 @@ def pass37(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass37_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass38_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass37_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass38_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 25
 @triton.jit
-def pass38_chunk(
+def pass39_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -2204,7 +2237,7 @@ def pass38_chunk(
 
 
 @triton.jit
-def pass38(
+def pass39(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2212,14 +2245,14 @@ def pass38(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass38_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass39_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass38_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass39_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 25
 @triton.jit
-def pass39_chunk(
+def pass40_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2241,7 +2274,7 @@ def pass39_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
@@ -2250,12 +2283,12 @@ def pass39_chunk(
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_2)))
     p_1 = p_0 * part_4
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass39(
+def pass40(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2263,14 +2296,14 @@ def pass39(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass39_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass40_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass39_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass40_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 26
 @triton.jit
-def pass40_chunk(
+def pass41_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -2297,7 +2330,7 @@ def pass40_chunk(
 
 
 @triton.jit
-def pass40(
+def pass41(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2305,14 +2338,14 @@ def pass40(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass40_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass41_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass40_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass41_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 26, 38
 @triton.jit
-def pass41_chunk(
+def pass42_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -2324,15 +2357,15 @@ def pass41_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * part_4
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass41(
+def pass42(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -2340,14 +2373,14 @@ def pass41(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass41_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass42_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass41_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass42_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
 # of kernels 27, 28, 29
 @triton.jit
-def pass42(
+def pass43(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -2407,7 +2440,7 @@ def pass42(
 
 # of kernels 27, 28, 29
 @triton.jit
-def pass43(
+def pass44(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr,
@@ -2446,7 +2479,7 @@ def pass43(
 
 # of kernels 27, 28, 29
 @triton.jit
-def pass44(
+def pass45(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -2554,7 +2587,7 @@ def between23(
 
 # of kernels 30, 33
 @triton.jit
-def pass45_chunk(
+def pass46_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2572,7 +2605,7 @@ def pass45_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
@@ -2585,7 +2618,7 @@ def pass45_chunk(
 
 
 @triton.jit
-def pass45(
+def pass46(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2593,14 +2626,14 @@ def pass45(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass45_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass46_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass45_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass46_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 30, 33
 @triton.jit
-def pass46_chunk(
+def pass47_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2618,18 +2651,18 @@ def pass46_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
     u_2 = div(g_1, sqrt(v_1))
     p_1 = p_0 * part_2
     p_2 = p_1 - part_4 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass46(
+def pass47(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2637,9 +2670,9 @@ def pass46(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass46_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass47_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass46_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass47_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 30, 31, 32, 33, 34, 35
@@ -2674,51 +2707,6 @@ def between24(
 
 # of kernels 31, 34
 @triton.jit
-def pass47_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
-):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
-    slot_3 = tl.load(slots + 3)
-    values = at(x + VALUES, tl.float64, 0)
-    scale_1 = tl.load(values + 0).to(REAL)
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
-    g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
-    v_1 = v_0 + slot_2 * (square(g_1) + slot_3 - v_0)
-    u_2 = div(g_1, sqrt(v_1))
-    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
-    tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
-    tl.store(partials + 1, total(counted(square(u_2), live, 0.0, MASKED)).to(tl.float64))
-
-
-@triton.jit
-def pass47(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass47_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
-    else:
-        pass47_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
-
-
-# of kernels 31, 34
-@triton.jit
 def pass48_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
@@ -2731,24 +2719,21 @@ def pass48_chunk(
     slot_3 = tl.load(slots + 3)
     values = at(x + VALUES, tl.float64, 0)
     scale_1 = tl.load(values + 0).to(REAL)
-    part_2 = tl.load(values + 3).to(REAL)
-    part_4 = tl.load(values + 5).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
     v_1 = v_0 + slot_2 * (square(g_1) + slot_3 - v_0)
     u_2 = div(g_1, sqrt(v_1))
-    p_1 = p_0 * part_2
-    p_2 = p_1 - part_4 * u_2
-    store(p_at + i, p_2, live, MASKED)
-    write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
+    tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(square(u_2), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
@@ -2765,9 +2750,57 @@ def pass48(
         pass48_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernels 32, 35
+# of kernels 31, 34
 @triton.jit
 def pass49_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
+    slot_3 = tl.load(slots + 3)
+    values = at(x + VALUES, tl.float64, 0)
+    scale_1 = tl.load(values + 0).to(REAL)
+    part_2 = tl.load(values + 3).to(REAL)
+    part_4 = tl.load(values + 5).to(REAL)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
+    g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
+    v_1 = v_0 + slot_2 * (square(g_1) + slot_3 - v_0)
+    u_2 = div(g_1, sqrt(v_1))
+    p_1 = p_0 * part_2
+    p_2 = p_1 - part_4 * u_2
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass49(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass49_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass49_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernels 32, 35
+@triton.jit
+def pass50_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2785,7 +2818,7 @@ def pass49_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * lesser(greater(g_0, slot_0), slot_1)
@@ -2799,7 +2832,7 @@ def pass49_chunk(
 
 
 @triton.jit
-def pass49(
+def pass50(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2807,14 +2840,14 @@ def pass49(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass49_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass50_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass49_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass50_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 32, 35, 44, 47
 @triton.jit
-def pass50_chunk(
+def pass51_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -2826,15 +2859,15 @@ def pass50_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * part_2
     p_2 = p_1 - part_4 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass50(
+def pass51(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -2842,14 +2875,14 @@ def pass50(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass50_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass51_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass50_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass51_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
 # of kernels 36, 38
 @triton.jit
-def pass51_chunk(
+def pass52_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2865,7 +2898,7 @@ def pass51_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -2879,7 +2912,7 @@ def pass51_chunk(
 
 
 @triton.jit
-def pass51(
+def pass52(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2887,14 +2920,14 @@ def pass51(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass51_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass52_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass51_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass52_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 36
 @triton.jit
-def pass52_chunk(
+def pass53_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -2917,7 +2950,7 @@ def pass52_chunk(
 
 
 @triton.jit
-def pass52(
+def pass53(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2925,14 +2958,14 @@ def pass52(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass52_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass53_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass52_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass53_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 36
 @triton.jit
-def pass53_chunk(
+def pass54_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -2949,18 +2982,18 @@ def pass53_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_1 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_2)))
     p_1 = p_0 * part_4
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass53(
+def pass54(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -2968,9 +3001,9 @@ def pass53(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass53_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass54_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass53_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass54_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 36, 37, 38
@@ -3031,7 +3064,7 @@ def between26(
 
 # of kernel 37
 @triton.jit
-def pass54_chunk(
+def pass55_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -3047,7 +3080,7 @@ def pass54_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -3060,7 +3093,7 @@ def pass54_chunk(
 
 
 @triton.jit
-def pass54(
+def pass55(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3068,14 +3101,14 @@ def pass54(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass54_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass55_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass54_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass55_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 37
 @triton.jit
-def pass55_chunk(
+def pass56_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -3103,7 +3136,7 @@ def pass55_chunk(
 
 
 @triton.jit
-def pass55(
+def pass56(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3111,14 +3144,14 @@ def pass55(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass55_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass56_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass55_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass56_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernel 37
 @triton.jit
-def pass56_chunk(
+def pass57_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -3138,7 +3171,7 @@ def pass56_chunk(
     exp_avg_sq_row_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -3147,12 +3180,12 @@ def pass56_chunk(
     u_1 = div(g_1, sqrt(div(r_1 * c_1, part_2)))
     p_1 = p_0 * part_4
     p_2 = p_1 - part_6 * u_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass56(
+def pass57(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3160,14 +3193,14 @@ def pass56(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass56_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass57_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass56_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass57_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernel 38
 @triton.jit
-def pass57_chunk(
+def pass58_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T1: tl.constexpr,
     T2: tl.constexpr,
@@ -3191,7 +3224,7 @@ def pass57_chunk(
 
 
 @triton.jit
-def pass57(
+def pass58(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3199,14 +3232,14 @@ def pass57(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass57_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
+        pass58_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T1, T2)
     else:
-        pass57_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
+        pass58_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T1, T2)
 
 
 # of kernels 39, 40, 41
 @triton.jit
-def pass58(
+def pass59(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -3264,7 +3297,7 @@ def pass58(
 
 # of kernels 39, 40, 41
 @triton.jit
-def pass59(
+def pass60(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T1: tl.constexpr,
@@ -3300,7 +3333,7 @@ def pass59(
 
 # of kernels 39, 40, 41
 @triton.jit
-def pass60(
+def pass61(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -3405,7 +3438,7 @@ def between28(
 
 # of kernels 42, 45
 @triton.jit
-def pass61_chunk(
+def pass62_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -3421,7 +3454,7 @@ def pass61_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -3431,47 +3464,6 @@ def pass61_chunk(
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(u_2), live, 0.0, MASKED)).to(tl.float64))
-
-
-@triton.jit
-def pass61(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass61_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
-    else:
-        pass61_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
-
-
-# of kernels 42, 45
-@triton.jit
-def pass62_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
-):
-    values = at(x + VALUES, tl.float64, 0)
-    scale_1 = tl.load(values + 0).to(REAL)
-    part_2 = tl.load(values + 3).to(REAL)
-    part_4 = tl.load(values + 5).to(REAL)
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
-    g_1 = scale_1 * g_0
-    u_2 = div(g_1, sqrt(v_1))
-    p_1 = p_0 * part_2
-    p_2 = p_1 - part_4 * u_2
-    store(p_at + i, p_2, live, MASKED)
 
 
 @triton.jit
@@ -3486,6 +3478,47 @@ def pass62(
         pass62_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
         pass62_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernels 42, 45
+@triton.jit
+def pass63_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    values = at(x + VALUES, tl.float64, 0)
+    scale_1 = tl.load(values + 0).to(REAL)
+    part_2 = tl.load(values + 3).to(REAL)
+    part_4 = tl.load(values + 5).to(REAL)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    v_1 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
+    g_1 = scale_1 * g_0
+    u_2 = div(g_1, sqrt(v_1))
+    p_1 = p_0 * part_2
+    p_2 = p_1 - part_4 * u_2
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass63(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass63_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass63_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 42, 43, 44, 45, 46, 47
@@ -3520,7 +3553,7 @@ def between29(
 
 # of kernels 43, 46
 @triton.jit
-def pass63_chunk(
+def pass64_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -3536,7 +3569,7 @@ def pass63_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -3548,7 +3581,7 @@ def pass63_chunk(
 
 
 @triton.jit
-def pass63(
+def pass64(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3556,14 +3589,14 @@ def pass63(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass63_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass64_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass63_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass64_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 43, 46
 @triton.jit
-def pass64_chunk(
+def pass65_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -3581,7 +3614,7 @@ def pass64_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -3589,12 +3622,12 @@ def pass64_chunk(
     u_2 = div(g_1, sqrt(v_1))
     p_1 = p_0 * part_2
     p_2 = p_1 - part_4 * u_2
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass64(
+def pass65(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3602,14 +3635,14 @@ def pass64(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass64_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass65_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass64_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass65_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 44, 47
 @triton.jit
-def pass65_chunk(
+def pass66_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -3625,7 +3658,7 @@ def pass65_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = scale_1 * g_0
@@ -3639,7 +3672,7 @@ def pass65_chunk(
 
 
 @triton.jit
-def pass65(
+def pass66(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -3647,6 +3680,6 @@ def pass65(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass65_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass66_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass65_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass66_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)

@@ -74,7 +74,7 @@ class Adam(Optimizer):
         c="adam.c",
         c_sha256="6a293be11dbe268bcc7b20002b9917395532ffb4f74ce6f3b36efe23a25e9b57",
         triton="adam.triton.py",
-        triton_sha256="d8c256412206efb97d1e588b3b40b07fbc76ef0fd06cf2ae8c88ac5209d30266",
+        triton_sha256="80d969717fbbbfa6e6357e30237b9c7e5c2d49269087e17b6dad0be1ffffa6bd",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -33,7 +33,7 @@ def pass0_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -44,7 +44,7 @@ def pass0_chunk(
     v_max_1 = greater(v_max_0, v_1)
     root_1 = sqrt(v_max_1)
     p_3 = p_1 - div(slot_5 * m_1, root_1 * slot_6 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -88,7 +88,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -97,7 +97,7 @@ def pass1_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(g_0)
     root_2 = sqrt(v_1)
     p_3 = p_1 - div(slot_5 * m_1, root_2 * slot_6 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -140,7 +140,7 @@ def pass2_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -151,7 +151,7 @@ def pass2_chunk(
     v_max_1 = greater(v_max_0, v_1)
     root_1 = sqrt(v_max_1)
     p_3 = p_0 - div(slot_5 * m_1, root_1 * slot_6 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -195,7 +195,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -204,7 +204,7 @@ def pass3_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     root_2 = sqrt(v_1)
     p_3 = p_0 - div(slot_5 * m_1, root_2 * slot_6 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

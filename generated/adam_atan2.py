@@ -68,7 +68,7 @@ class AdamAtan2(Optimizer):
         c="adam_atan2.c",
         c_sha256="44f7faebaef93f6cdc497a82332c093babeac8f9ffb8a880a1df40ac47771cb9",
         triton="adam_atan2.triton.py",
-        triton_sha256="038b369b83ef0c7c8dcbce7a833a724b6f13292575fe179c6e5e675513a29e93",
+        triton_sha256="cf403e713b0c7f6436e272841c747d7d60200f524f70a987ec8859f0b16bd628",
         kernels=(
             Kernel(
                 unit=0,

@@ -60,7 +60,7 @@ class Adamax(Optimizer):
         c="adamax.c",
         c_sha256="02e383dde5758cb3672608df311b6ffa34a7f1080a1b2e9f5875343fd4732963",
         triton="adamax.triton.py",
-        triton_sha256="393e8fe3b4f8ec9bc67c2e641692860050274ec6fb3c9773112d6429c617ea79",
+        triton_sha256="81f1572d12232b6125178c7591dbaf4b5f623afa45c1902140a222a66a3e4c7d",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, magnitude, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, magnitude, place
 
 
 # of kernel 0
@@ -30,7 +30,7 @@ def pass0_chunk(
     exp_inf_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     u_0 = read(exp_inf_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -38,7 +38,7 @@ def pass0_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     u_1 = greater(slot_3 * u_0, magnitude(g_1) + slot_4)
     p_1 = p_0 - div(slot_5 * m_1, u_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_inf_at, x + ARRAYS + 10, chunk, n, i, u_1, live, MASKED, REAL, BLOCK)
 

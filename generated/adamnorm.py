@@ -85,7 +85,7 @@ class AdamNorm(Optimizer):
         c="adamnorm.c",
         c_sha256="d76b2a0611c62fd44e7c50625bc017d1da155c69e7c1d99771d5621a926bb841",
         triton="adamnorm.triton.py",
-        triton_sha256="1dc3639c39bb712f6d9919dab5aaccec43b83103d1c118a7539dcb2ff85e4f20",
+        triton_sha256="69f6a6a640d83cc103825bd0ba3edbdce8c999498d0ebd0482c91f2909670fbe",
         kernels=(
             Kernel(
                 unit=0,
@@ -194,7 +194,7 @@ class AdamNorm(Optimizer):
                 sweeps=2,
                 values=4,
                 width=1,
-                passes=("pass3", "pass5"),
+                passes=("pass5", "pass6"),
                 between=("", "between2", "between3"),
             ),
             Kernel(
@@ -205,7 +205,7 @@ class AdamNorm(Optimizer):
                 sweeps=2,
                 values=4,
                 width=1,
-                passes=("pass3", "pass5"),
+                passes=("pass5", "pass6"),
                 between=("", "between2", "between3"),
             ),
             Kernel(
@@ -216,7 +216,7 @@ class AdamNorm(Optimizer):
                 sweeps=2,
                 values=4,
                 width=1,
-                passes=("pass3", "pass5"),
+                passes=("pass5", "pass6"),
                 between=("", "between2", "between3"),
             ),
         ),

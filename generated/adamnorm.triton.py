@@ -65,7 +65,7 @@ def pass1_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_var_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -76,7 +76,7 @@ def pass1_chunk(
     v_1 = slot_5 * v_0 + slot_6 * shared_1
     v_max_1 = greater(v_max_0, v_1) + slot_7
     p_3 = p_1 - div(slot_8 * m_1, sqrt(v_max_1) * slot_9 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 14, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -164,7 +164,7 @@ def pass2_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -174,7 +174,7 @@ def pass2_chunk(
     v_1 = slot_5 * v_0 + slot_6 * shared_1
     v_2 = v_1 + slot_7
     p_3 = p_1 - div(slot_8 * m_1, sqrt(v_2) * slot_9 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, v_2, live, MASKED, REAL, BLOCK)
 
@@ -235,7 +235,7 @@ def between3(
         tl.store(at(x + ARRAYS + 4, REAL, 0), average_1, mask=taken)
 
 
-# of kernels 6, 7, 8, 9, 10, 11
+# of kernels 6, 7, 8
 @triton.jit
 def pass3_chunk(
     x, gradient, chunk, n,
@@ -249,7 +249,7 @@ def pass3_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     shared_1 = square(g_1)
@@ -297,7 +297,7 @@ def pass4_chunk(
     max_exp_avg_var_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_var_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -308,7 +308,7 @@ def pass4_chunk(
     v_1 = slot_5 * v_0 + slot_6 * shared_1
     v_max_1 = greater(v_max_0, v_1) + slot_7
     p_3 = p_0 - div(slot_8 * m_1, sqrt(v_max_1) * slot_9 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_var_at, x + ARRAYS + 14, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -334,6 +334,42 @@ def pass4(
 def pass5_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    g_1 = g_0 + slot_0 * p_0
+    shared_1 = square(g_1)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
+    tl.store(partials + 0, total(counted(shared_1, live, 0.0, MASKED)).to(tl.float64))
+
+
+@triton.jit
+def pass5(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+    else:
+        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+
+
+# of kernels 9, 10, 11
+@triton.jit
+def pass6_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
@@ -354,7 +390,7 @@ def pass5_chunk(
     exp_avg_var_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_var_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -364,13 +400,13 @@ def pass5_chunk(
     v_1 = slot_5 * v_0 + slot_6 * shared_1
     v_2 = v_1 + slot_7
     p_3 = p_0 - div(slot_8 * m_1, sqrt(v_2) * slot_9 + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_var_at, x + ARRAYS + 11, chunk, n, i, v_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass5(
+def pass6(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
@@ -378,6 +414,6 @@ def pass5(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2, T3)
+        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2, T3)
     else:
-        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2, T3)
+        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2, T3)

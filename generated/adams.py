@@ -73,7 +73,7 @@ class AdamS(Optimizer):
         c="adams.c",
         c_sha256="ab9dd8f0a8a4c34e041c4b6166030c5ac727970c559f7c545294e99c5dc2123e",
         triton="adams.triton.py",
-        triton_sha256="4ee5bc6f826681eeb12cd64ce9fbf2676c67e87f6fbd72df7dc566f80381e2ca",
+        triton_sha256="7ca567ffb4f3ef637884087250c41cb31e1a05d43891e91f0e2e4dd591b892bd",
         kernels=(
             Kernel(
                 unit=0,

@@ -76,13 +76,13 @@ def pass1_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_max_1 = read(max_exp_avg_sq_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     v_hat_1 = v_max_1 * slot_4
     p_1 = p_0 * part_2
     p_3 = p_1 - div(slot_6 * m_1, sqrt(v_hat_1) + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -185,7 +185,7 @@ def pass3_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -196,7 +196,7 @@ def pass3_chunk(
     v_hat_1 = v_max_1 * slot_4
     p_1 = p_0 * part_2
     p_3 = p_1 - div(slot_6 * m_1, sqrt(v_hat_1) + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -240,7 +240,7 @@ def pass4_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -250,7 +250,7 @@ def pass4_chunk(
     v_max_1 = greater(v_max_0, v_1)
     v_hat_1 = v_max_1 * slot_4
     p_3 = p_0 - div(slot_5 * m_1, sqrt(v_hat_1) + slot_6)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -334,13 +334,13 @@ def pass6_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_hat_1 = v_1 * slot_4
     p_1 = p_0 * part_2
     p_3 = p_1 - div(slot_6 * m_1, sqrt(v_hat_1) + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -419,7 +419,7 @@ def pass8_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -428,7 +428,7 @@ def pass8_chunk(
     v_hat_1 = v_1 * slot_4
     p_1 = p_0 * part_2
     p_3 = p_1 - div(slot_6 * m_1, sqrt(v_hat_1) + slot_7)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -469,7 +469,7 @@ def pass9_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -477,7 +477,7 @@ def pass9_chunk(
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     v_hat_1 = v_1 * slot_4
     p_3 = p_0 - div(slot_5 * m_1, sqrt(v_hat_1) + slot_6)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

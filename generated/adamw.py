@@ -69,7 +69,7 @@ class AdamW(Optimizer):
         c="adamw.c",
         c_sha256="749ad6852601d26b65c694b0e39a25a4bef751be9283ca0ea60c598227821c01",
         triton="adamw.triton.py",
-        triton_sha256="99acce3a7cca5e87618d55423e9c2aef2c44e93223e85391504057e25f3b53a4",
+        triton_sha256="31b292a8a3be63f2c6b3fea7139823b1a31a1a965f14bc3d35d92ab55eda1055",
         kernels=(
             Kernel(
                 unit=0,

@@ -82,7 +82,7 @@ class AdaPNM(Optimizer):
         c="adapnm.c",
         c_sha256="ad6825078dfd52862eb260e3c0be332d34f44782998de85badfa8dd8e1db258c",
         triton="adapnm.triton.py",
-        triton_sha256="65942a0c21c33dc8e302c6fa23dc38fb8aea7a47816cbb08ee891f222dfa0f0e",
+        triton_sha256="be0cb2e7ae9cf24e5e77fa012bbab0f2fd149d978bbb58ed94ff0b0e004e4587",
         kernels=(
             Kernel(
                 unit=0,

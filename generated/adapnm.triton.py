@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -37,7 +37,7 @@ def pass0_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -50,7 +50,7 @@ def pass0_chunk(
     v_1 = slot_6 * v_0 + slot_7 * square(g_0)
     v_max_1 = greater(v_max_0, v_1)
     p_3 = p_1 - div(slot_8 * d_4, sqrt(v_max_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, odd_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 16, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -99,7 +99,7 @@ def pass1_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -112,7 +112,7 @@ def pass1_chunk(
     v_1 = slot_6 * v_0 + slot_7 * square(g_0)
     v_max_1 = greater(v_max_0, v_1)
     p_3 = p_1 - div(slot_8 * d_4, sqrt(v_max_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(neg_exp_avg_at, x + ARRAYS + 12, chunk, n, i, even_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 16, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -160,7 +160,7 @@ def pass2_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -171,7 +171,7 @@ def pass2_chunk(
     d_4 = d_1 * slot_5
     v_1 = slot_6 * v_0 + slot_7 * square(g_0)
     p_3 = p_1 - div(slot_8 * d_4, sqrt(v_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, odd_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -218,7 +218,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -229,7 +229,7 @@ def pass3_chunk(
     d_4 = d_2 * slot_5
     v_1 = slot_6 * v_0 + slot_7 * square(g_0)
     p_3 = p_1 - div(slot_8 * d_4, sqrt(v_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(neg_exp_avg_at, x + ARRAYS + 11, chunk, n, i, even_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -277,7 +277,7 @@ def pass4_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -290,7 +290,7 @@ def pass4_chunk(
     v_1 = slot_6 * v_0 + slot_7 * square(g_1)
     v_max_1 = greater(v_max_0, v_1)
     p_3 = p_0 - div(slot_8 * d_4, sqrt(v_max_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, odd_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 16, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -339,7 +339,7 @@ def pass5_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -352,7 +352,7 @@ def pass5_chunk(
     v_1 = slot_6 * v_0 + slot_7 * square(g_1)
     v_max_1 = greater(v_max_0, v_1)
     p_3 = p_0 - div(slot_8 * d_4, sqrt(v_max_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(neg_exp_avg_at, x + ARRAYS + 12, chunk, n, i, even_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 16, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -400,7 +400,7 @@ def pass6_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -411,7 +411,7 @@ def pass6_chunk(
     d_4 = d_1 * slot_5
     v_1 = slot_6 * v_0 + slot_7 * square(g_1)
     p_3 = p_0 - div(slot_8 * d_4, sqrt(v_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, odd_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -458,7 +458,7 @@ def pass7_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     even_0 = read(neg_exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -469,7 +469,7 @@ def pass7_chunk(
     d_4 = d_2 * slot_5
     v_1 = slot_6 * v_0 + slot_7 * square(g_1)
     p_3 = p_0 - div(slot_8 * d_4, sqrt(v_1) * slot_9 + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(neg_exp_avg_at, x + ARRAYS + 11, chunk, n, i, even_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -79,7 +79,7 @@ class AdEMAMix(Optimizer):
         c="ademamix.c",
         c_sha256="39cc62856bb958c9e1d4f32af840fe582d2064e3936b03aa04f332aa6138e0a5",
         triton="ademamix.triton.py",
-        triton_sha256="ad71c72036548cd392603bd6090b33e77fd869bb0da24458fba7cc42772b0f57",
+        triton_sha256="a3a5986087f8df08b49253d44c5b20091deb16fe3899296b0dde8939303aa8e2",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -37,7 +37,7 @@ def pass0_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_fast_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     slow_0 = read(exp_avg_slow_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -46,7 +46,7 @@ def pass0_chunk(
     slow_1 = slot_2 * slow_0 + slot_3 * g_0
     v_1 = slot_4 * v_0 + slot_5 * square(g_0)
     p_1 = p_0 - slot_6 * (div(m_1 * slot_7 + slot_8 * slow_1, sqrt(v_1) * slot_9 + slot_10) + slot_11 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_fast_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_slow_at, x + ARRAYS + 11, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)

@@ -77,7 +77,7 @@ class ADOPT(Optimizer):
         c="adopt.c",
         c_sha256="da4aeb9c25b79af9a2fa39de5614ad179153e970b21bc280c6ab3ab77023c1c9",
         triton="adopt.triton.py",
-        triton_sha256="1878ee394008b3c21df68787d03310b66f12b3ae6ccc2be55f1dd99526524f2e",
+        triton_sha256="ff242e470df6e56d98ddb1bc0f965ac0f4d00b8eceff1fc9eaa958088c4a83c2",
         kernels=(
             Kernel(
                 unit=0,

@@ -62,7 +62,7 @@ class AggMo(Optimizer):
         c="aggmo.c",
         c_sha256="254e0bd7cf9c13723073904e9bb8c9f1007b90bdeb7a6661b8360d22dd6e2f14",
         triton="aggmo.triton.py",
-        triton_sha256="389fd01aa73547b9b385ec828cdf36ab54553ef9ff2816bc70539672fec0e2c6",
+        triton_sha256="5211b2a373d5de9ce37ef69362ae4a44f6316a57cb2584abd9c49fc2c4ee55d2",
         kernels=(
             Kernel(
                 unit=0,

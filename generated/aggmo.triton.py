@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place
 
 
 # of kernel 0
@@ -30,7 +30,7 @@ def pass0_chunk(
     momentum_buffer_3_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v1_0 = read(momentum_buffer_1_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v2_0 = read(momentum_buffer_2_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -40,7 +40,7 @@ def pass0_chunk(
     v2_1 = slot_2 * v2_0 + g_1
     v3_1 = slot_3 * v3_0 + g_1
     p_1 = p_0 - slot_4 * (v1_1 + v2_1 + v3_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_1_at, x + ARRAYS + 9, chunk, n, i, v1_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_2_at, x + ARRAYS + 11, chunk, n, i, v2_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_3_at, x + ARRAYS + 13, chunk, n, i, v3_1, live, MASKED, REAL, BLOCK)

@@ -62,7 +62,7 @@ class Ano(Optimizer):
         c="ano.c",
         c_sha256="0a81572272180b7f1425df16b54c7ea04c04c6dcee8d2e698698a8790a4f5899",
         triton="ano.triton.py",
-        triton_sha256="fee1209b502f87872e0be1f260a28172b83d16f4282976ba2475f7cb458e0b8a",
+        triton_sha256="94f62524fb163175aab334aa281ddf0bbdddf4e7cbb8bc7bb2380ba1fb49e518",
         kernels=(
             Kernel(
                 unit=0,

@@ -87,7 +87,7 @@ class Apollo(Optimizer):
         c="apollo.c",
         c_sha256="fcf776797387d5b7d866924bc702dc860af5db40f5f07a5af8fb029687e4dd6a",
         triton="apollo.triton.py",
-        triton_sha256="c00f640f9ffdebc8ca914dec794d67e66563cecbe2b7a6539938aaad30b62656",
+        triton_sha256="e1f5b3fa23d9fb72c5adafc403540110b68c42fc7b67b0e18386372cb6977df1",
         kernels=(
             Kernel(
                 unit=0,

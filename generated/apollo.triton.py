@@ -57,7 +57,7 @@ def pass1_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -110,7 +110,7 @@ def pass2_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -121,7 +121,7 @@ def pass2_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_0 * p_0
     p_1 = p_0 - slot_4 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
 
@@ -207,7 +207,7 @@ def pass3_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -261,7 +261,7 @@ def pass4_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -276,7 +276,7 @@ def pass4_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_0 * p_0
     p_1 = p_0 - slot_4 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
@@ -317,7 +317,7 @@ def pass5_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -327,7 +327,7 @@ def pass5_chunk(
     curvature_1 = greater(magnitude(b_1), part_5) + slot_3
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_4 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
 
@@ -370,7 +370,7 @@ def pass6_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -384,7 +384,7 @@ def pass6_chunk(
     curvature_1 = greater(magnitude(b_1), part_5) + slot_3
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_4 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
@@ -453,7 +453,7 @@ def pass8_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -503,7 +503,7 @@ def pass9_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -514,7 +514,7 @@ def pass9_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_0 * p_0
     p_1 = p_0 - slot_3 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
 
@@ -597,7 +597,7 @@ def pass10_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -648,7 +648,7 @@ def pass11_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -663,7 +663,7 @@ def pass11_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_0 * p_0
     p_1 = p_0 - slot_3 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
@@ -702,7 +702,7 @@ def pass12_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -712,7 +712,7 @@ def pass12_chunk(
     curvature_1 = greater(magnitude(b_1), number(1.0, REAL))
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_3 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
 
@@ -753,7 +753,7 @@ def pass13_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -767,7 +767,7 @@ def pass13_chunk(
     curvature_1 = greater(magnitude(b_1), number(1.0, REAL))
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_3 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
@@ -896,14 +896,14 @@ def pass16_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_1 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     curvature_1 = greater(magnitude(b_1), part_5) + slot_2
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + part_7 * p_0
     p_1 = p_0 - slot_4 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
 
 
@@ -1097,7 +1097,7 @@ def pass19_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -1111,7 +1111,7 @@ def pass19_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + part_7 * p_0
     p_1 = p_0 - slot_4 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
@@ -1153,7 +1153,7 @@ def pass20_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1164,7 +1164,7 @@ def pass20_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_3 * p_0
     p_1 = p_0 - slot_4 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
 
@@ -1207,7 +1207,7 @@ def pass21_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -1221,7 +1221,7 @@ def pass21_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_3 * p_0
     p_1 = p_0 - slot_4 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
@@ -1262,7 +1262,7 @@ def pass22_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1272,7 +1272,7 @@ def pass22_chunk(
     curvature_1 = greater(magnitude(b_1), part_5) + slot_2
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_3 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
 
@@ -1314,7 +1314,7 @@ def pass23_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -1327,7 +1327,7 @@ def pass23_chunk(
     curvature_1 = greater(magnitude(b_1), part_5) + slot_2
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_3 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
@@ -1450,14 +1450,14 @@ def pass26_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_1 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     curvature_1 = greater(magnitude(b_1), number(1.0, REAL))
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + part_6 * p_0
     p_1 = p_0 - slot_3 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
 
 
@@ -1642,7 +1642,7 @@ def pass29_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -1656,7 +1656,7 @@ def pass29_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + part_6 * p_0
     p_1 = p_0 - slot_3 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
@@ -1696,7 +1696,7 @@ def pass30_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1707,7 +1707,7 @@ def pass30_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_2 * p_0
     p_1 = p_0 - slot_3 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
 
@@ -1748,7 +1748,7 @@ def pass31_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -1762,7 +1762,7 @@ def pass31_chunk(
     d_2 = div(m_1, curvature_1)
     d_3 = d_2 + slot_2 * p_0
     p_1 = p_0 - slot_3 * d_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_3, live, MASKED, REAL, BLOCK)
@@ -1801,7 +1801,7 @@ def pass32_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     d_0 = read(last_update_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     m_1 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1811,7 +1811,7 @@ def pass32_chunk(
     curvature_1 = greater(magnitude(b_1), number(1.0, REAL))
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_2 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)
 
@@ -1851,7 +1851,7 @@ def pass33_chunk(
     last_update_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     b_0 = read(approx_hessian_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -1864,7 +1864,7 @@ def pass33_chunk(
     curvature_1 = greater(magnitude(b_1), number(1.0, REAL))
     d_2 = div(m_1, curvature_1)
     p_1 = p_0 - slot_2 * d_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_grad_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(approx_hessian_at, x + ARRAYS + 12, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(last_update_at, x + ARRAYS + 14, chunk, n, i, d_2, live, MASKED, REAL, BLOCK)

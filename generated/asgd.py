@@ -68,7 +68,7 @@ class ASGD(Optimizer):
         c="asgd.c",
         c_sha256="9bfd63c7c3ed99bb1aca4c63610cbdbe6a3880fb649442b59919bf0528b2b0a5",
         triton="asgd.triton.py",
-        triton_sha256="2786e6a26c653a01ec81953ae138fce5f78bacdc159acd3bb2bdc71ab5b108c7",
+        triton_sha256="ab64a19914fcf1bfef004bfbf7fb52bceefa1ea9179d373f9f861e1773c2b33e",
         kernels=(
             Kernel(
                 unit=0,

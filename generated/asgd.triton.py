@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place
 
 
 # of kernel 0
@@ -26,11 +26,11 @@ def pass0_chunk(
     ax_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 * slot_1 - slot_2 * g_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(ax_at, x + ARRAYS + 9, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
@@ -66,13 +66,13 @@ def pass1_chunk(
     ax_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     ax_0 = read(ax_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 * slot_1 - slot_2 * g_1
     ax_2 = ax_0 + slot_3 * (p_1 - ax_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(ax_at, x + ARRAYS + 9, chunk, n, i, ax_2, live, MASKED, REAL, BLOCK)
 
 

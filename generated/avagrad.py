@@ -75,7 +75,7 @@ class AvaGrad(Optimizer):
         c="avagrad.c",
         c_sha256="533387b95cd0fe757d73761d27b0ee6ef0d6ebc6c803a2235d19f8a56726b18b",
         triton="avagrad.triton.py",
-        triton_sha256="500b069bd600b0218aa86a12b8764af0aefccf63531f6994d0971f4ef4d4aeb0",
+        triton_sha256="b868eac261a7cfde439f08699756fb3bdb6dbf9ce3b753fea423f1b2f4b66568",
         kernels=(
             Kernel(
                 unit=0,

@@ -99,7 +99,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -107,7 +107,7 @@ def pass1_chunk(
     p_1 = p_0 * slot_2
     p_3 = p_1 - div(part_1 * m_1, sqrt(v_0) * slot_4 + slot_5)
     v_1 = slot_7 * v_0 + slot_8 * square(g_0)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
@@ -186,7 +186,7 @@ def pass2_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -238,7 +238,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -246,7 +246,7 @@ def pass3_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     p_3 = p_0 - div(part_1 * m_1, sqrt(v_0) * slot_4 + slot_5)
     v_1 = slot_7 * v_0 + slot_8 * square(g_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1

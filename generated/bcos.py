@@ -84,7 +84,7 @@ class BCOS(Optimizer):
         c="bcos.c",
         c_sha256="4288b08ca8db3fbc15e08fdd829b08b915e36eb084b3e485d49ad5892d1ae041",
         triton="bcos.triton.py",
-        triton_sha256="c3bb704630dbf10fa7a58b15c34c11740d890b77e304a3f38680e788d07c7047",
+        triton_sha256="729da33d2fa6370654cf8624bd64c3a6f046cb0c98ad81c0294960163a51e1c7",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -30,14 +30,14 @@ def pass0_chunk(
     m_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     square_1 = slot_3 * square(m_0) + slot_4 * square(g_0)
     p_3 = p_1 - div(slot_5 * m_1, sqrt(square_1) + slot_6)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(m_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -74,13 +74,13 @@ def pass1_chunk(
     m_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     square_1 = slot_1 * square(m_0) + slot_2 * square(g_0)
     p_3 = p_1 - div(slot_3 * g_0, sqrt(square_1) + slot_4)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -119,7 +119,7 @@ def pass2_chunk(
     v_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(v_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -127,7 +127,7 @@ def pass2_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * square(m_1)
     p_3 = p_1 - div(slot_5 * m_1, sqrt(v_1) + slot_6)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(m_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -165,13 +165,13 @@ def pass3_chunk(
     v_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(v_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_0)
     p_3 = p_1 - div(slot_3 * g_0, sqrt(v_1) + slot_4)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
@@ -210,14 +210,14 @@ def pass4_chunk(
     m_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     square_1 = slot_3 * square(m_0) + slot_4 * square(g_1)
     p_3 = p_0 - div(slot_5 * m_1, sqrt(square_1) + slot_6)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(m_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -254,13 +254,13 @@ def pass5_chunk(
     m_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     square_1 = slot_1 * square(m_0) + slot_2 * square(g_1)
     p_3 = p_0 - div(slot_3 * g_1, sqrt(square_1) + slot_4)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -299,7 +299,7 @@ def pass6_chunk(
     v_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(v_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -307,7 +307,7 @@ def pass6_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(m_1)
     p_3 = p_0 - div(slot_5 * m_1, sqrt(v_1) + slot_6)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(m_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -345,13 +345,13 @@ def pass7_chunk(
     v_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(v_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_1)
     p_3 = p_0 - div(slot_3 * g_1, sqrt(v_1) + slot_4)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 

@@ -66,7 +66,7 @@ class BertAdam(Optimizer):
         c="bert_adam.c",
         c_sha256="09c2f63ea5313cadc20da63b9e99c8f9ea08016536e0b7e2fbd165e35c794dae",
         triton="bert_adam.triton.py",
-        triton_sha256="c62e05fc9d13a56b0fe2199a35897d3efcf6d0bea8bd1f4ed4b7b4bf8ce45a9c",
+        triton_sha256="9ede73015b164ba165ab3ad2f66dca1e4cce2562a4e7ace968bc6dd711e4553a",
         kernels=(
             Kernel(
                 unit=0,

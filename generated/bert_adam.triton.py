@@ -62,7 +62,7 @@ def pass1_chunk(
     next_v_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(next_m_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(next_v_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -70,7 +70,7 @@ def pass1_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     p_1 = p_0 - slot_5 * (div(m_1, sqrt(v_1) + slot_6) + slot_7 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(next_m_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(next_v_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -131,14 +131,14 @@ def pass2_chunk(
     next_v_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(next_m_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(next_v_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     p_1 = p_0 - slot_4 * (div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(next_m_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(next_v_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -86,7 +86,7 @@ class CAME(Optimizer):
         c="came.c",
         c_sha256="73fe523c2a81888e1717047894211e9c2ba573cccdab94dda224df4fa94ba968",
         triton="came.triton.py",
-        triton_sha256="f55fc6666db5213910a4dea47cf30c0752fc2ca13ebceba019b2e945334ef3bd",
+        triton_sha256="0c9b8917a6dfab45842ab517c36a7b01cd0ad4a36e7e31822e458dd8338a2e0a",
         kernels=(
             Kernel(
                 unit=0,

@@ -157,12 +157,12 @@ def pass3_chunk(
     exp_avg_res_row_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     res_r_1 = read(exp_avg_res_row_at, x + ARRAYS + 17, i, live, MASKED, REAL)
     p_1 = p_0 * slot_9
     p_2 = p_1 - slot_10 * div(m_1, sqrt(div(res_r_1 * res_c_1, part_6)))
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 7, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -437,7 +437,7 @@ def pass7_chunk(
     exp_avg_res_row_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     r_0 = read(exp_avg_sq_row_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -451,7 +451,7 @@ def pass7_chunk(
     res_r_1 = slot_7 * res_r_0 + slot_8 * shared_1_1
     p_1 = p_0 * slot_9
     p_2 = p_1 - slot_10 * div(m_1, sqrt(div(res_r_1 * res_c_1, part_6)))
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 7, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_row_at, x + ARRAYS + 13, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_res_row_at, x + ARRAYS + 17, chunk, n, i, res_r_1, live, MASKED, REAL, BLOCK)
@@ -1020,7 +1020,7 @@ def pass17_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1029,7 +1029,7 @@ def pass17_chunk(
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 * slot_6
     p_2 = p_1 - slot_7 * m_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -1129,7 +1129,7 @@ def pass19_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1139,7 +1139,7 @@ def pass19_chunk(
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 * slot_6
     p_2 = p_1 - slot_7 * m_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1217,14 +1217,14 @@ def pass21_chunk(
     exp_avg_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = div(u_2, part_2)
     m_1 = slot_4 * m_0 + slot_5 * u_4
     p_1 = p_0 * slot_6
     p_2 = p_1 - slot_7 * m_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 

@@ -73,7 +73,7 @@ class ClippedSGD(Optimizer):
         c="clipped_sgd.c",
         c_sha256="d8f62a02ee31a3c8e3f0e18edf64a8fb540279e18cd8a426c77ba49802a97cdd",
         triton="clipped_sgd.triton.py",
-        triton_sha256="95b0a45c7717a3784d7e71bfddddb638485b55278e119d2f17f2eb401875a791",
+        triton_sha256="4f006a00a2893c6ad13e39f85e6e9df5986147ab2d83b7c54adfd443e32f8280",
         kernels=(
             Kernel(
                 unit=0,

@@ -57,13 +57,13 @@ def pass1_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 * part_2
     g_2 = g_1 + slot_1 * p_0
     g_3 = g_2 + slot_2 * g_2
     p_1 = p_0 - slot_3 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_2, live, MASKED, REAL, BLOCK)
 
 
@@ -121,7 +121,7 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 * part_2
@@ -129,7 +129,7 @@ def pass2_chunk(
     buf_2 = slot_2 * buf_0 + slot_3 * g_2
     g_3 = g_2 + slot_2 * buf_2
     p_1 = p_0 - slot_4 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -165,12 +165,12 @@ def pass3_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 * part_2
     g_2 = g_1 + slot_1 * p_0
     p_1 = p_0 - slot_2 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_2, live, MASKED, REAL, BLOCK)
 
 
@@ -208,14 +208,14 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 * part_2
     g_2 = g_1 + slot_1 * p_0
     buf_2 = slot_2 * buf_0 + slot_3 * g_2
     p_1 = p_0 - slot_4 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -250,12 +250,12 @@ def pass5_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 * part_2
     g_2 = g_1 + slot_1 * p_0
     p_1 = p_0 - slot_2 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

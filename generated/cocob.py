@@ -66,7 +66,7 @@ class COCOB(Optimizer):
         c="cocob.c",
         c_sha256="bff63fbd47a3689af37e0c3cfbaec02c0f7d5cd99aeeb829160ab627e5c822d4",
         triton="cocob.triton.py",
-        triton_sha256="fd1f7c94a91ea48811a4b6e2ccb3636241611f2545d7a8368c7173f0387777a2",
+        triton_sha256="971d7ddc7c8f71ad07fd48bc299913b67047eb4ddcdef1edacfadcfd131a13b1",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, magnitude, number, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, magnitude, number, place
 
 
 # of kernel 0
@@ -29,7 +29,7 @@ def pass0_chunk(
     tilde_w_at = at(x + ARRAYS + 6, T6, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     largest_0 = read(L_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     total_0 = read(grad_norm_sum_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -43,7 +43,7 @@ def pass0_chunk(
     reward_1 = greater(reward_0 - g_0 * bet_0, number(0.0, REAL))
     new_1 = div(-s_1, largest_1 * greater(total_1 + largest_1, slot_0 * largest_1)) * (reward_1 + largest_1)
     p_1 = p_0 - bet_0 + new_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 7, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(L_at, x + ARRAYS + 11, chunk, n, i, largest_1, live, MASKED, REAL, BLOCK)
     write(grad_norm_sum_at, x + ARRAYS + 13, chunk, n, i, total_1, live, MASKED, REAL, BLOCK)
     write(gradients_sum_at, x + ARRAYS + 15, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)

@@ -73,7 +73,7 @@ class DiffGrad(Optimizer):
         c="diffgrad.c",
         c_sha256="d3cc9025b08529a9d4c6d2b3c31b9abd635931ad4ec2a1dae462553d868aab57",
         triton="diffgrad.triton.py",
-        triton_sha256="c11a6e495312ee940a36c2d0ed023f40d8bfa39f08f2fb6bb7ae1ee6e6ba963c",
+        triton_sha256="63d8c8c07f6839b2eac2a3677679d43216b3d000f8119ea8e4d4f298322b0ef7",
         kernels=(
             Kernel(
                 unit=0,

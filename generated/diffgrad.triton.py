@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, exp, length, load, magnitude, number, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, exp, length, load, magnitude, number, place, sqrt, square
 
 
 # of kernel 0
@@ -32,7 +32,7 @@ def pass0_chunk(
     previous_grad_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -41,7 +41,7 @@ def pass0_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     friction_3 = number(0.5, REAL)
     p_1 = p_0 - div(slot_5 * friction_3 * m_1, sqrt(v_1) + slot_6)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(previous_grad_at, x + ARRAYS + 13, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
@@ -85,7 +85,7 @@ def pass1_chunk(
     previous_grad_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -95,7 +95,7 @@ def pass1_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     friction_2 = div(number(1.0, REAL), number(1.0, REAL) + exp(-magnitude(prev_0 - g_1)))
     p_1 = p_0 - div(slot_5 * friction_2 * m_1, sqrt(v_1) + slot_6)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(previous_grad_at, x + ARRAYS + 13, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)

@@ -77,7 +77,7 @@ class DoG(Optimizer):
         c="dog.c",
         c_sha256="6915ed253800be8084d87703af1d357cd465ae2f6b4f5ccb0d89ecd1362625f8",
         triton="dog.triton.py",
-        triton_sha256="c8a8b52ab2e95f134ae155dd9dbe6a9c532191728851283e7863fad4ef710cf5",
+        triton_sha256="e43efcc6815b4f2094d75cf89f127a6981b0c58e36e60b9dc4ac0f45d7caa90d",
         kernels=(
             Kernel(
                 unit=0,

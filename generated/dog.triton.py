@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from optdsl.runtime.triton.codes import read
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SHARED, SLOTS, VALUES, at, counted, div, fold_sum, greater, length, load, number, place, sqrt, square, store, total
 
 
@@ -24,11 +24,11 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 - slot_2 * g_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(g_1), live, 0.0, MASKED)).to(tl.float64))
@@ -92,7 +92,7 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
@@ -130,11 +130,11 @@ def pass2_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_2 = p_0 - part_3 * g_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -214,12 +214,12 @@ def pass3_chunk(
     init_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     x0_0 = read(init_buffer_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 - slot_1 * g_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0 - x0_0), live, 0.0, MASKED)).to(tl.float64))
     tl.store(partials + 1, total(counted(square(g_1), live, 0.0, MASKED)).to(tl.float64))
@@ -282,7 +282,7 @@ def pass4_chunk(
     init_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     x0_0 = read(init_buffer_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0

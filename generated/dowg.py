@@ -61,7 +61,7 @@ class DoWG(Optimizer):
         c="dowg.c",
         c_sha256="73353ea32500a028dbf9078befbbb91ec98dc1924d19db856289e30e16797649",
         triton="dowg.triton.py",
-        triton_sha256="5dae8cc8fccf3074c98dbee731270c91f0ce50c87252be85ce7a33f604127021",
+        triton_sha256="1be9e617c7f49a83abcc8344b7db6d9d8890aa3adccc3e6a6703d46c9629066e",
         kernels=(
             Kernel(
                 unit=0,

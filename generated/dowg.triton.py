@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from optdsl.runtime.triton.codes import read
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SHARED, SLOTS, VALUES, at, counted, div, fold_sum, greater, length, load, place, sqrt, square, store, total
 
 
@@ -22,7 +22,7 @@ def pass0_chunk(
     x0_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     x0_0 = read(x0_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
@@ -59,10 +59,10 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 - div(r2_1 * g_0, part_3)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

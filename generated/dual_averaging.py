@@ -51,7 +51,7 @@ class DualAveraging(Optimizer):
         c="dual_averaging.c",
         c_sha256="00c8c87ebfd023c3370c696a67938a3abfd0208a133d05ce5c7adc46e4f37b74",
         triton="dual_averaging.triton.py",
-        triton_sha256="6552fc95e935358bf12cb45c7d824652779118e9fef9ed70366d7d3894b86213",
+        triton_sha256="791bbe2f6ce1ececacfbe0aef2bff154fedb951e3add6b80aea0cf50692e0e7d",
         kernels=(
             Kernel(
                 unit=0,

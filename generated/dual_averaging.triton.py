@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place
 
 
 # of kernel 0
@@ -30,7 +30,7 @@ def pass0_chunk(
     s_0 = read(s_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     s_1 = s_0 + g_0
     p_1 = x0_0 - slot_0 * s_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(s_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 

@@ -60,7 +60,7 @@ class Fromage(Optimizer):
         c="fromage.c",
         c_sha256="8d02025ee1498e59ae081b7d7ac22e6843777b4aa60644f96da84a12d20eedf4",
         triton="fromage.triton.py",
-        triton_sha256="dca8e2bb70a0d1c16cf0f86236e2c20252a18af434ec846dfcf63ff53fc19453",
+        triton_sha256="705ec6455e98ff5bb5ca72796271c2d6c7f7fa893e76eb617f3906f0b32c4ed9",
         kernels=(
             Kernel(
                 unit=0,
@@ -136,7 +136,7 @@ class Fromage(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass9", "pass10"),
                 between=("", "between3", ""),
             ),
             Kernel(
@@ -147,7 +147,7 @@ class Fromage(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass9", "pass10"),
                 between=("", "between3", ""),
             ),
             Kernel(
@@ -158,7 +158,7 @@ class Fromage(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass9", "pass10"),
                 between=("", "between3", ""),
             ),
         ),

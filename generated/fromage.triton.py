@@ -5,10 +5,11 @@
 import triton
 import triton.language as tl
 
+from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, both, counted, div, fold_sum, going, length, load, number, place, select, sqrt, square, store, total
 
 
-# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8
+# of kernels 0, 1, 2, 3, 4, 5
 @triton.jit
 def pass0_chunk(
     x, gradient, chunk, n,
@@ -20,7 +21,7 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -57,7 +58,7 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = (p_0 - part_3 * g_0) * slot_2
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
@@ -95,11 +96,11 @@ def pass2_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = (p_0 - part_3 * g_0) * slot_2
     p_2 = p_1 * part_5
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -202,7 +203,7 @@ def pass3_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = (p_0 - part_3 * g_0) * slot_1
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
@@ -240,11 +241,11 @@ def pass4_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = (p_0 - part_3 * g_0) * slot_1
     p_2 = p_1 * part_5
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -327,7 +328,7 @@ def pass5_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = (p_0 - part_3 * g_0) * slot_2
     store(g_at + i, p_1, live, MASKED)
@@ -364,7 +365,7 @@ def pass6_chunk(
     live = i < n
     p_1 = load(g_at + i, live, MASKED, REAL)
     p_2 = p_1 * part_5
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -397,7 +398,7 @@ def pass7_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = (p_0 - part_3 * g_0) * slot_1
     store(g_at + i, p_1, live, MASKED)
@@ -434,7 +435,7 @@ def pass8_chunk(
     live = i < n
     p_1 = load(g_at + i, live, MASKED, REAL)
     p_2 = p_1 * part_5
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -458,19 +459,16 @@ def pass9_chunk(
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
 ):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_1 = tl.load(slots + 1)
-    values = at(x + VALUES, tl.float64, 0)
-    part_3 = tl.load(values + 5).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    p_1 = (p_0 - part_3 * g_0) * slot_1
-    store(p_at + i, p_1, live, MASKED)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
+    tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
@@ -485,3 +483,39 @@ def pass9(
         pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
         pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+
+
+# of kernels 6, 7, 8
+@triton.jit
+def pass10_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_1 = tl.load(slots + 1)
+    values = at(x + VALUES, tl.float64, 0)
+    part_3 = tl.load(values + 5).to(REAL)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    p_1 = (p_0 - part_3 * g_0) * slot_1
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass10(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+    else:
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)

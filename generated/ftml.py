@@ -63,7 +63,7 @@ class FTML(Optimizer):
         c="ftml.c",
         c_sha256="cd16db5feb2e6a5f6db32d44e8cbc0b98aa63420f1c7a8ed0e3cbf3ef6bc9260",
         triton="ftml.triton.py",
-        triton_sha256="d46d531eb24dbecfee5f1804453b745276ad6c4f161943dd69048566e6721fd4",
+        triton_sha256="ba1a736a21a2e82195ad866ae969294be8ab7c0ece8903d6cde09e09efafd8d3",
         kernels=(
             Kernel(
                 unit=0,

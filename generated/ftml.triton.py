@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -33,7 +33,7 @@ def pass0_chunk(
     z_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     d_0 = read(d_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(v_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -43,7 +43,7 @@ def pass0_chunk(
     new_1 = slot_3 * (sqrt(v_1 * slot_4) + slot_5)
     z_1 = slot_6 * z_0 + slot_7 * g_1 - (new_1 - slot_6 * d_0) * p_0
     p_1 = div(-z_1, new_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(d_at, x + ARRAYS + 9, chunk, n, i, new_1, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 13, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)

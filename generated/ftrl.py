@@ -64,7 +64,7 @@ class FTRL(Optimizer):
         c="ftrl.c",
         c_sha256="9d6005fe9e9f772f6e4f64c070d105157f52d012f73f2b57d2c9720bc4afbd2d",
         triton="ftrl.triton.py",
-        triton_sha256="62e3434ee783b6d1c1f91d0e4b4b036e94a369e11583177808f84fffad825bb6",
+        triton_sha256="fde550908ca5ec163265934521544f87f94fef34dd12541f9aa7ee9dcf92147d",
         kernels=(
             Kernel(
                 unit=0,

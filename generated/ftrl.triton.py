@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, magnitude, number, place, select, sign, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, magnitude, number, place, select, sign, sqrt, square
 
 
 # of kernel 0
@@ -28,7 +28,7 @@ def pass0_chunk(
     n_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     z_0 = read(z_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     n_0 = read(n_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -37,7 +37,7 @@ def pass0_chunk(
     z_1 = z_0 + g_0 - (shared_1 - sqrt(n_0)) * slot_0 * p_0
     w_1 = div(slot_1 * sign(z_1) - z_1, (slot_2 + shared_1) * slot_0 + slot_3)
     p_1 = select(magnitude(z_1) <= slot_1, number(0.0, REAL), w_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 8, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
     write(n_at, x + ARRAYS + 10, chunk, n, i, grown_1, live, MASKED, REAL, BLOCK)
 

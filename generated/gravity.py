@@ -61,7 +61,7 @@ class Gravity(Optimizer):
         c="gravity.c",
         c_sha256="697de4da002c5f88ca3cc421f7a456246bc7a2265cbde020a01d0d0f5ad45dc4",
         triton="gravity.triton.py",
-        triton_sha256="d6bd782ec89940a3d005b6529428a58280e6b35449e83c4c97340138a9c60ee7",
+        triton_sha256="11fd1119b750ed1470ff528b7ab295a802df21bb08f4030dfeb2995ec5b751ab",
         kernels=(
             Kernel(
                 unit=0,

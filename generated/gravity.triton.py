@@ -61,13 +61,13 @@ def pass1_chunk(
     v_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     part_1 = normal(words(seed, count, tensor, 0, i), REAL)
     v_1 = slot_0 * part_1
     v_3 = slot_1 * v_1 + div(slot_2 * g_0, number(1.0, REAL) + square(g_0 * part_2))
     p_1 = p_0 - slot_3 * v_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 7, chunk, n, i, v_3, live, MASKED, REAL, BLOCK)
 
 
@@ -120,12 +120,12 @@ def pass2_chunk(
     v_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(v_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_3 = slot_0 * v_0 + div(slot_1 * g_0, number(1.0, REAL) + square(g_0 * part_1))
     p_1 = p_0 - slot_2 * v_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(v_at, x + ARRAYS + 7, chunk, n, i, v_3, live, MASKED, REAL, BLOCK)
 
 

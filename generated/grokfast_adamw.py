@@ -80,7 +80,7 @@ class GrokfastAdamW(Optimizer):
         c="grokfast_adamw.c",
         c_sha256="3fba4b19b83f1ebd2e2a9a8110892c0cdcd122be4e35b29358841c76f9300c80",
         triton="grokfast_adamw.triton.py",
-        triton_sha256="5360d37ac6184ebcfa55a221516b5f6c854415cc27567cd1570a5bc59683f913",
+        triton_sha256="73e9e87ce532a43ca35c1fcdb98b39434cb421c78d195841037b15b1832364ad",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -37,7 +37,7 @@ def pass0_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     slow_0 = read(grok_exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -51,7 +51,7 @@ def pass0_chunk(
     v_max_1 = greater(v_max_0, v_1)
     root_1 = sqrt(v_max_1)
     p_2 = p_1 - div(slot_8 * m_1, root_1 * slot_9 + slot_10)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(grok_exp_avg_at, x + ARRAYS + 10, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 12, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
@@ -100,7 +100,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     slow_0 = read(grok_exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -112,7 +112,7 @@ def pass1_chunk(
     v_1 = slot_6 * v_0 + slot_7 * square(g_1)
     root_2 = sqrt(v_1)
     p_2 = p_1 - div(slot_8 * m_1, root_2 * slot_9 + slot_10)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(grok_exp_avg_at, x + ARRAYS + 9, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)

@@ -58,7 +58,7 @@ class HeavyBall(Optimizer):
         c="heavy_ball.c",
         c_sha256="5d8ba3a8dcc34a7ac71316cd8ed8a69740e92320153668a3b5c3d1d9697cb9b3",
         triton="heavy_ball.triton.py",
-        triton_sha256="f5b907424e7e5ece45d61bdd8df2d486230411f9cff3e9962d128d5f9c6300cf",
+        triton_sha256="58dd3ecbd5b01b7f5238dd9e2f046c0e9d101eb3d7c1568b69c2c153db0162bf",
         kernels=(
             Kernel(
                 unit=0,

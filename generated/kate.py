@@ -60,7 +60,7 @@ class KATE(Optimizer):
         c="kate.c",
         c_sha256="7803938a5a7a58d4ab1cf190f2e46b63a559fe9c0010d452e78cb633dcdb6780",
         triton="kate.triton.py",
-        triton_sha256="7a76de3a0443e39838466e8f2a4ab2ed3896982463b7c1ad1858fb5ebfc04952",
+        triton_sha256="e88eea9aaaf80e2a937e0bd09772812f75a451c37966128e932c9054d5039239",
         kernels=(
             Kernel(
                 unit=0,

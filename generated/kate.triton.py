@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -27,7 +27,7 @@ def pass0_chunk(
     m_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     b_0 = read(b_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(m_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -36,7 +36,7 @@ def pass0_chunk(
     shared_1_1 = b_1 + slot_0
     m_1 = m_0 + slot_1 * shared_1 + div(shared_1, shared_1_1)
     p_1 = p_0 - div(slot_2 * sqrt(m_1) * g_0, shared_1_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(b_at, x + ARRAYS + 8, chunk, n, i, b_1, live, MASKED, REAL, BLOCK)
     write(m_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 

@@ -72,7 +72,7 @@ class LDoG(Optimizer):
         c="l_dog.c",
         c_sha256="6375ee1ed7c43d539d93ad6ec6c3f1264cd5fbded31e8bf2b9ad1890b9493db1",
         triton="l_dog.triton.py",
-        triton_sha256="4abfa67c65d548f7708787b58d8fddbe8a2e4e60100f094f56c99a523bc12398",
+        triton_sha256="104830893c71779caae02c3960c0eaf304d53c6f76710b37f85f5bea18f0c59c",
         kernels=(
             Kernel(
                 unit=0,

@@ -89,7 +89,7 @@ class Lamb(Optimizer):
         c="lamb.c",
         c_sha256="7b4cf5a867b4ad3b283137791930a21dfb64f0aff64e11ba033ffdc8b01addce",
         triton="lamb.triton.py",
-        triton_sha256="404313be36d9b5cbe9b35fc4a9c0adb72298c6ac6447d431ab7e6bbfef92ba52",
+        triton_sha256="8ea462a3a43ae00c8afc6eecf576cea0fe92bc2457d2e9f0def690e1b8336b2d",
         kernels=(
             Kernel(
                 unit=0,

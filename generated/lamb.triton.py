@@ -63,7 +63,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -112,13 +112,13 @@ def pass2_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     u_4 = u_1 * part_5
     p_1 = p_0 - slot_10 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -209,7 +209,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -263,7 +263,7 @@ def pass4_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -273,7 +273,7 @@ def pass4_chunk(
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     u_4 = u_1 * part_5
     p_1 = p_0 - slot_10 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -317,7 +317,7 @@ def pass5_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -362,11 +362,11 @@ def pass6_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_1 * part_5
     p_1 = p_0 - slot_10 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -403,13 +403,13 @@ def pass7_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_10 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -480,7 +480,7 @@ def pass8_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -490,7 +490,7 @@ def pass8_chunk(
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_10 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -524,11 +524,11 @@ def pass9_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_10 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -600,7 +600,7 @@ def pass11_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -609,7 +609,7 @@ def pass11_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_1 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7) + slot_8 * p_0
     p_1 = p_0 - slot_9 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -671,7 +671,7 @@ def pass12_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -718,13 +718,13 @@ def pass13_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     u_4 = u_2 * part_5
     p_1 = p_0 - slot_8 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -793,7 +793,7 @@ def pass14_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -845,7 +845,7 @@ def pass15_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -855,7 +855,7 @@ def pass15_chunk(
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     u_4 = u_2 * part_5
     p_1 = p_0 - slot_8 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -897,7 +897,7 @@ def pass16_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -942,11 +942,11 @@ def pass17_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_2 * part_5
     p_1 = p_0 - slot_8 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -981,13 +981,13 @@ def pass18_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_8 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1056,7 +1056,7 @@ def pass19_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1066,7 +1066,7 @@ def pass19_chunk(
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_8 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1100,11 +1100,11 @@ def pass20_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_8 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1145,7 +1145,7 @@ def pass21_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1154,7 +1154,7 @@ def pass21_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(g_1)
     u_2 = div(m_1, sqrt(v_1) + slot_5) + slot_6 * p_0
     p_1 = p_0 - slot_7 * u_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1196,7 +1196,7 @@ def pass22_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1244,13 +1244,13 @@ def pass23_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * part_3
     p_1 = p_0 - slot_9 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1319,7 +1319,7 @@ def pass24_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1371,7 +1371,7 @@ def pass25_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1380,7 +1380,7 @@ def pass25_chunk(
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * part_3
     p_1 = p_0 - slot_9 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1422,7 +1422,7 @@ def pass26_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1466,11 +1466,11 @@ def pass27_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_1 * part_3
     p_1 = p_0 - slot_9 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1507,13 +1507,13 @@ def pass28_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_9 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1583,7 +1583,7 @@ def pass29_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1592,7 +1592,7 @@ def pass29_chunk(
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_9 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1626,11 +1626,11 @@ def pass30_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_1 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_1 * trust_1
     p_1 = p_0 - slot_9 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1671,7 +1671,7 @@ def pass31_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1679,7 +1679,7 @@ def pass31_chunk(
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_1 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6) + slot_7 * p_0
     p_1 = p_0 - slot_8 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1719,7 +1719,7 @@ def pass32_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1765,13 +1765,13 @@ def pass33_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * part_3
     p_1 = p_0 - slot_7 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -1838,7 +1838,7 @@ def pass34_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1888,7 +1888,7 @@ def pass35_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1897,7 +1897,7 @@ def pass35_chunk(
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * part_3
     p_1 = p_0 - slot_7 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -1937,7 +1937,7 @@ def pass36_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -1981,11 +1981,11 @@ def pass37_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_2 * part_3
     p_1 = p_0 - slot_7 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -2020,13 +2020,13 @@ def pass38_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_7 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -2094,7 +2094,7 @@ def pass39_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -2103,7 +2103,7 @@ def pass39_chunk(
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_7 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -2137,11 +2137,11 @@ def pass40_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     u_2 = load(g_at + i, live, MASKED, REAL)
     u_4 = u_2 * trust_1
     p_1 = p_0 - slot_7 * u_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -2180,7 +2180,7 @@ def pass41_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -2188,7 +2188,7 @@ def pass41_chunk(
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1, sqrt(v_1) + slot_4) + slot_5 * p_0
     p_1 = p_0 - slot_6 * u_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

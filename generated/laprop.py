@@ -75,7 +75,7 @@ class LaProp(Optimizer):
         c="laprop.c",
         c_sha256="185f279923c68f91cf9a804797a0fdb5983cdc0c331b88b79c9f2c3c3a4451c7",
         triton="laprop.triton.py",
-        triton_sha256="b3dc4cab04c84f00c9f2a8e3fe3379a5cecb4bc1b8edaf4e01c895d0f1600c83",
+        triton_sha256="2734ac34938f757915ac8d4b6d420431f5f6fd4941546bfc76f94708b7e933e1",
         kernels=(
             Kernel(
                 unit=0,

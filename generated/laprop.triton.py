@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, number, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, load, number, place, sqrt, square
 
 
 # of kernel 0
@@ -33,7 +33,7 @@ def pass0_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -44,7 +44,7 @@ def pass0_chunk(
     m_1 = slot_4 * m_0 + slot_5 * u_1
     p_1 = p_0 - m_1 * slot_6
     p_2 = p_1 * slot_7
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -88,7 +88,7 @@ def pass1_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -99,7 +99,7 @@ def pass1_chunk(
     m_1 = slot_4 * m_0 + slot_5 * u_1
     p_1 = p_0 - m_1 * number(1.0, REAL)
     p_2 = p_1 * slot_6
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -143,7 +143,7 @@ def pass2_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -152,7 +152,7 @@ def pass2_chunk(
     m_1 = slot_4 * m_0 + slot_5 * u_1
     p_1 = p_0 - m_1 * slot_6
     p_2 = p_1 * slot_7
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -193,7 +193,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -202,7 +202,7 @@ def pass3_chunk(
     m_1 = slot_4 * m_0 + slot_5 * u_1
     p_1 = p_0 - m_1 * number(1.0, REAL)
     p_2 = p_1 * slot_6
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

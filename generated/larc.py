@@ -81,7 +81,7 @@ class LARC(Optimizer):
         c="larc.c",
         c_sha256="64349fc76766b818094b24a9005367f4bc50fcc8658d0c80942d4ce76b6a62b5",
         triton="larc.triton.py",
-        triton_sha256="ae7a2bb182b66c93721a690e5e0d9eb26306bda7d669a170bb16907e1582f87a",
+        triton_sha256="b72274f0c4e539d41e1279d2b556e635629555a03cf7a67dc86c4dcd7e03b24f",
         kernels=(
             Kernel(
                 unit=0,
@@ -223,7 +223,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=7,
                 width=2,
-                passes=("pass0", "pass5"),
+                passes=("pass5", "pass6"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -234,7 +234,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=7,
                 width=2,
-                passes=("pass0", "pass5"),
+                passes=("pass5", "pass6"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -245,7 +245,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=7,
                 width=2,
-                passes=("pass0", "pass5"),
+                passes=("pass5", "pass6"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -256,7 +256,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass6"),
+                passes=("pass0", "pass7"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -267,7 +267,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass7"),
+                passes=("pass0", "pass8"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -278,7 +278,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass6"),
+                passes=("pass0", "pass7"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -289,7 +289,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass7"),
+                passes=("pass0", "pass8"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -300,7 +300,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass6"),
+                passes=("pass0", "pass7"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -311,7 +311,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass7"),
+                passes=("pass0", "pass8"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -322,7 +322,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass8"),
+                passes=("pass0", "pass9"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -333,7 +333,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass0", "pass10"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -344,7 +344,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass8"),
+                passes=("pass0", "pass9"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -355,7 +355,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass0", "pass10"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -366,7 +366,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass8"),
+                passes=("pass0", "pass9"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -377,7 +377,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass0", "pass10"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -388,7 +388,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass10"),
+                passes=("pass5", "pass11"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -399,7 +399,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass10"),
+                passes=("pass5", "pass11"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -410,7 +410,7 @@ class LARC(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass10"),
+                passes=("pass5", "pass11"),
                 between=("", "between1", ""),
             ),
         ),

@@ -9,7 +9,7 @@ from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, both, counted, div, fold_sum, length, lesser, load, number, place, select, sqrt, square, store, total
 
 
-# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29
+# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26
 @triton.jit
 def pass0_chunk(
     x, gradient, chunk, n,
@@ -21,7 +21,7 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -62,12 +62,12 @@ def pass1_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_2 * (g_0 + slot_1 * p_0), g_0)
     g_2 = g_1 + slot_4 * g_1
     p_1 = p_0 - slot_5 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
@@ -140,14 +140,14 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_2 * (g_0 + slot_1 * p_0), g_0)
     buf_2 = slot_4 * buf_0 + slot_5 * g_1
     g_2 = g_1 + slot_4 * buf_2
     p_1 = p_0 - slot_6 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -184,11 +184,11 @@ def pass3_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_2 * (g_0 + slot_1 * p_0), g_0)
     p_1 = p_0 - slot_4 * g_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
@@ -227,13 +227,13 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_2 * (g_0 + slot_1 * p_0), g_0)
     buf_2 = slot_4 * buf_0 + slot_5 * g_1
     p_1 = p_0 - slot_6 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -251,29 +251,23 @@ def pass4(
         pass4_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernels 12, 13, 14
+# of kernels 12, 13, 14, 27, 28, 29
 @triton.jit
 def pass5_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
 ):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_1 = tl.load(slots + 1)
-    slot_4 = tl.load(slots + 4)
-    values = at(x + VALUES, tl.float64, 0)
-    ratio_2 = tl.load(values + 5).to(REAL)
-    part_3 = tl.load(values + 6) != 0.0
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_1 = select(part_3, ratio_2 * (g_0 + slot_1 * p_0), g_0)
-    p_1 = p_0 - slot_4 * g_1
-    store(p_at + i, p_1, live, MASKED)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
+    tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
@@ -290,9 +284,48 @@ def pass5(
         pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernels 15, 17, 19
+# of kernels 12, 13, 14
 @triton.jit
 def pass6_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_1 = tl.load(slots + 1)
+    slot_4 = tl.load(slots + 4)
+    values = at(x + VALUES, tl.float64, 0)
+    ratio_2 = tl.load(values + 5).to(REAL)
+    part_3 = tl.load(values + 6) != 0.0
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    g_1 = select(part_3, ratio_2 * (g_0 + slot_1 * p_0), g_0)
+    p_1 = p_0 - slot_4 * g_1
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass6(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+    else:
+        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+
+
+# of kernels 15, 17, 19
+@triton.jit
+def pass7_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -310,17 +343,17 @@ def pass6_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_1 * (g_0 + slot_1 * p_0), g_0)
     g_2 = g_1 + slot_3 * g_1
     p_1 = p_0 - slot_4 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass6(
+def pass7(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -328,9 +361,9 @@ def pass6(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29
@@ -366,7 +399,7 @@ def between1(
 
 # of kernels 16, 18, 20
 @triton.jit
-def pass7_chunk(
+def pass8_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -385,56 +418,15 @@ def pass7_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_1 * (g_0 + slot_1 * p_0), g_0)
     buf_2 = slot_3 * buf_0 + slot_4 * g_1
     g_2 = g_1 + slot_3 * buf_2
     p_1 = p_0 - slot_5 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
-
-
-@triton.jit
-def pass7(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
-    else:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
-
-
-# of kernels 21, 23, 25
-@triton.jit
-def pass8_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
-):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_1 = tl.load(slots + 1)
-    slot_3 = tl.load(slots + 3)
-    values = at(x + VALUES, tl.float64, 0)
-    ratio_1 = tl.load(values + 4).to(REAL)
-    part_3 = tl.load(values + 5) != 0.0
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_1 = select(part_3, ratio_1 * (g_0 + slot_1 * p_0), g_0)
-    p_1 = p_0 - slot_3 * g_1
-    store(p_at + i, p_1, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -451,9 +443,50 @@ def pass8(
         pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernels 22, 24, 26
+# of kernels 21, 23, 25
 @triton.jit
 def pass9_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_1 = tl.load(slots + 1)
+    slot_3 = tl.load(slots + 3)
+    values = at(x + VALUES, tl.float64, 0)
+    ratio_1 = tl.load(values + 4).to(REAL)
+    part_3 = tl.load(values + 5) != 0.0
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    g_1 = select(part_3, ratio_1 * (g_0 + slot_1 * p_0), g_0)
+    p_1 = p_0 - slot_3 * g_1
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass9(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernels 22, 24, 26
+@triton.jit
+def pass10_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -472,18 +505,18 @@ def pass9_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_1 * (g_0 + slot_1 * p_0), g_0)
     buf_2 = slot_3 * buf_0 + slot_4 * g_1
     p_1 = p_0 - slot_5 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass9(
+def pass10(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -491,14 +524,14 @@ def pass9(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 27, 28, 29
 @triton.jit
-def pass10_chunk(
+def pass11_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -514,15 +547,15 @@ def pass10_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = select(part_3, ratio_1 * (g_0 + slot_1 * p_0), g_0)
     p_1 = p_0 - slot_3 * g_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass10(
+def pass11(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -530,6 +563,6 @@ def pass10(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)

@@ -96,7 +96,7 @@ class Lars(Optimizer):
         c="lars.c",
         c_sha256="fc2bab2ce16cb7e29afc6ab81d21747f980efa3451e286b22f052e48cf8d542d",
         triton="lars.triton.py",
-        triton_sha256="f18c385a733345144690da03645775198f3852dafc35f8c4f45adaee0ee573a1",
+        triton_sha256="9fe02656e1b9fdc130850683ffc93ef0e7fa7bece5699299c0e8f80a48cb8090",
         kernels=(
             Kernel(
                 unit=0,
@@ -271,7 +271,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=7,
                 width=2,
-                passes=("pass0", "pass6"),
+                passes=("pass6", "pass7"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -282,7 +282,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=7,
                 width=2,
-                passes=("pass0", "pass6"),
+                passes=("pass6", "pass7"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -293,7 +293,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=7,
                 width=2,
-                passes=("pass0", "pass6"),
+                passes=("pass6", "pass7"),
                 between=("", "between1", ""),
             ),
             Kernel(
@@ -304,7 +304,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass7"),
+                passes=("pass0", "pass8"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -315,7 +315,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass8"),
+                passes=("pass0", "pass9"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -326,7 +326,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass7"),
+                passes=("pass0", "pass8"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -337,7 +337,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass8"),
+                passes=("pass0", "pass9"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -348,7 +348,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass7"),
+                passes=("pass0", "pass8"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -359,7 +359,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass8"),
+                passes=("pass0", "pass9"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -370,7 +370,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass0", "pass10"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -381,7 +381,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass10"),
+                passes=("pass0", "pass11"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -392,7 +392,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass0", "pass10"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -403,7 +403,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass10"),
+                passes=("pass0", "pass11"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -414,7 +414,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass9"),
+                passes=("pass0", "pass10"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -425,7 +425,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass10"),
+                passes=("pass0", "pass11"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -436,7 +436,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass11"),
+                passes=("pass6", "pass12"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -447,7 +447,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass11"),
+                passes=("pass6", "pass12"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -458,7 +458,7 @@ class Lars(Optimizer):
                 sweeps=2,
                 values=6,
                 width=2,
-                passes=("pass0", "pass11"),
+                passes=("pass6", "pass12"),
                 between=("", "between2", ""),
             ),
             Kernel(
@@ -467,7 +467,7 @@ class Lars(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=2,
                 sweeps=1,
-                passes=("pass12",),
+                passes=("pass13",),
                 between=("", ""),
             ),
             Kernel(
@@ -476,7 +476,7 @@ class Lars(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=3,
                 sweeps=1,
-                passes=("pass13",),
+                passes=("pass14",),
                 between=("", ""),
             ),
             Kernel(
@@ -485,7 +485,7 @@ class Lars(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=1,
                 sweeps=1,
-                passes=("pass14",),
+                passes=("pass15",),
                 between=("", ""),
             ),
             Kernel(
@@ -494,7 +494,7 @@ class Lars(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=3,
                 sweeps=1,
-                passes=("pass15",),
+                passes=("pass16",),
                 between=("", ""),
             ),
             Kernel(
@@ -503,7 +503,7 @@ class Lars(Optimizer):
                 arrays=(),
                 slots=1,
                 sweeps=1,
-                passes=("pass16",),
+                passes=("pass17",),
                 between=("", ""),
             ),
         ),

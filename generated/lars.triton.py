@@ -9,7 +9,7 @@ from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, both, counted, div, fold_sum, length, lesser, load, number, place, select, sqrt, square, store, total
 
 
-# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32
+# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29
 @triton.jit
 def pass0_chunk(
     x, gradient, chunk, n,
@@ -21,7 +21,7 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -60,12 +60,12 @@ def pass1_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     buf_1 = slot_2 * buf_0 + part_3 * (g_0 + slot_1 * p_0)
     p_1 = p_0 - buf_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
 
 
@@ -131,12 +131,12 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     g_3 = g_1 + slot_4 * g_1
     p_2 = p_0 - slot_5 * g_3
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
@@ -208,14 +208,14 @@ def pass3_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     buf_3 = slot_4 * buf_0 + slot_5 * g_1
     g_3 = g_1 + slot_4 * buf_3
     p_2 = p_0 - slot_6 * g_3
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
@@ -251,11 +251,11 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     p_2 = p_0 - slot_4 * g_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
@@ -293,13 +293,13 @@ def pass5_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = part_3 * (g_0 + slot_1 * p_0)
     buf_3 = slot_4 * buf_0 + slot_5 * g_1
     p_2 = p_0 - slot_6 * buf_3
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
@@ -317,28 +317,23 @@ def pass5(
         pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernels 15, 16, 17
+# of kernels 15, 16, 17, 30, 31, 32
 @triton.jit
 def pass6_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
 ):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_1 = tl.load(slots + 1)
-    slot_4 = tl.load(slots + 4)
-    values = at(x + VALUES, tl.float64, 0)
-    part_3 = tl.load(values + 6).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_1 = part_3 * (g_0 + slot_1 * p_0)
-    p_2 = p_0 - slot_4 * g_1
-    store(p_at + i, p_2, live, MASKED)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
+    tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
@@ -355,9 +350,47 @@ def pass6(
         pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernels 18, 20, 22
+# of kernels 15, 16, 17
 @triton.jit
 def pass7_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_1 = tl.load(slots + 1)
+    slot_4 = tl.load(slots + 4)
+    values = at(x + VALUES, tl.float64, 0)
+    part_3 = tl.load(values + 6).to(REAL)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    g_1 = part_3 * (g_0 + slot_1 * p_0)
+    p_2 = p_0 - slot_4 * g_1
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass7(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+    else:
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+
+
+# of kernels 18, 20, 22
+@triton.jit
+def pass8_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -374,17 +407,17 @@ def pass7_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     g_3 = g_1 + slot_3 * g_1
     p_2 = p_0 - slot_4 * g_3
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass7(
+def pass8(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -392,9 +425,9 @@ def pass7(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32
@@ -430,7 +463,7 @@ def between2(
 
 # of kernels 19, 21, 23
 @triton.jit
-def pass8_chunk(
+def pass9_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -448,55 +481,15 @@ def pass8_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     buf_3 = slot_3 * buf_0 + slot_4 * g_1
     g_3 = g_1 + slot_3 * buf_3
     p_2 = p_0 - slot_5 * g_3
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
-
-
-@triton.jit
-def pass8(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
-    else:
-        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
-
-
-# of kernels 24, 26, 28
-@triton.jit
-def pass9_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
-):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_1 = tl.load(slots + 1)
-    slot_3 = tl.load(slots + 3)
-    values = at(x + VALUES, tl.float64, 0)
-    trust_2 = tl.load(values + 5).to(REAL)
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_1 = trust_2 * (g_0 + slot_1 * p_0)
-    p_2 = p_0 - slot_3 * g_1
-    store(p_at + i, p_2, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -513,9 +506,49 @@ def pass9(
         pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernels 25, 27, 29
+# of kernels 24, 26, 28
 @triton.jit
 def pass10_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_1 = tl.load(slots + 1)
+    slot_3 = tl.load(slots + 3)
+    values = at(x + VALUES, tl.float64, 0)
+    trust_2 = tl.load(values + 5).to(REAL)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    g_1 = trust_2 * (g_0 + slot_1 * p_0)
+    p_2 = p_0 - slot_3 * g_1
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass10(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernels 25, 27, 29
+@triton.jit
+def pass11_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
@@ -533,18 +566,18 @@ def pass10_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     buf_3 = slot_3 * buf_0 + slot_4 * g_1
     p_2 = p_0 - slot_5 * buf_3
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass10(
+def pass11(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
@@ -552,14 +585,14 @@ def pass10(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
     else:
-        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
 # of kernels 30, 31, 32
 @triton.jit
-def pass11_chunk(
+def pass12_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -574,15 +607,15 @@ def pass11_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = trust_2 * (g_0 + slot_1 * p_0)
     p_2 = p_0 - slot_3 * g_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass11(
+def pass12(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -590,50 +623,12 @@ def pass11(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
 # of kernel 33
-@triton.jit
-def pass12_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
-):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_3 = g_0 + slot_0 * g_0
-    p_2 = p_0 - slot_1 * g_3
-    store(p_at + i, p_2, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
-
-
-@triton.jit
-def pass12(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
-    else:
-        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
-
-
-# of kernel 34
 @triton.jit
 def pass13_chunk(
     x, gradient, chunk, n,
@@ -643,21 +638,18 @@ def pass13_chunk(
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
     slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
-    buf_3 = slot_0 * buf_0 + slot_1 * g_0
-    g_3 = g_0 + slot_0 * buf_3
-    p_2 = p_0 - slot_2 * g_3
-    store(p_at + i, p_2, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
+    g_3 = g_0 + slot_0 * g_0
+    p_2 = p_0 - slot_1 * g_3
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -674,7 +666,7 @@ def pass13(
         pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernel 35
+# of kernel 34
 @triton.jit
 def pass14_chunk(
     x, gradient, chunk, n,
@@ -683,17 +675,22 @@ def pass14_chunk(
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    p_2 = p_0 - slot_0 * g_0
-    store(p_at + i, p_2, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
+    buf_3 = slot_0 * buf_0 + slot_1 * g_0
+    g_3 = g_0 + slot_0 * buf_3
+    p_2 = p_0 - slot_2 * g_3
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -710,7 +707,7 @@ def pass14(
         pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernel 36
+# of kernel 35
 @triton.jit
 def pass15_chunk(
     x, gradient, chunk, n,
@@ -719,21 +716,17 @@ def pass15_chunk(
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
-    buf_3 = slot_0 * buf_0 + slot_1 * g_0
-    p_2 = p_0 - slot_2 * buf_3
-    store(p_at + i, p_2, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
+    p_2 = p_0 - slot_0 * g_0
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -750,9 +743,49 @@ def pass15(
         pass15_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernel 37
+# of kernel 36
 @triton.jit
 def pass16_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
+    buf_3 = slot_0 * buf_0 + slot_1 * g_0
+    p_2 = p_0 - slot_2 * buf_3
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_3, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass16(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernel 37
+@triton.jit
+def pass17_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -764,14 +797,14 @@ def pass16_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_2 = p_0 - slot_0 * g_0
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass16(
+def pass17(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -779,6 +812,6 @@ def pass16(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass17_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass16_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass17_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)

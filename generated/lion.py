@@ -55,7 +55,7 @@ class Lion(Optimizer):
         c="lion.c",
         c_sha256="6a4608ba2deb79992b46b07ee92dd935177927ae78cc7c02a2fb354f35d3740b",
         triton="lion.triton.py",
-        triton_sha256="32c01d321ba8cd2ea9e2685dfbefd17a2d057e53714ffd02c341b751c8caca4a",
+        triton_sha256="2329c41841b8b116431671575e9a1a7d5bc649fad537f93032faeaea75ffdf4c",
         kernels=(
             Kernel(
                 unit=0,

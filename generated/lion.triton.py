@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, sign, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, sign
 
 
 # of kernel 0
@@ -29,14 +29,14 @@ def pass0_chunk(
     exp_avg_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     c_1 = slot_1 * m_0 + slot_2 * g_0
     p_2 = p_1 - slot_3 * sign(c_1)
     m_1 = slot_4 * m_0 + slot_5 * g_0
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 

@@ -54,7 +54,7 @@ class LOMO(Optimizer):
         c="lomo.c",
         c_sha256="3d0b5edc92149763189848a8595cd3cfb3fac7863fe06dfdfb744003493d6024",
         triton="lomo.triton.py",
-        triton_sha256="bfb390f0d74631e0c3e4affa0cc6162aaf037e2bb1713e1486bff1b4f8d499fc",
+        triton_sha256="48d327c9f9e72898ad9d973a68c81d25b1097c93e30606174c8ae5ebe13790d7",
         kernels=(
             Kernel(
                 unit=0,

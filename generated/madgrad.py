@@ -76,7 +76,7 @@ class MADGRAD(Optimizer):
         c="madgrad.c",
         c_sha256="ad48f8f0b10e02081b4d5995e8d0d8b6daaf461de9136bc586b18fdb00833a91",
         triton="madgrad.triton.py",
-        triton_sha256="1c8eea38a20bc533e881cf537c56ce394e9e38968abe4e41da245a4d77a9dcc8",
+        triton_sha256="089dbca21e7c618b1ac4ee885a898e674fd7685364f4f5666a40aa6ce7c697ea",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, number, place, power, select, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, number, place, power, select, square
 
 
 # of kernel 0
@@ -29,7 +29,7 @@ def pass0_chunk(
     s_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(grad_sum_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(s_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -39,7 +39,7 @@ def pass0_chunk(
     s_1 = s_0 + slot_2 * g_0
     z_1 = start_1 - div(s_1, select(v_1 == number(0.0, REAL), number(float("inf"), REAL), power(v_1, number(0.3333333333333333, REAL)) + slot_1))
     p_1 = slot_3 * p_0 + slot_4 * z_1 - decay_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(grad_sum_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(s_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -79,7 +79,7 @@ def pass1_chunk(
     x0_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(grad_sum_sq_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(s_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -89,7 +89,7 @@ def pass1_chunk(
     s_1 = s_0 + slot_1 * g_0
     z_1 = x0_0 - div(s_1, select(v_1 == number(0.0, REAL), number(float("inf"), REAL), power(v_1, number(0.3333333333333333, REAL)) + slot_2))
     p_1 = slot_3 * p_0 + slot_4 * z_1 - decay_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(grad_sum_sq_at, x + ARRAYS + 9, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(s_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -129,7 +129,7 @@ def pass2_chunk(
     s_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(grad_sum_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     s_0 = read(s_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -140,7 +140,7 @@ def pass2_chunk(
     s_1 = s_0 + slot_2 * g_1
     z_1 = start_1 - div(s_1, select(v_1 == number(0.0, REAL), number(float("inf"), REAL), power(v_1, number(0.3333333333333333, REAL)) + slot_1))
     p_1 = slot_3 * p_0 + slot_4 * z_1 - decay_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(grad_sum_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(s_at, x + ARRAYS + 10, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
@@ -180,7 +180,7 @@ def pass3_chunk(
     x0_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(grad_sum_sq_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     s_0 = read(s_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -191,7 +191,7 @@ def pass3_chunk(
     s_1 = s_0 + slot_1 * g_1
     z_1 = x0_0 - div(s_1, select(v_1 == number(0.0, REAL), number(float("inf"), REAL), power(v_1, number(0.3333333333333333, REAL)) + slot_2))
     p_1 = slot_3 * p_0 + slot_4 * z_1 - decay_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(grad_sum_sq_at, x + ARRAYS + 9, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(s_at, x + ARRAYS + 11, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 

@@ -93,7 +93,7 @@ class MARS(Optimizer):
         c="mars.c",
         c_sha256="39033c168321bd513826230bd30c4b576e41a87d59b4bbb2cac12f55b3a2d8a6",
         triton="mars.triton.py",
-        triton_sha256="9526d2f2bc8766fdd7ddd5f23e434b9a9b1bcb0b3999b75e3430ca9b2bb69d12",
+        triton_sha256="3c14f84e8b107fb6c8defc327a7fa7b004c7aa632ae8ab21d7d0fd5e5880427d",
         kernels=(
             Kernel(
                 unit=0,

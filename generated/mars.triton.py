@@ -66,7 +66,7 @@ def pass1_chunk(
     last_grad_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     prev_0 = read(last_grad_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -75,7 +75,7 @@ def pass1_chunk(
     m_1 = slot_1 * m_0 + slot_2 * c_3
     u_1 = sign(m_1)
     p_1 = p_0 - slot_3 * (u_1 + slot_4 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(last_grad_at, x + ARRAYS + 10, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
 
@@ -168,14 +168,14 @@ def pass3_chunk(
     exp_avg_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     c_2 = load(g_at + i, live, MASKED, REAL)
     c_3 = div(c_2, part_2)
     m_1 = slot_1 * m_0 + slot_2 * c_3
     u_1 = sign(m_1)
     p_1 = p_0 - slot_3 * (u_1 + slot_4 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -257,7 +257,7 @@ def pass5_chunk(
     last_grad_at = at(x + ARRAYS + 5, T5, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -270,7 +270,7 @@ def pass5_chunk(
     v_max_1 = greater(v_max_0, v_1)
     u_2 = div(m_1 * slot_5, sqrt(v_max_1) * slot_6 + slot_7)
     p_1 = p_0 - slot_8 * (u_2 + slot_9 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -355,7 +355,7 @@ def pass7_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     v_max_0 = read(max_exp_avg_sq_at, x + ARRAYS + 14, i, live, MASKED, REAL)
@@ -366,7 +366,7 @@ def pass7_chunk(
     v_max_1 = greater(v_max_0, v_1)
     u_2 = div(m_1 * slot_5, sqrt(v_max_1) * slot_6 + slot_7)
     p_1 = p_0 - slot_8 * (u_2 + slot_9 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 14, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -450,7 +450,7 @@ def pass9_chunk(
     last_grad_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -461,7 +461,7 @@ def pass9_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(c_3)
     u_2 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7)
     p_1 = p_0 - slot_8 * (u_2 + slot_9 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(last_grad_at, x + ARRAYS + 13, chunk, n, i, g_0, live, MASKED, REAL, BLOCK)
@@ -544,7 +544,7 @@ def pass11_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     c_2 = load(g_at + i, live, MASKED, REAL)
@@ -553,7 +553,7 @@ def pass11_chunk(
     v_1 = slot_3 * v_0 + slot_4 * square(c_3)
     u_2 = div(m_1 * slot_5, sqrt(v_1) * slot_6 + slot_7)
     p_1 = p_0 - slot_8 * (u_2 + slot_9 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -597,7 +597,7 @@ def pass12_chunk(
     max_exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -607,7 +607,7 @@ def pass12_chunk(
     v_max_1 = greater(v_max_0, v_1)
     u_2 = div(m_1 * slot_4, sqrt(v_max_1) * slot_5 + slot_6)
     p_1 = p_0 - slot_7 * (u_2 + slot_8 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(max_exp_avg_sq_at, x + ARRAYS + 13, chunk, n, i, v_max_1, live, MASKED, REAL, BLOCK)
@@ -652,7 +652,7 @@ def pass13_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -660,7 +660,7 @@ def pass13_chunk(
     v_1 = slot_2 * v_0 + slot_3 * square(g_0)
     u_2 = div(m_1 * slot_4, sqrt(v_1) * slot_5 + slot_6)
     p_1 = p_0 - slot_7 * (u_2 + slot_8 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

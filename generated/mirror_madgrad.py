@@ -71,7 +71,7 @@ class MirrorMADGRAD(Optimizer):
         c="mirror_madgrad.c",
         c_sha256="73c98f23c6075744bfe72dd28df5168d8b150af7a19e01469aa482bb7ca5c95b",
         triton="mirror_madgrad.triton.py",
-        triton_sha256="910670e7470bc2d30ff9d94073890a5dc8257737eaf1b9e77edf9782d782919e",
+        triton_sha256="45b5e3206b60d5efca9590821273adfd1f511dd29ba2ed2864a96a839cd61462",
         kernels=(
             Kernel(
                 unit=0,

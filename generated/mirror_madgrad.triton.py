@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, number, place, power, select, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, number, place, power, select, square
 
 
 # of kernel 0
@@ -30,7 +30,7 @@ def pass0_chunk(
     z_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(grad_sum_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     z_0 = read(z_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -39,7 +39,7 @@ def pass0_chunk(
     root_1 = select(v_1 == number(0.0, REAL), number(float("inf"), REAL), power(v_1, number(0.3333333333333333, REAL)) + slot_2)
     z_3 = z_1 - div(slot_3 * g_0, root_1)
     p_1 = slot_4 * p_0 + slot_5 * z_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(grad_sum_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 10, chunk, n, i, z_3, live, MASKED, REAL, BLOCK)
 
@@ -79,7 +79,7 @@ def pass1_chunk(
     z_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(grad_sum_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     z_0 = read(z_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -88,7 +88,7 @@ def pass1_chunk(
     root_1 = select(v_1 == number(0.0, REAL), number(float("inf"), REAL), power(v_1, number(0.3333333333333333, REAL)) + slot_2)
     z_3 = z_0 - div(slot_3 * g_1, root_1)
     p_1 = slot_4 * p_0 + slot_5 * z_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(grad_sum_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 10, chunk, n, i, z_3, live, MASKED, REAL, BLOCK)
 

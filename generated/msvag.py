@@ -63,7 +63,7 @@ class MSVAG(Optimizer):
         c="msvag.c",
         c_sha256="cf1e71c5e87f2dc4ac0ab6c1da51e9362594ff73555e858716ec59fbead08bd8",
         triton="msvag.triton.py",
-        triton_sha256="970aa1adb2effe3f7f3be59bad9a36f4bb00f1272b850bae195d6b4788a2136a",
+        triton_sha256="45a1680a74630c1ca00579373cb7c8df373b0483a307566100bafcba9c563fcb",
         kernels=(
             Kernel(
                 unit=0,

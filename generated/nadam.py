@@ -73,7 +73,7 @@ class NAdam(Optimizer):
         c="nadam.c",
         c_sha256="3270aef2c75173f755bfd9fab7a28578277adf574704c59fd67a670a1550ca18",
         triton="nadam.triton.py",
-        triton_sha256="528b07dc3b1c8798d4adb565face19cf8c984d9e38df818ba45761ee50eceb1d",
+        triton_sha256="937926ba59c2754a6e821f79057b02bfb383fd854f785800fe26220dda9167e4",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -33,7 +33,7 @@ def pass0_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -43,7 +43,7 @@ def pass0_chunk(
     d_1 = sqrt(v_1 * slot_5) + slot_6
     p_3 = p_1 - div(slot_7 * g_0, d_1)
     p_4 = p_3 - div(slot_8 * m_1, d_1)
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -86,7 +86,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -96,7 +96,7 @@ def pass1_chunk(
     d_1 = sqrt(v_1 * slot_5) + slot_6
     p_3 = p_0 - div(slot_7 * g_1, d_1)
     p_4 = p_3 - div(slot_8 * m_1, d_1)
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

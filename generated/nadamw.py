@@ -63,7 +63,7 @@ class NAdamW(Optimizer):
         c="nadamw.c",
         c_sha256="189abfe720228d5e459818f459583ab05b7ba7c4ae3e2ac0d5df9025be03585d",
         triton="nadamw.triton.py",
-        triton_sha256="d52854f3bf359ecdebb07480f2ab47c3b85c23c7ddf8b0a81e3492a1cb9d227a",
+        triton_sha256="db5dbe61c606f38c7e3064930c93750be3d1b3f438da5c34e397d1523fbaf09d",
         kernels=(
             Kernel(
                 unit=0,

@@ -59,7 +59,7 @@ class NAG(Optimizer):
         c="nag.c",
         c_sha256="6f0a6d8dbf91d0c9588fcbd021c4f63f42bd4b3bb9d36cb762450eb0aa8dba0a",
         triton="nag.triton.py",
-        triton_sha256="efc873b3b4a5122386165fc2b2dde3753f8ed755bd01d7f56a15f6ddc9397044",
+        triton_sha256="3fce70eec1d3f8b9243f684d9d389a5283268bb1d1a82c48df2342b37bb0c261",
         kernels=(
             Kernel(
                 unit=0,

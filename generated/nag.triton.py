@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place
 
 
 # of kernel 0
@@ -26,12 +26,12 @@ def pass0_chunk(
     y_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     y_0 = read(y_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     ahead_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0)
     p_1 = ahead_1 + slot_2 * (ahead_1 - y_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(y_at, x + ARRAYS + 7, chunk, n, i, ahead_1, live, MASKED, REAL, BLOCK)
 
 

@@ -78,7 +78,7 @@ class Nero(Optimizer):
         c="nero.c",
         c_sha256="379fe23f4189de29d824f27cdcf44fd394643a67da3efe4eebec18b55d364d3b",
         triton="nero.triton.py",
-        triton_sha256="72d25772c6d50456b846c22f64ce0d4713fda78ade1d22519b811059c111c526",
+        triton_sha256="9e515820e56b1e21604b8f16b523c4a171060d0e7976e60f51a7c5e2d8f31733",
         kernels=(
             Kernel(
                 unit=0,

@@ -18,7 +18,7 @@ def pass0_chunk(
     p_at = at(x + ARRAYS, T0, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     centered_1 = p_0 - p_0
     p_1 = div(centered_1, sqrt(square(centered_1)))
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
@@ -58,7 +58,7 @@ def pass1_chunk(
     exp_avg_sq_rows_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_row_0 = read(exp_avg_sq_rows_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     centered_1 = p_0 - p_0
@@ -69,7 +69,7 @@ def pass1_chunk(
     p_4 = p_1 - part_1 * select(root_3 == number(0.0, REAL), number(0.0, REAL), div(g_0, root_3))
     centered_2 = p_4 - p_4
     p_5 = div(centered_2, sqrt(square(centered_2)))
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_rows_at, x + ARRAYS + 8, chunk, n, i, v_row_1, live, MASKED, REAL, BLOCK)
 
 
@@ -142,7 +142,7 @@ def pass2_chunk(
     exp_avg_sq_rows_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_row_0 = read(exp_avg_sq_rows_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_row_1 = slot_0 * v_row_0 + slot_1 * square(g_0)
@@ -151,7 +151,7 @@ def pass2_chunk(
     p_4 = p_0 - part_1 * select(root_3 == number(0.0, REAL), number(0.0, REAL), div(g_0, root_3))
     centered_2 = p_4 - p_4
     p_5 = div(centered_2, sqrt(square(centered_2)))
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_rows_at, x + ARRAYS + 8, chunk, n, i, v_row_1, live, MASKED, REAL, BLOCK)
 
 
@@ -443,7 +443,7 @@ def pass6_chunk(
     p_at = at(x + ARRAYS, T0, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
     tl.store(partials + 0, total(counted(sqrt(square(p_0)), live, 0.0, MASKED)).to(tl.float64))
 
@@ -481,14 +481,14 @@ def pass7_chunk(
     exp_avg_sq_rows_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_row_0 = read(exp_avg_sq_rows_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_row_1 = slot_0 * v_row_0 + slot_1 * square(g_0)
     root_1 = sqrt(v_row_1 * slot_2)
     root_3 = root_1
     p_4 = p_0 - part_1 * select(root_3 == number(0.0, REAL), number(0.0, REAL), div(g_0, root_3))
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_rows_at, x + ARRAYS + 8, chunk, n, i, v_row_1, live, MASKED, REAL, BLOCK)
 
 
@@ -525,14 +525,14 @@ def pass8_chunk(
     exp_avg_sq_rows_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_row_0 = read(exp_avg_sq_rows_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_row_1 = slot_0 * v_row_0 + slot_1 * square(g_0)
     root_1 = sqrt(v_row_1 * slot_2)
     root_3 = root_1
     p_4 = p_0 - part_1 * select(root_3 == number(0.0, REAL), number(0.0, REAL), div(g_0, root_3))
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_rows_at, x + ARRAYS + 8, chunk, n, i, v_row_1, live, MASKED, REAL, BLOCK)
 
 
@@ -704,7 +704,7 @@ def pass12_chunk(
     p_at = at(x + ARRAYS, T0, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
     tl.store(partials + 0, total(counted(magnitude(p_0), live, 0.0, MASKED)).to(tl.float64))
 
@@ -742,13 +742,13 @@ def pass13_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = slot_0 * v_0 + slot_1 * square(g_0)
     root_2 = sqrt(v_1 * slot_2)
     p_4 = p_0 - part_1 * select(root_2 == number(0.0, REAL), number(0.0, REAL), div(g_0, root_2))
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
@@ -821,13 +821,13 @@ def pass14_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = slot_0 * v_0 + slot_1 * square(g_0)
     root_2 = sqrt(v_1 * slot_2)
     p_4 = p_0 - part_1 * select(root_2 == number(0.0, REAL), number(0.0, REAL), div(g_0, root_2))
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 

@@ -78,7 +78,7 @@ class NovoGrad(Optimizer):
         c="novograd.c",
         c_sha256="7dfdaa85ee5a54c62da95ffb031494c74b9454d07582e8e5a5a7477592725257",
         triton="novograd.triton.py",
-        triton_sha256="0489750e462e99e2b2cb4ae9da7dd4f5df42a85d6d6b6a3d96ab11c10d9ce3e3",
+        triton_sha256="fe04787a85ad118db97f019a02180ef6edb0bcef15231f5686ce470e04800529",
         kernels=(
             Kernel(
                 unit=0,

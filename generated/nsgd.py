@@ -62,7 +62,7 @@ class NSGD(Optimizer):
         c="nsgd.c",
         c_sha256="e2c0c1e0cda34c43e60ccb4803d41696852483248aa20e2deca77b5a9ae6f633",
         triton="nsgd.triton.py",
-        triton_sha256="b0ac2c6d629559f0f32a0c30a89ce649a3ac62a7feae785bac49b85feb6498ed",
+        triton_sha256="275bcbcdbbbc6da3a60e28e79baf3aa42b1a62d8f5e032ad9b6d61e7c5b2cd20",
         kernels=(
             Kernel(
                 unit=0,

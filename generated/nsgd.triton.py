@@ -59,10 +59,10 @@ def pass1_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     m_1 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 - part_2 * m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -155,12 +155,12 @@ def pass3_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     p_1 = p_0 - part_2 * m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -243,10 +243,10 @@ def pass5_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 - part_2 * g_0
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -72,7 +72,7 @@ class OrthoGradSGD(Optimizer):
         c="orthograd.c",
         c_sha256="dd35df3b65252446558cebfca5e0b1f5797dc4a200f03ab9db4eb59b2bd3266d",
         triton="orthograd.triton.py",
-        triton_sha256="1859d9731678891a562ea27cd11f968707065453d2044907ebf053981a077732",
+        triton_sha256="4b9413618004bddbdb7a625f51666a42f1a2ca47641f265311dac42f20a0f143",
         kernels=(
             Kernel(
                 unit=0,
@@ -214,7 +214,7 @@ class OrthoGradSGD(Optimizer):
                 sweeps=3,
                 values=6,
                 width=3,
-                passes=("pass0", "pass1", "pass6"),
+                passes=("pass6", "pass7", "pass8"),
                 between=("", "between0", "between1", ""),
             ),
             Kernel(
@@ -225,7 +225,7 @@ class OrthoGradSGD(Optimizer):
                 sweeps=3,
                 values=6,
                 width=3,
-                passes=("pass0", "pass1", "pass6"),
+                passes=("pass6", "pass7", "pass8"),
                 between=("", "between0", "between1", ""),
             ),
             Kernel(
@@ -236,7 +236,7 @@ class OrthoGradSGD(Optimizer):
                 sweeps=3,
                 values=6,
                 width=3,
-                passes=("pass0", "pass1", "pass6"),
+                passes=("pass6", "pass7", "pass8"),
                 between=("", "between0", "between1", ""),
             ),
             Kernel(
@@ -245,7 +245,7 @@ class OrthoGradSGD(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=3,
                 sweeps=1,
-                passes=("pass7",),
+                passes=("pass9",),
                 between=("", ""),
             ),
             Kernel(
@@ -254,7 +254,7 @@ class OrthoGradSGD(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=4,
                 sweeps=1,
-                passes=("pass8",),
+                passes=("pass10",),
                 between=("", ""),
             ),
             Kernel(
@@ -263,7 +263,7 @@ class OrthoGradSGD(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=2,
                 sweeps=1,
-                passes=("pass9",),
+                passes=("pass11",),
                 between=("", ""),
             ),
             Kernel(
@@ -272,7 +272,7 @@ class OrthoGradSGD(Optimizer):
                 arrays=(("momentum_buffer", "element"),),
                 slots=4,
                 sweeps=1,
-                passes=("pass10",),
+                passes=("pass12",),
                 between=("", ""),
             ),
             Kernel(
@@ -281,7 +281,7 @@ class OrthoGradSGD(Optimizer):
                 arrays=(),
                 slots=2,
                 sweeps=1,
-                passes=("pass11",),
+                passes=("pass13",),
                 between=("", ""),
             ),
         ),

@@ -9,7 +9,7 @@ from optdsl.runtime.triton.codes import read, write
 from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, SLOTS, VALUES, at, counted, div, fold_sum, length, load, number, place, sqrt, square, store, total
 
 
-# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
+# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 @triton.jit
 def pass0_chunk(
     x, gradient, chunk, n,
@@ -21,7 +21,7 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 3
     tl.store(partials + 0, total(counted(p_0 * g_0, live, 0.0, MASKED)).to(tl.float64))
@@ -43,7 +43,7 @@ def pass0(
         pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14
+# of kernels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
 @triton.jit
 def pass1_chunk(
     x, gradient, chunk, n,
@@ -57,7 +57,7 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 3
@@ -98,14 +98,14 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
     g_1 = o_1 * part_5
     g_3 = g_1 + slot_0 * p_0
     g_4 = g_3 + slot_1 * g_3
     p_1 = p_0 - slot_2 * g_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
@@ -188,7 +188,7 @@ def pass3_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
@@ -197,7 +197,7 @@ def pass3_chunk(
     buf_2 = slot_1 * buf_0 + slot_2 * g_3
     g_4 = g_3 + slot_1 * buf_2
     p_1 = p_0 - slot_3 * g_4
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -234,13 +234,13 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
     g_1 = o_1 * part_5
     g_3 = g_1 + slot_0 * p_0
     p_1 = p_0 - slot_1 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
@@ -279,7 +279,7 @@ def pass5_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     o_1 = g_0 - along_1 * p_0
@@ -287,7 +287,7 @@ def pass5_chunk(
     g_3 = g_1 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_3
     p_1 = p_0 - slot_3 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -312,24 +312,17 @@ def pass6_chunk(
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
 ):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    values = at(x + VALUES, tl.float64, 0)
-    along_1 = tl.load(values + 2).to(REAL)
-    part_5 = tl.load(values + 5).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    o_1 = g_0 - along_1 * p_0
-    g_1 = o_1 * part_5
-    g_3 = g_1 + slot_0 * p_0
-    p_1 = p_0 - slot_1 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 3
+    tl.store(partials + 0, total(counted(p_0 * g_0, live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(p_0 * p_0, live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 2, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
@@ -346,90 +339,83 @@ def pass6(
         pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernel 15
+# of kernels 12, 13, 14
 @triton.jit
 def pass7_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr,
 ):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
+    values = at(x + VALUES, tl.float64, 0)
+    along_1 = tl.load(values + 2).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_3 = g_0 + slot_0 * p_0
-    g_4 = g_3 + slot_1 * g_3
-    p_1 = p_0 - slot_2 * g_4
-    store(p_at + i, p_1, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
+    o_1 = g_0 - along_1 * p_0
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 3
+    tl.store(partials + 0, total(counted(square(o_1), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
 def pass7(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernel 16
+# of kernels 12, 13, 14
 @triton.jit
 def pass8_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
     slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
-    slot_3 = tl.load(slots + 3)
+    values = at(x + VALUES, tl.float64, 0)
+    along_1 = tl.load(values + 2).to(REAL)
+    part_5 = tl.load(values + 5).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
-    g_3 = g_0 + slot_0 * p_0
-    buf_2 = slot_1 * buf_0 + slot_2 * g_3
-    g_4 = g_3 + slot_1 * buf_2
-    p_1 = p_0 - slot_3 * g_4
-    store(p_at + i, p_1, live, MASKED)
-    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    o_1 = g_0 - along_1 * p_0
+    g_1 = o_1 * part_5
+    g_3 = g_1 + slot_0 * p_0
+    p_1 = p_0 - slot_1 * g_3
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass8(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernel 17
+# of kernel 15
 @triton.jit
 def pass9_chunk(
     x, gradient, chunk, n,
@@ -439,17 +425,19 @@ def pass9_chunk(
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
     slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_3 = g_0 + slot_0 * p_0
-    p_1 = p_0 - slot_1 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    g_4 = g_3 + slot_1 * g_3
+    p_1 = p_0 - slot_2 * g_4
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
 
 
@@ -467,7 +455,7 @@ def pass9(
         pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernel 18
+# of kernel 16
 @triton.jit
 def pass10_chunk(
     x, gradient, chunk, n,
@@ -485,13 +473,14 @@ def pass10_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_3 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_3
-    p_1 = p_0 - slot_3 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    g_4 = g_3 + slot_1 * buf_2
+    p_1 = p_0 - slot_3 * g_4
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -509,9 +498,89 @@ def pass10(
         pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
 
 
-# of kernel 19
+# of kernel 17
 @triton.jit
 def pass11_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    g_3 = g_0 + slot_0 * p_0
+    p_1 = p_0 - slot_1 * g_3
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_3, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass11(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernel 18
+@triton.jit
+def pass12_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
+    slot_3 = tl.load(slots + 3)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
+    g_3 = g_0 + slot_0 * p_0
+    buf_2 = slot_1 * buf_0 + slot_2 * g_3
+    p_1 = p_0 - slot_3 * buf_2
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass12(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernel 19
+@triton.jit
+def pass13_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
@@ -524,15 +593,15 @@ def pass11_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_3 = g_0 + slot_0 * p_0
     p_1 = p_0 - slot_1 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
-def pass11(
+def pass13(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
@@ -540,6 +609,6 @@ def pass11(
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
     else:
-        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)

@@ -69,7 +69,7 @@ class Padam(Optimizer):
         c="padam.c",
         c_sha256="89e6bf11d0b2786691d91593917b1ad3b3e6d7afd26b7cd8331fbcd04ce49249",
         triton="padam.triton.py",
-        triton_sha256="cc50aa724599b9341f19a485137543b450bb4f1a4653d1b8a4a3230e0a3436cd",
+        triton_sha256="9793f77f9b10aad7ae1f0ffdecb711bac28cd5ca2a3e81664cfe850e8898da8b",
         kernels=(
             Kernel(
                 unit=0,

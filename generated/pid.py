@@ -79,7 +79,7 @@ class PID(Optimizer):
         c="pid.c",
         c_sha256="2ae384b8b9af593b60199a4200804812204b7120fd47492ee0324d56f721a75f",
         triton="pid.triton.py",
-        triton_sha256="516c4c73836fbf97d752e76bf2b20a43670ef392cab624f0b997294aad096f3d",
+        triton_sha256="692276e2200ad32932b1a3f513d5df63f75bcd6bfcaebc696335ed2a137b7091",
         kernels=(
             Kernel(
                 unit=0,

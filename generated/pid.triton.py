@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, number, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, number, place
 
 
 # of kernel 0
@@ -29,12 +29,12 @@ def pass0_chunk(
     grad_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     d_0 = read(d_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_1 = p_0 - slot_1 * (g_1 + slot_2 * g_1 + slot_3 * d_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(i_buffer_at, x + ARRAYS + 9, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
     write(grad_buffer_at, x + ARRAYS + 13, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
@@ -77,7 +77,7 @@ def pass1_chunk(
     grad_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     i_0 = read(i_buffer_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     d_0 = read(d_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -86,7 +86,7 @@ def pass1_chunk(
     i_2 = slot_1 * i_0 + slot_2 * g_1
     d_1 = slot_1 * d_0 + slot_3 * (g_1 - prev_0)
     p_1 = p_0 - slot_4 * (g_1 + slot_5 * i_2 + slot_6 * d_1)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(i_buffer_at, x + ARRAYS + 9, chunk, n, i, i_2, live, MASKED, REAL, BLOCK)
     write(d_buffer_at, x + ARRAYS + 11, chunk, n, i, d_1, live, MASKED, REAL, BLOCK)
     write(grad_buffer_at, x + ARRAYS + 13, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
@@ -127,13 +127,13 @@ def pass2_chunk(
     grad_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     d_0 = read(d_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     prev_1 = number(0.0, REAL)
     p_1 = p_0 - slot_1 * (g_1 + slot_2 * g_1 + slot_3 * d_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(i_buffer_at, x + ARRAYS + 9, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
     write(grad_buffer_at, x + ARRAYS + 13, chunk, n, i, prev_1, live, MASKED, REAL, BLOCK)
 
@@ -168,11 +168,11 @@ def pass3_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_2 = p_0 - slot_1 * g_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -69,7 +69,7 @@ class PNM(Optimizer):
         c="pnm.c",
         c_sha256="a132cd1c4e946bc17b551f6f521357f44c31c29c8ddef23902ebfff7dfbb3c93",
         triton="pnm.triton.py",
-        triton_sha256="0b4a20212953e041f6afb06c4d3e78801ac5f69a979a5ec155923768ce7356cc",
+        triton_sha256="e772eb94d90275c6d0428f2fd35c60ecdd5102f9d835b911055588f2eb132fea",
         kernels=(
             Kernel(
                 unit=0,

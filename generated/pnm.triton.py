@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place
 
 
 # of kernel 0
@@ -30,7 +30,7 @@ def pass0_chunk(
     neg_momentum_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(pos_momentum_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     even_0 = read(neg_momentum_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -38,7 +38,7 @@ def pass0_chunk(
     odd_1 = slot_1 * odd_0 + slot_2 * g_0
     d_1 = slot_3 * odd_1 - slot_4 * even_0
     p_3 = p_1 - slot_5 * d_1
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(pos_momentum_at, x + ARRAYS + 8, chunk, n, i, odd_1, live, MASKED, REAL, BLOCK)
 
 
@@ -77,7 +77,7 @@ def pass1_chunk(
     neg_momentum_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(pos_momentum_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     even_0 = read(neg_momentum_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -85,7 +85,7 @@ def pass1_chunk(
     even_1 = slot_1 * even_0 + slot_2 * g_0
     d_2 = slot_3 * even_1 - slot_4 * odd_0
     p_3 = p_1 - slot_5 * d_2
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(neg_momentum_at, x + ARRAYS + 10, chunk, n, i, even_1, live, MASKED, REAL, BLOCK)
 
 
@@ -124,7 +124,7 @@ def pass2_chunk(
     neg_momentum_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(pos_momentum_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     even_0 = read(neg_momentum_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -132,7 +132,7 @@ def pass2_chunk(
     odd_1 = slot_1 * odd_0 + slot_2 * g_1
     d_1 = slot_3 * odd_1 - slot_4 * even_0
     p_3 = p_0 - slot_5 * d_1
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(pos_momentum_at, x + ARRAYS + 8, chunk, n, i, odd_1, live, MASKED, REAL, BLOCK)
 
 
@@ -171,7 +171,7 @@ def pass3_chunk(
     neg_momentum_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     odd_0 = read(pos_momentum_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     even_0 = read(neg_momentum_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -179,7 +179,7 @@ def pass3_chunk(
     even_1 = slot_1 * even_0 + slot_2 * g_1
     d_2 = slot_3 * even_1 - slot_4 * odd_0
     p_3 = p_0 - slot_5 * d_2
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(neg_momentum_at, x + ARRAYS + 10, chunk, n, i, even_1, live, MASKED, REAL, BLOCK)
 
 

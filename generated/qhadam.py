@@ -75,7 +75,7 @@ class QHAdam(Optimizer):
         c="qhadam.c",
         c_sha256="7b326ac5ddff444bc95958e50fdef60892819d2a0ef7d6243458faae531d04b3",
         triton="qhadam.triton.py",
-        triton_sha256="cf0fd462fa62a96f171f87a12b40569f84df091754c927e74baadace1d7813db",
+        triton_sha256="0fe7844ff79ab3783eec6c0bfe2d1040ae169a5d63690066ce17f3c0c16e65ea",
         kernels=(
             Kernel(
                 unit=0,

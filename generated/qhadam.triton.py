@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -35,7 +35,7 @@ def pass0_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -44,7 +44,7 @@ def pass0_chunk(
     shared_1 = square(g_0)
     v_1 = slot_3 * v_0 + shared_1 * slot_4
     p_3 = p_1 - div(slot_5 * (slot_6 * m_1 + slot_7 * g_0), sqrt(slot_8 * v_1 + slot_9 * shared_1) + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -89,7 +89,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -98,7 +98,7 @@ def pass1_chunk(
     shared_1 = square(g_1)
     v_1 = slot_3 * v_0 + shared_1 * slot_4
     p_3 = p_0 - div(slot_5 * (slot_6 * m_1 + slot_7 * g_1), sqrt(slot_8 * v_1 + slot_9 * shared_1) + slot_10)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -64,7 +64,7 @@ class QHM(Optimizer):
         c="qhm.c",
         c_sha256="bd32576ba5abe7acbea0412e0fb42a425fe6034f493bb36563f870fb975977c2",
         triton="qhm.triton.py",
-        triton_sha256="dab4cda88f1d03d24feb01b604fd32c8df95965243645ab26873592f53e50acd",
+        triton_sha256="4b7990afa97d84365394f0acfb8e11d9c03e91eeb7c975ef7473e671c417aae3",
         kernels=(
             Kernel(
                 unit=0,

@@ -72,7 +72,7 @@ class RAdam(Optimizer):
         c="radam.c",
         c_sha256="6f86921fec42c9da3d1a50a75b667ad5b20f5c497e5a1d5c335c6101107d69b5",
         triton="radam.triton.py",
-        triton_sha256="0da8c000f01a87428e7e48be120fb3b15858ceb832bc43e5efc9384b9016823f",
+        triton_sha256="ea3a1aa858027fc8b9cff7222ced9ae1f854c601f3c9746f43b8889a846f5b26",
         kernels=(
             Kernel(
                 unit=0,

@@ -86,7 +86,7 @@ class Ranger(Optimizer):
         c="ranger.c",
         c_sha256="e77c09259e16a5af057e492154a937019c17f9eb95795c2041e9bc76831d3fc7",
         triton="ranger.triton.py",
-        triton_sha256="c2cd83ddd6ac5c351c9bbce99a236709bed1ac70f38b68586214e9797bbe552d",
+        triton_sha256="c60400747125cdd3eee3da11e35c62cc0c5e677b81a1d4563f61c548947388a0",
         kernels=(
             Kernel(
                 unit=0,

@@ -34,7 +34,7 @@ def pass0_chunk(
     slow_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -45,7 +45,7 @@ def pass0_chunk(
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * div(slot_6 * m_1, sqrt(v_1) + slot_7)
     slow_1 = slow_0 + slot_8 * (p_2 - slow_0)
-    store(p_at + i, slow_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(slow_buffer_at, x + ARRAYS + 13, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
@@ -89,7 +89,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -98,7 +98,7 @@ def pass1_chunk(
     m_1 = slot_2 * m_0 + slot_3 * g_1
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * div(slot_6 * m_1, sqrt(v_1) + slot_7)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -140,7 +140,7 @@ def pass2_chunk(
     slow_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -151,7 +151,7 @@ def pass2_chunk(
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * m_1
     slow_1 = slow_0 + slot_6 * (p_2 - slow_0)
-    store(p_at + i, slow_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(slow_buffer_at, x + ARRAYS + 13, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
@@ -193,7 +193,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -202,7 +202,7 @@ def pass3_chunk(
     m_1 = slot_2 * m_0 + slot_3 * g_1
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * m_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -470,7 +470,7 @@ def pass8_chunk(
     slow_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -480,7 +480,7 @@ def pass8_chunk(
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * div(slot_6 * m_1, sqrt(v_1) + slot_7)
     slow_1 = slow_0 + slot_8 * (p_2 - slow_0)
-    store(p_at + i, slow_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(slow_buffer_at, x + ARRAYS + 13, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
@@ -524,7 +524,7 @@ def pass9_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -532,7 +532,7 @@ def pass9_chunk(
     m_1 = slot_2 * m_0 + slot_3 * g_0
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * div(slot_6 * m_1, sqrt(v_1) + slot_7)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -574,7 +574,7 @@ def pass10_chunk(
     slow_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -584,7 +584,7 @@ def pass10_chunk(
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * m_1
     slow_1 = slow_0 + slot_6 * (p_2 - slow_0)
-    store(p_at + i, slow_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(slow_buffer_at, x + ARRAYS + 13, chunk, n, i, slow_1, live, MASKED, REAL, BLOCK)
@@ -626,7 +626,7 @@ def pass11_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -634,7 +634,7 @@ def pass11_chunk(
     m_1 = slot_2 * m_0 + slot_3 * g_0
     p_1 = p_0 * slot_4
     p_2 = p_1 - slot_5 * m_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -53,7 +53,7 @@ class RDA(Optimizer):
         c="rda.c",
         c_sha256="481c42bfa90ec1b2e0fe1edb0fa842c15a29b5444f95a7761f3997da858b99c7",
         triton="rda.triton.py",
-        triton_sha256="dffb163c06b0475e2a2f1a99f9329f9e7aa059e029949f4b42db263f67c45d24",
+        triton_sha256="e2b3ff7d59be19bc106d496431c935907d94deae057c1bf2de7de1de2669d32b",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, load, magnitude, number, place, sign, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, load, magnitude, number, place, sign
 
 
 # of kernel 0
@@ -31,7 +31,7 @@ def pass0_chunk(
     mean_grad_0 = read(mean_grad_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     mean_grad_1 = slot_0 * mean_grad_0 + g_0 * slot_1
     p_1 = slot_2 * sign(mean_grad_1) * greater(magnitude(mean_grad_1) - slot_3, number(0.0, REAL))
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(mean_grad_at, x + ARRAYS + 7, chunk, n, i, mean_grad_1, live, MASKED, REAL, BLOCK)
 
 

@@ -73,7 +73,7 @@ class RMSprop(Optimizer):
         c="rmsprop.c",
         c_sha256="95a67f81e4a921738254769cde54af198a447dd25358473f6fe7d8c83abac8fa",
         triton="rmsprop.triton.py",
-        triton_sha256="a67f8d1ebd1a2134b1cad7432b86acbf4f93018221fe1de2f7e331db0608b06c",
+        triton_sha256="6cc7a398942b49173d7a9230cb5f4bb9f39a898d8a565e05e5d5fc78bca57577",
         kernels=(
             Kernel(
                 unit=0,

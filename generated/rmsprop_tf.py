@@ -80,7 +80,7 @@ class RMSpropTF(Optimizer):
         c="rmsprop_tf.c",
         c_sha256="14d67c274e31359a0e6ed027103be211735ab3cd3350b736b874fede2937f200",
         triton="rmsprop_tf.triton.py",
-        triton_sha256="7b1859c57d6b596e9dec11aeee4fd0b2f2afcb1c54606edbe28932719dd829de",
+        triton_sha256="0fb91b05d0c12d0bc23e271ad1f4744f0982f17cdb9ca8a44b142b5285ab862f",
         kernels=(
             Kernel(
                 unit=0,

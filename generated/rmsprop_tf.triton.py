@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -31,7 +31,7 @@ def pass0_chunk(
     grad_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -42,7 +42,7 @@ def pass0_chunk(
     u_1 = div(g_0, sqrt(v_1 - square(g_avg_1) + slot_2))
     buf_1 = slot_3 * buf_0 + slot_4 * u_1
     p_3 = p_1 - slot_5 * buf_1
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 9, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 11, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
     write(grad_avg_at, x + ARRAYS + 13, chunk, n, i, g_avg_1, live, MASKED, REAL, BLOCK)
@@ -82,7 +82,7 @@ def pass1_chunk(
     grad_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_avg_0 = read(grad_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -91,7 +91,7 @@ def pass1_chunk(
     g_avg_1 = g_avg_0 + slot_1 * (g_0 - g_avg_0)
     u_1 = div(g_0, sqrt(v_1 - square(g_avg_1) + slot_2))
     p_4 = p_1 - slot_3 * u_1
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(grad_avg_at, x + ARRAYS + 10, chunk, n, i, g_avg_1, live, MASKED, REAL, BLOCK)
 
@@ -131,7 +131,7 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -140,7 +140,7 @@ def pass2_chunk(
     u_1 = div(g_0, sqrt(v_1 + slot_2))
     buf_1 = slot_3 * buf_0 + slot_4 * u_1
     p_3 = p_1 - slot_5 * buf_1
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
 
@@ -177,14 +177,14 @@ def pass3_chunk(
     square_avg_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     v_1 = v_0 + slot_1 * (square(g_0) - v_0)
     u_1 = div(g_0, sqrt(v_1 + slot_2))
     p_4 = p_1 - slot_3 * u_1
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 
@@ -224,7 +224,7 @@ def pass4_chunk(
     grad_avg_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -235,7 +235,7 @@ def pass4_chunk(
     u_1 = div(g_1, sqrt(v_1 - square(g_avg_1) + slot_2))
     buf_1 = slot_3 * buf_0 + slot_4 * u_1
     p_3 = p_0 - slot_5 * buf_1
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 9, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 11, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
     write(grad_avg_at, x + ARRAYS + 13, chunk, n, i, g_avg_1, live, MASKED, REAL, BLOCK)
@@ -275,7 +275,7 @@ def pass5_chunk(
     grad_avg_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     g_avg_0 = read(grad_avg_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -284,7 +284,7 @@ def pass5_chunk(
     g_avg_1 = g_avg_0 + slot_1 * (g_1 - g_avg_0)
     u_1 = div(g_1, sqrt(v_1 - square(g_avg_1) + slot_2))
     p_4 = p_0 - slot_3 * u_1
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(grad_avg_at, x + ARRAYS + 10, chunk, n, i, g_avg_1, live, MASKED, REAL, BLOCK)
 
@@ -324,7 +324,7 @@ def pass6_chunk(
     momentum_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -333,7 +333,7 @@ def pass6_chunk(
     u_1 = div(g_1, sqrt(v_1 + slot_2))
     buf_1 = slot_3 * buf_0 + slot_4 * u_1
     p_3 = p_0 - slot_5 * buf_1
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 8, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_1, live, MASKED, REAL, BLOCK)
 
@@ -370,14 +370,14 @@ def pass7_chunk(
     square_avg_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     v_0 = read(square_avg_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     v_1 = v_0 + slot_1 * (square(g_1) - v_0)
     u_1 = div(g_1, sqrt(v_1 + slot_2))
     p_4 = p_0 - slot_3 * u_1
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
     write(square_avg_at, x + ARRAYS + 7, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
 

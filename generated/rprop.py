@@ -61,7 +61,7 @@ class Rprop(Optimizer):
         c="rprop.c",
         c_sha256="a06f0e0fbb1d6a8ab104ec875ff8a52491452132914cd26c28f57ec714606ee7",
         triton="rprop.triton.py",
-        triton_sha256="a02341f655253a399797a357622937fcdb5d2aa72f00bce0033902bf99ce28d5",
+        triton_sha256="956fcb53945472887eaca7713121b0c0a9d287f229cdec651886540231dc5f53",
         kernels=(
             Kernel(
                 unit=0,

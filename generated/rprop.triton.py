@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, lesser, load, number, place, select, sign, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, lesser, load, number, place, select, sign
 
 
 # of kernel 0
@@ -28,7 +28,7 @@ def pass0_chunk(
     step_size_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     prev_0 = read(prev_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     size_0 = read(step_size_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -38,7 +38,7 @@ def pass0_chunk(
     size_2 = lesser(greater(size_1, slot_2), slot_3)
     g_1 = select(shared_1, number(0.0, REAL), g_0)
     p_1 = p_0 - sign(g_1) * size_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(prev_at, x + ARRAYS + 8, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
     write(step_size_at, x + ARRAYS + 10, chunk, n, i, size_2, live, MASKED, REAL, BLOCK)
 

@@ -64,7 +64,7 @@ class RpropPlus(Optimizer):
         c="rprop_plus.c",
         c_sha256="cfb6cad732a6e091c525e9a8f7d510a1cfb5efa0e06f9f7f19185731a1332b81",
         triton="rprop_plus.triton.py",
-        triton_sha256="adbd41d9f93968da207885b1f6b3ec2a959a231184395cde70be1fb957325155",
+        triton_sha256="a77860143482e1368618a7325dc9d5075539ea334f5bf118cd58c75d7d9caf75",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, lesser, load, number, place, select, sign, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, greater, length, lesser, load, number, place, select, sign
 
 
 # of kernel 0
@@ -29,7 +29,7 @@ def pass0_chunk(
     prev_step_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     prev_0 = read(prev_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     size_0 = read(step_size_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -40,7 +40,7 @@ def pass0_chunk(
     moved_1 = select(shared_1, -moved_0, -sign(g_0) * size_1)
     p_1 = p_0 + moved_1
     prev_1 = select(shared_1, number(0.0, REAL), g_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(prev_at, x + ARRAYS + 9, chunk, n, i, prev_1, live, MASKED, REAL, BLOCK)
     write(step_size_at, x + ARRAYS + 11, chunk, n, i, size_1, live, MASKED, REAL, BLOCK)
     write(prev_step_at, x + ARRAYS + 13, chunk, n, i, moved_1, live, MASKED, REAL, BLOCK)

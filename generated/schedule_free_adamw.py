@@ -88,7 +88,7 @@ class ScheduleFreeAdamW(Optimizer):
         c="schedule_free_adamw.c",
         c_sha256="7b86159d42a272fb4f59c2d4a9fe4e47a5ecce31f2b230525adb2791c126f245",
         triton="schedule_free_adamw.triton.py",
-        triton_sha256="7029e801122f53e817531cca7d67b555bb313bed46b6129e28af913a731db941",
+        triton_sha256="c007eac0cade4120e980ce539002a1266fad1f49a2ebe0fc9849ad9f67bdf705",
         kernels=(
             Kernel(
                 unit=0,

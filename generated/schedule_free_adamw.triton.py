@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernel 0
@@ -37,7 +37,7 @@ def pass0_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     z_0 = read(z_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -48,7 +48,7 @@ def pass0_chunk(
     u_1 = div(g_1, sqrt(v_1 * slot_5) + slot_6) + slot_7 * p_0
     p_1 = slot_8 * p_0 + slot_9 * z_0 + slot_10 * u_1
     z_1 = z_0 - slot_11 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 7, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 11, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 15, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
@@ -93,7 +93,7 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     z_0 = read(z_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 12, i, live, MASKED, REAL)
@@ -101,7 +101,7 @@ def pass1_chunk(
     u_1 = div(g_0, sqrt(v_1 * slot_2) + slot_3) + slot_4 * p_0
     p_1 = slot_5 * p_0 + slot_6 * z_0 + slot_7 * u_1
     z_1 = z_0 - slot_8 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 10, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 12, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -76,7 +76,7 @@ class ScheduleFreeSGD(Optimizer):
         c="schedule_free_sgd.c",
         c_sha256="4a49243e061a2ce83e0504fc630a07f918c0c0ffefe21bb7e2a2723dcab83ffc",
         triton="schedule_free_sgd.triton.py",
-        triton_sha256="8218406da1fefd102fd2d75d79a52a7c541ae6b9fd462c54cf1cc9f6cb7f314d",
+        triton_sha256="35a37732435cda39b893d2fcb20be2a2cb07225556b6b65dbc25568ef5a8ceea",
         kernels=(
             Kernel(
                 unit=0,

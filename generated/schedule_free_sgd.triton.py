@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place
 
 
 # of kernel 0
@@ -28,13 +28,13 @@ def pass0_chunk(
     z_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     z_0 = read(z_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     u_1 = g_0 + slot_0 * p_0
     p_1 = slot_1 * p_0 + slot_2 * z_0 + slot_3 * u_1
     z_1 = z_0 - slot_4 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(z_at, x + ARRAYS + 9, chunk, n, i, z_1, live, MASKED, REAL, BLOCK)
 
 

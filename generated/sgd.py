@@ -70,7 +70,7 @@ class SGD(Optimizer):
         c="sgd.c",
         c_sha256="f360beb6548f8101ab9a66146896fe76a5b97484330e31a523fcc5b2ce8a87ba",
         triton="sgd.triton.py",
-        triton_sha256="596e4cccbae597f967e8ca337e2757b8f88fadc281fb46341222e7b1fbb78ef2",
+        triton_sha256="cd01376c5de9d157d4b5d32bc82fdf3d5a6f9882d86e07039088f1e14f0c463f",
         kernels=(
             Kernel(
                 unit=0,

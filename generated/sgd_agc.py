@@ -82,7 +82,7 @@ class SGDAGC(Optimizer):
         c="sgd_agc.c",
         c_sha256="9fff255bfcb664c135581dcb262846b84a6ec7bd34eadf5d52c454c62adcfdf0",
         triton="sgd_agc.triton.py",
-        triton_sha256="153169cd2f99a1848488a3c42350778b725c53eed379fc0e6243c341424e0b1a",
+        triton_sha256="4205e5d2bd6081f0b228c38336c5b5c8ea871994b7241ec2ff63c88ba07ff709",
         kernels=(
             Kernel(
                 unit=0,
@@ -463,7 +463,7 @@ class SGDAGC(Optimizer):
                 sweeps=2,
                 values=4,
                 width=2,
-                passes=("pass10", "pass20"),
+                passes=("pass20", "pass21"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -474,7 +474,7 @@ class SGDAGC(Optimizer):
                 sweeps=2,
                 values=4,
                 width=2,
-                passes=("pass10", "pass20"),
+                passes=("pass20", "pass21"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -485,7 +485,7 @@ class SGDAGC(Optimizer):
                 sweeps=2,
                 values=4,
                 width=2,
-                passes=("pass10", "pass20"),
+                passes=("pass20", "pass21"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -497,7 +497,7 @@ class SGDAGC(Optimizer):
                 values=4,
                 width=2,
                 by_rows=True,
-                passes=("pass13", "pass21"),
+                passes=("pass13", "pass22"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -509,7 +509,7 @@ class SGDAGC(Optimizer):
                 values=4,
                 width=2,
                 by_rows=True,
-                passes=("pass13", "pass21"),
+                passes=("pass13", "pass22"),
                 between=("", "between0", ""),
             ),
             Kernel(
@@ -521,7 +521,7 @@ class SGDAGC(Optimizer):
                 values=4,
                 width=2,
                 by_rows=True,
-                passes=("pass13", "pass21"),
+                passes=("pass13", "pass22"),
                 between=("", "between0", ""),
             ),
         ),

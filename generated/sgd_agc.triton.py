@@ -28,7 +28,7 @@ def pass0_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_norm_1 = sqrt(square(p_0))
     g_norm_1 = sqrt(square(g_0))
@@ -37,7 +37,7 @@ def pass0_chunk(
     g_2 = g_1 + slot_2 * p_0
     g_3 = g_2 + slot_3 * g_2
     p_1 = p_0 - slot_4 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_2, live, MASKED, REAL, BLOCK)
 
 
@@ -75,7 +75,7 @@ def pass1_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_norm_1 = sqrt(square(p_0))
@@ -86,7 +86,7 @@ def pass1_chunk(
     buf_2 = slot_3 * buf_0 + slot_4 * g_2
     g_3 = g_2 + slot_3 * buf_2
     p_1 = p_0 - slot_5 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -237,7 +237,7 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_norm_1 = sqrt(square(p_0))
     g_norm_1 = sqrt(square(g_0))
@@ -245,7 +245,7 @@ def pass4_chunk(
     g_1 = select(g_norm_1 < limit_1, g_0, g_0 * div(limit_1, greater(g_norm_1, number(1e-06, REAL))))
     g_2 = g_1 + slot_2 * p_0
     p_1 = p_0 - slot_3 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_2, live, MASKED, REAL, BLOCK)
 
 
@@ -283,7 +283,7 @@ def pass5_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_norm_1 = sqrt(square(p_0))
@@ -293,7 +293,7 @@ def pass5_chunk(
     g_2 = g_1 + slot_2 * p_0
     buf_2 = slot_3 * buf_0 + slot_4 * g_2
     p_1 = p_0 - slot_5 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -440,7 +440,7 @@ def pass8_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_norm_1 = sqrt(square(p_0))
     g_norm_1 = sqrt(square(g_0))
@@ -448,7 +448,7 @@ def pass8_chunk(
     g_1 = select(g_norm_1 < limit_1, g_0, g_0 * div(limit_1, greater(g_norm_1, number(1e-06, REAL))))
     g_2 = g_1 + slot_2 * p_0
     p_1 = p_0 - slot_3 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -517,7 +517,7 @@ def pass9(
         tl.debug_barrier()
 
 
-# of kernels 10, 11, 12, 13, 14, 15, 22, 23, 24, 25, 26, 27, 34, 35, 36
+# of kernels 10, 11, 12, 13, 14, 15, 22, 23, 24, 25, 26, 27
 @triton.jit
 def pass10_chunk(
     x, gradient, chunk, n,
@@ -529,7 +529,7 @@ def pass10_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
     tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
@@ -572,7 +572,7 @@ def pass11_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_norm_3 = p_norm_2
     g_norm_3 = g_norm_2
@@ -581,7 +581,7 @@ def pass11_chunk(
     g_2 = g_1 + slot_2 * p_0
     g_3 = g_2 + slot_3 * g_2
     p_1 = p_0 - slot_4 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_2, live, MASKED, REAL, BLOCK)
 
 
@@ -645,7 +645,7 @@ def pass12_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_norm_3 = p_norm_2
@@ -656,7 +656,7 @@ def pass12_chunk(
     buf_2 = slot_3 * buf_0 + slot_4 * g_2
     g_3 = g_2 + slot_3 * buf_2
     p_1 = p_0 - slot_5 * g_3
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -824,7 +824,7 @@ def pass16_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_norm_3 = p_norm_2
     g_norm_3 = g_norm_2
@@ -832,7 +832,7 @@ def pass16_chunk(
     g_1 = select(g_norm_3 < limit_1, g_0, g_0 * div(limit_1, greater(g_norm_3, number(1e-06, REAL))))
     g_2 = g_1 + slot_2 * p_0
     p_1 = p_0 - slot_3 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, g_2, live, MASKED, REAL, BLOCK)
 
 
@@ -873,7 +873,7 @@ def pass17_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     buf_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_norm_3 = p_norm_2
@@ -883,7 +883,7 @@ def pass17_chunk(
     g_2 = g_1 + slot_2 * p_0
     buf_2 = slot_3 * buf_0 + slot_4 * g_2
     p_1 = p_0 - slot_5 * buf_2
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
@@ -998,28 +998,16 @@ def pass20_chunk(
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr,
 ):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
-    slot_3 = tl.load(slots + 3)
-    values = at(x + VALUES, tl.float64, 0)
-    p_norm_2 = tl.load(values + 1).to(REAL)
-    g_norm_2 = tl.load(values + 3).to(REAL)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    p_norm_3 = p_norm_2
-    g_norm_3 = g_norm_2
-    limit_1 = slot_0 * greater(p_norm_3, slot_1)
-    g_1 = select(g_norm_3 < limit_1, g_0, g_0 * div(limit_1, greater(g_norm_3, number(1e-06, REAL))))
-    g_2 = g_1 + slot_2 * p_0
-    p_1 = p_0 - slot_3 * g_2
-    store(p_at + i, p_1, live, MASKED)
+    partials = at(x + PARTIALS, tl.float64, 0) + chunk * 2
+    tl.store(partials + 0, total(counted(square(p_0), live, 0.0, MASKED)).to(tl.float64))
+    tl.store(partials + 1, total(counted(square(g_0), live, 0.0, MASKED)).to(tl.float64))
 
 
 @triton.jit
@@ -1036,9 +1024,54 @@ def pass20(
         pass20_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
 
 
-# of kernels 37, 38, 39
+# of kernels 34, 35, 36
+@triton.jit
+def pass21_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
+    slot_3 = tl.load(slots + 3)
+    values = at(x + VALUES, tl.float64, 0)
+    p_norm_2 = tl.load(values + 1).to(REAL)
+    g_norm_2 = tl.load(values + 3).to(REAL)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    p_norm_3 = p_norm_2
+    g_norm_3 = g_norm_2
+    limit_1 = slot_0 * greater(p_norm_3, slot_1)
+    g_1 = select(g_norm_3 < limit_1, g_0, g_0 * div(limit_1, greater(g_norm_3, number(1e-06, REAL))))
+    g_2 = g_1 + slot_2 * p_0
+    p_1 = p_0 - slot_3 * g_2
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+
+
 @triton.jit
 def pass21(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass21_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
+    else:
+        pass21_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
+
+
+# of kernels 37, 38, 39
+@triton.jit
+def pass22(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
     WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,

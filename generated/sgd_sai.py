@@ -74,7 +74,7 @@ class SGDSaI(Optimizer):
         c="sgd_sai.c",
         c_sha256="0d102a215ea1185cdc2b768f49ea25551068a165ccbbd9915f84783742d7b120",
         triton="sgd_sai.triton.py",
-        triton_sha256="7a7915276814feb5020d4a9c66c135d333ba9fcb8adfca9dc75d81003700f36c",
+        triton_sha256="9a84f82bf855ef20b84590d97d953398fc1c09f20c2d570e731e188a8860bf19",
         kernels=(
             Kernel(
                 unit=0,

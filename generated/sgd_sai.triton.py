@@ -109,11 +109,11 @@ def pass3_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     p_1 = p_0 * slot_2
     p_2 = p_1 - part_5 * m_0
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -236,13 +236,13 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + slot_1 * g_0
     p_1 = p_0 * slot_2
     p_2 = p_1 - part_1 * m_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -321,11 +321,11 @@ def pass6_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     p_1 = p_0 * slot_1
     p_2 = p_1 - part_3 * m_0
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

@@ -69,7 +69,7 @@ class SGDS(Optimizer):
         c="sgds.c",
         c_sha256="515f85ba686013ef551d4a1af2737dd7b0384bbbc18764da0e80727707c98597",
         triton="sgds.triton.py",
-        triton_sha256="b9dcd6b7b966772545444f3c32ef77c59820885d87272a9b833d3ba8b263a008",
+        triton_sha256="24ca5deedba4c384120706d3767d4c165900593f38aa877df8048832dee286f1",
         kernels=(
             Kernel(
                 unit=0,

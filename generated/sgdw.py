@@ -69,7 +69,7 @@ class SGDW(Optimizer):
         c="sgdw.c",
         c_sha256="47fb075acaddedc5a601c19faebd84446be4d0a2720204b68110db668da6a632",
         triton="sgdw.triton.py",
-        triton_sha256="aedca9b4bf10b560306a432d2179da6309f3df98a7bfed72b85f026f6e2b2dd0",
+        triton_sha256="630d02d9bb0cf4e587c989e6b0aa41b92a7ab50b2f1a98f4959061d7736fd0ff",
         kernels=(
             Kernel(
                 unit=0,

@@ -54,7 +54,7 @@ class SGLD(Optimizer):
         c="sgld.c",
         c_sha256="ac5164ef7ca5d8a96494c13579f427194a6ff3053e40e2c2f1334e5f528cf2b1",
         triton="sgld.triton.py",
-        triton_sha256="7316e6671a58e99cc1b35325bb20ecdca4fe7b05a47fa57f4eb2534fcd9b666c",
+        triton_sha256="5a5dd916b06828b9c9995e6c2b129d2c571d1cffc54b49eb1823983201458582",
         kernels=(
             Kernel(
                 unit=0,

@@ -5,7 +5,8 @@
 import triton
 import triton.language as tl
 
-from optdsl.runtime.triton.library import ARRAYS, INDEX, N, SEED, SLOTS, at, length, load, normal, place, store, words
+from optdsl.runtime.triton.codes import read, write
+from optdsl.runtime.triton.library import ARRAYS, INDEX, N, SEED, SLOTS, at, length, load, normal, place, words
 
 
 # of kernel 0
@@ -27,12 +28,12 @@ def pass0_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     part_1 = normal(words(seed, count, tensor, 0, i), REAL)
     p_1 = p_0 - slot_1 * g_1 + slot_2 * part_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -64,11 +65,11 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_2 = p_0 - slot_1 * g_1
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

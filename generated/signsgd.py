@@ -62,7 +62,7 @@ class SignSGD(Optimizer):
         c="signsgd.c",
         c_sha256="425e69b370aad34381a9af95a60aca0921a3a0a243e0a205b79b89bdb760ef57",
         triton="signsgd.triton.py",
-        triton_sha256="e2a1a23d238098fbaf0d4c1aa5e422fd22ba0d77ee060dd1bdc7d90db4b998ab",
+        triton_sha256="a2305c83ff49fc138af2d4dbd823d79552c808a9f2061a23bdb257ab72e426cc",
         kernels=(
             Kernel(
                 unit=0,

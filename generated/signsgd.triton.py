@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, sign, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, length, load, place, sign
 
 
 # of kernel 0
@@ -27,13 +27,13 @@ def pass0_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_3 = p_1 - slot_3 * sign(m_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -66,11 +66,11 @@ def pass1_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     p_4 = p_1 - slot_1 * sign(g_0)
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -105,13 +105,13 @@ def pass2_chunk(
     momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     p_3 = p_0 - slot_3 * sign(m_1)
-    store(p_at + i, p_3, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_3, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 7, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -144,11 +144,11 @@ def pass3_chunk(
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 2, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     p_4 = p_0 - slot_1 * sign(g_1)
-    store(p_at + i, p_4, live, MASKED)
+    write(p_at, x + ARRAYS + 2, chunk, n, i, p_4, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

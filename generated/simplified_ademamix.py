@@ -84,7 +84,7 @@ class SimAdEMAMix(Optimizer):
         c="simplified_ademamix.c",
         c_sha256="4a17379117236b5933bdc73648cd70c2cc3c61a1299b40c3815b3c5448f2b562",
         triton="simplified_ademamix.triton.py",
-        triton_sha256="0489557b0226596d3998747c56845606426d319538bdb194f12d2cdc5bc60009",
+        triton_sha256="0eb4efdc57b1b9c706b4e59668155158f447760748b558dfe20659e1237dbc3b",
         kernels=(
             Kernel(
                 unit=0,

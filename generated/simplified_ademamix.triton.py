@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sqrt, square
 
 
 # of kernels 0, 1
@@ -32,14 +32,14 @@ def pass0_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     m_1 = slot_0 * m_0 + g_0
     v_1 = slot_1 * v_0 + slot_2 * square(g_0)
     p_1 = p_0 - slot_3 * (div(slot_4 * (slot_5 * g_0 + m_1), sqrt(v_1) + slot_6) + slot_7 * p_0)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 9, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 11, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

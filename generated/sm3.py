@@ -76,7 +76,7 @@ class SM3(Optimizer):
         c="sm3.c",
         c_sha256="bb0899b5ea31483bb4d7462a853d88cf84a37d37574a73743d62ce66824b8b31",
         triton="sm3.triton.py",
-        triton_sha256="03968086b48c8d6306fc1b1856e51def254ff62a33f3dbbb6356733f229f6d67",
+        triton_sha256="0bf19cae554dcad9b8c56c0fe474ab2279042d782edb92ce759b3d56d7fc8994",
         kernels=(
             Kernel(
                 unit=0,

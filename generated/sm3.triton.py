@@ -31,7 +31,7 @@ def pass0_chunk(
     momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(accumulator_0_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -41,7 +41,7 @@ def pass0_chunk(
     u_1 = div(g_0, sqrt(v_2 + slot_2))
     m_1 = slot_3 * m_0 + slot_4 * u_1
     p_1 = p_0 - slot_5 * m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_0_at, x + ARRAYS + 9, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
@@ -197,7 +197,7 @@ def pass2_chunk(
     accumulator_0_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(accumulator_0_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = lesser(r_0, c_0)
@@ -205,7 +205,7 @@ def pass2_chunk(
     r_1 = greater(r_0, v_2)
     u_1 = div(g_0, sqrt(v_2 + slot_2))
     p_1 = p_0 - slot_3 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_0_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
     tl.store(partials + 0, largest(counted(v_2, live, float("-inf"), MASKED)).to(tl.float64))
@@ -297,7 +297,7 @@ def pass4_chunk(
     momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(accumulator_0_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 13, i, live, MASKED, REAL)
@@ -307,7 +307,7 @@ def pass4_chunk(
     u_1 = div(g_0, sqrt(v_2 + slot_0))
     m_1 = slot_1 * m_0 + slot_2 * u_1
     p_1 = p_0 - slot_3 * m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_0_at, x + ARRAYS + 9, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 13, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
@@ -448,7 +448,7 @@ def pass6_chunk(
     accumulator_0_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     r_0 = read(accumulator_0_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = lesser(r_0, c_0)
@@ -456,7 +456,7 @@ def pass6_chunk(
     r_1 = v_2
     u_1 = div(g_0, sqrt(v_2 + slot_0))
     p_1 = p_0 - slot_1 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_0_at, x + ARRAYS + 8, chunk, n, i, r_1, live, MASKED, REAL, BLOCK)
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 1
     tl.store(partials + 0, largest(counted(v_2, live, float("-inf"), MASKED)).to(tl.float64))
@@ -546,7 +546,7 @@ def pass8_chunk(
     momentum_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(accumulator_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -555,7 +555,7 @@ def pass8_chunk(
     u_1 = div(g_0, sqrt(v_2 + slot_2))
     m_1 = slot_3 * m_0 + slot_4 * u_1
     p_1 = p_0 - slot_5 * m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_at, x + ARRAYS + 8, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -592,14 +592,14 @@ def pass9_chunk(
     accumulator_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(accumulator_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_2 = slot_0 * s_0 + slot_1 * square(g_0)
     s_1 = greater(s_0, v_2)
     u_1 = div(g_0, sqrt(v_2 + slot_2))
     p_1 = p_0 - slot_3 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_at, x + ARRAYS + 7, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 
@@ -636,7 +636,7 @@ def pass10_chunk(
     momentum_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(accumulator_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     m_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -645,7 +645,7 @@ def pass10_chunk(
     u_1 = div(g_0, sqrt(v_2 + slot_0))
     m_1 = slot_1 * m_0 + slot_2 * u_1
     p_1 = p_0 - slot_3 * m_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_at, x + ARRAYS + 8, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
     write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
@@ -680,14 +680,14 @@ def pass11_chunk(
     accumulator_at = at(x + ARRAYS + 2, T2, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 3, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     s_0 = read(accumulator_at, x + ARRAYS + 7, i, live, MASKED, REAL)
     v_2 = s_0 + square(g_0)
     s_1 = greater(s_0, v_2)
     u_1 = div(g_0, sqrt(v_2 + slot_0))
     p_1 = p_0 - slot_1 * u_1
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 3, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(accumulator_at, x + ARRAYS + 7, chunk, n, i, s_1, live, MASKED, REAL, BLOCK)
 
 

@@ -72,7 +72,7 @@ class SophiaG(Optimizer):
         c="sophia_g.c",
         c_sha256="5634722ac82822e47bf09e41e3bf7921698e5136873d2a42840bf1cb5befe8db",
         triton="sophia_g.triton.py",
-        triton_sha256="9969933a192e454d0544e8c3864ecace9fee801289be0a66231ad1e5ef5b6185",
+        triton_sha256="bb49f82af182001028da01f5e42e4414d27fa96aa4c7f3aa179352f2a5b954ef",
         kernels=(
             Kernel(
                 unit=0,

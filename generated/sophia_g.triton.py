@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, lesser, load, magnitude, number, place, sign, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, lesser, load, magnitude, number, place, sign, square
 
 
 # of kernel 0
@@ -32,7 +32,7 @@ def pass0_chunk(
     hessian_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -41,7 +41,7 @@ def pass0_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_2 = p_1 - slot_3 * sign(m_1) * lesser(number(1.0, REAL), div(magnitude(m_1), slot_4 * v_0 + number(1e-15, REAL)))
     v_1 = slot_5 * v_0 + slot_6 * square(h_0)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(hessian_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -81,14 +81,14 @@ def pass1_chunk(
     hessian_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     v_0 = read(hessian_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_2 = p_1 - slot_3 * sign(m_1) * lesser(number(1.0, REAL), div(magnitude(m_1), slot_4 * v_0 + number(1e-15, REAL)))
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 

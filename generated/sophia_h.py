@@ -82,7 +82,7 @@ class SophiaH(Optimizer):
         c="sophia_h.c",
         c_sha256="689a654dcac77c781916dfe912dd55b39e30788fbf77144743342a25ddc39e51",
         triton="sophia_h.triton.py",
-        triton_sha256="252bd4f8d6a0bfd70192800ad5d95defddc7ad98c5cf146690de142458edd815",
+        triton_sha256="7771b2dec54f63fe06c1d6d932cb189ba8a1ea85cef0f19e98640c294d0b8186",
         kernels=(
             Kernel(
                 unit=0,

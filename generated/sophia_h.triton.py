@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, lesser, load, place, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, greater, length, lesser, load, place
 
 
 # of kernel 0
@@ -34,7 +34,7 @@ def pass0_chunk(
     hessian_moment_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -43,7 +43,7 @@ def pass0_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * h_0
     p_5 = p_1 - slot_5 * lesser(greater(div(m_1, greater(v_1, slot_6)), slot_7), slot_8)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(hessian_moment_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -85,14 +85,14 @@ def pass1_chunk(
     hessian_moment_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_1 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_5 = p_1 - slot_3 * lesser(greater(div(m_1, greater(v_0, slot_4)), slot_5), slot_6)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -135,7 +135,7 @@ def pass2_chunk(
     hessian_moment_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -144,7 +144,7 @@ def pass2_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_0
     v_1 = slot_3 * v_0 + slot_4 * h_0
     p_5 = p_2 - slot_5 * lesser(greater(div(m_1, greater(v_1, slot_6)), slot_7), slot_8)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(hessian_moment_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -186,14 +186,14 @@ def pass3_chunk(
     hessian_moment_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     p_2 = p_0 * slot_0
     m_1 = slot_1 * m_0 + slot_2 * g_0
     p_5 = p_2 - slot_3 * lesser(greater(div(m_1, greater(v_0, slot_4)), slot_5), slot_6)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 
@@ -236,7 +236,7 @@ def pass4_chunk(
     hessian_moment_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     h_0 = read(h_at, x + ARRAYS + 9, i, live, MASKED, REAL)
     m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
@@ -245,7 +245,7 @@ def pass4_chunk(
     m_1 = slot_1 * m_0 + slot_2 * g_1
     v_1 = slot_3 * v_0 + slot_4 * h_0
     p_5 = p_0 - slot_5 * lesser(greater(div(m_1, greater(v_1, slot_6)), slot_7), slot_8)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(hessian_moment_at, x + ARRAYS + 13, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 
@@ -287,14 +287,14 @@ def pass5_chunk(
     hessian_moment_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(momentum_at, x + ARRAYS + 11, i, live, MASKED, REAL)
     v_0 = read(hessian_moment_at, x + ARRAYS + 13, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     m_1 = slot_1 * m_0 + slot_2 * g_1
     p_5 = p_0 - slot_3 * lesser(greater(div(m_1, greater(v_0, slot_4)), slot_5), slot_6)
-    store(p_at + i, p_5, live, MASKED)
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_5, live, MASKED, REAL, BLOCK)
     write(momentum_at, x + ARRAYS + 11, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
 
 

@@ -64,7 +64,7 @@ class StableAdamW(Optimizer):
         c="stableadamw.c",
         c_sha256="fff6c2d1c2ad23d62d54646b558bbcd883e476965e7774f9230d3a254d1856e7",
         triton="stableadamw.triton.py",
-        triton_sha256="30356845995152afa427014f5980f5b418e113f57a1cf48ee8419b02ff047aad",
+        triton_sha256="69077cde7ae72266e6ed1499fcc47d29de77e6745648db590d9c17516b8259b7",
         kernels=(
             Kernel(
                 unit=0,

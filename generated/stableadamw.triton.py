@@ -69,12 +69,12 @@ def pass1_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     m_1 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_1 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
     p_1 = p_0 * part_2
     p_2 = p_1 - div(rate_1 * m_1, sqrt(v_1) + slot_5)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
@@ -172,7 +172,7 @@ def pass3_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -181,7 +181,7 @@ def pass3_chunk(
     v_1 = v_0 + slot_1 * (shared_1 - v_0)
     p_1 = p_0 * part_2
     p_2 = p_1 - div(rate_1 * m_1, sqrt(v_1) + slot_5)
-    store(p_at + i, p_2, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

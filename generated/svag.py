@@ -62,7 +62,7 @@ class SVAG(Optimizer):
         c="svag.c",
         c_sha256="f260b8575fc44252e64c506278c1e5638888f459652445e5787f2c1883eefe9d",
         triton="svag.triton.py",
-        triton_sha256="b405f676fedf25154cd09ae1f90bd9c3cc1c07bec1edee2901be1d48e0ba10af",
+        triton_sha256="55f1c830303eb6ff7e11cf419120f128c9637c0d0ab45c50cf820aaa95236ae7",
         kernels=(
             Kernel(
                 unit=0,

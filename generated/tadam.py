@@ -81,7 +81,7 @@ class TAdam(Optimizer):
         c="tadam.c",
         c_sha256="7dd13d49fada3a699fa7f8d159263b11f0db7d54fdec8c2f10bea0397633d6d6",
         triton="tadam.triton.py",
-        triton_sha256="eff656e8b4a71c68090cd90c628a2ccb574d426ce7cc40fac74261c9f949c033",
+        triton_sha256="b32c7bcd42009933b961f19353f5a6062c0ac7ce7fd6ce03927c72ae1438e378",
         kernels=(
             Kernel(
                 unit=0,

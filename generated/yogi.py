@@ -64,7 +64,7 @@ class Yogi(Optimizer):
         c="yogi.c",
         c_sha256="ef71629e1417689ad06ea5a98a7ab0d0e115813f9fcd4bd8d9ef8bb9a6f552e6",
         triton="yogi.triton.py",
-        triton_sha256="8e99c400d3fdaf6b0d409f4ff67128dbc0ea1836a866afe50523918dfdbfcf55",
+        triton_sha256="93f02585fd782c9954df2d2cdba77e1c33756cd5a8a31e1b52b2585322323440",
         kernels=(
             Kernel(
                 unit=0,

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from optdsl.runtime.triton.codes import read, write
-from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sign, sqrt, square, store
+from optdsl.runtime.triton.library import ARRAYS, N, SLOTS, at, div, length, load, place, sign, sqrt, square
 
 
 # of kernel 0
@@ -31,7 +31,7 @@ def pass0_chunk(
     exp_avg_sq_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    p_0 = load(p_at + i, live, MASKED, REAL)
+    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     m_0 = read(exp_avg_at, x + ARRAYS + 8, i, live, MASKED, REAL)
     v_0 = read(exp_avg_sq_at, x + ARRAYS + 10, i, live, MASKED, REAL)
@@ -40,7 +40,7 @@ def pass0_chunk(
     shared_1 = square(g_1)
     v_1 = v_0 - slot_3 * sign(v_0 - shared_1) * shared_1
     p_1 = p_0 - div(slot_4 * m_1, sqrt(v_1) * slot_5 + slot_6)
-    store(p_at + i, p_1, live, MASKED)
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_at, x + ARRAYS + 8, chunk, n, i, m_1, live, MASKED, REAL, BLOCK)
     write(exp_avg_sq_at, x + ARRAYS + 10, chunk, n, i, v_1, live, MASKED, REAL, BLOCK)
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optdsl.runtime.storage import CODES, FORMATS
+from optdsl.runtime.storage import CODES, FORMATS, SPLITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +140,19 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
     keys = [spec.key for spec in rule._states if spec.level == "element" and not spec.given]
     if isinstance(store, Mapping):
         store = group["store"] = dict(store)
+        if (form := store.get("p")) is not None and form not in SPLITS:
+            raise ValueError(
+                f"Invalid store value for 'p': {form!r} (must be one of {', '.join(map(repr, SPLITS))}, for parameters "
+                "of bfloat16)"
+            )
+        if form is not None and group["differentiable"]:
+            raise RuntimeError("`store={'p': ...}` does not support `differentiable`")
         for key in store:
-            if key not in keys:
+            if key not in keys and key != "p":
                 has = f"those are {', '.join(map(repr, keys))}" if keys else "it has none"
                 raise ValueError(f"{name} has no state {key!r} with a number per element to store: {has}")
-    for given in store.values() if isinstance(store, Mapping) else (store,):
+    formats = [x for key, x in store.items() if key != "p"] if isinstance(store, Mapping) else [store]
+    for given in formats:
         if given not in FORMATS:
             raise ValueError(
                 f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"

@@ -19,7 +19,7 @@ from optdsl.runtime.states import (
     replaced,
     sharded,
 )
-from optdsl.runtime.storage import Coded
+from optdsl.runtime.storage import LOW, SPLITS, Packed, Split
 
 
 class GroupStep:
@@ -65,6 +65,20 @@ class GroupStep:
         if not self.tensor_options:
             return self.group
         return with_plain_options(self.group, self.tensor_options, True, False, device)
+
+    def held_p(self, p: Tensor, state: Mapping[str, Any]) -> Tensor | Split:
+        """A parameter as it is kept: with the bits that it lacks, if its group says so.
+
+        These are in its state, or else new and not in it yet.
+        """
+        store = self.group.get("store")
+        form = store.get("p") if isinstance(store, Mapping) else None
+        if form is None or p.dtype is not torch.bfloat16:
+            return p
+        low = state.get(LOW)
+        if low is None or low.dtype is not SPLITS[form]:
+            low = torch.zeros_like(p, dtype=SPLITS[form], requires_grad=False)
+        return Split(p, low)
 
     def given(self, key: str, p: Tensor) -> Tensor | None:
         """An input of one parameter; None where it was not given, as this step does not read it."""
@@ -130,16 +144,16 @@ class GroupStep:
             overwrite([(self._shared[key], value) for key, (_, value) in self._writes.items()])
 
 
-def overwrite(writes: Sequence[tuple[Tensor | Coded, Tensor | float]], foreach: bool = False) -> None:
+def overwrite(writes: Sequence[tuple[Tensor | Packed, Tensor | float]], foreach: bool = False) -> None:
     """Copies the second of each pair into the first, as if all were read before any is written.
 
     So two states may have exchanged their tensors, and a state may have become the old parameter. The second
     is a number or a tensor of any dtype, with complex numbers as real pairs.
     """
     for target, value in writes:  # what these read is still there
-        if isinstance(target, Coded):
+        if isinstance(target, Packed):
             target.put(value)
-    writes = [(target, value) for target, value in writes if not isinstance(target, Coded)]
+    writes = [(target, value) for target, value in writes if not isinstance(target, Packed)]
     if not writes:
         return
     targets = [as_real(target) for target, _ in writes if isinstance(target, Tensor)]

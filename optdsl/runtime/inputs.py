@@ -8,7 +8,7 @@ from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened
-from optdsl.runtime.storage import SCALES, Coded, code
+from optdsl.runtime.storage import SCALES, Coded, Packed, code
 
 #: Tensors for parameters by the name of an input: see `Optimizer.step`.
 Inputs = Mapping[str, Mapping[Tensor, Tensor] | Sequence[Tensor | None]]
@@ -88,7 +88,8 @@ def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
     """What stands for a parameter that has taken a step."""
     rule, dtype, facts = group.rule, compute_dtype(p.dtype), facts_of(p.shape)
     options = group.options(p.device)
-    opened_p = opened(p.detach(), dtype)
+    held = group.held_p(p.detach(), state)
+    opened_p = held.open(dtype) if isinstance(held, Packed) else opened(held, dtype)
     values: dict[str, Any] = {}
     for key in rule._live(options, facts):
         spec = kept(rule._specs[key], group.group, p)

@@ -12,6 +12,8 @@ Tables (8 bits have 256 entries, 4 bits 16), signed or, for states that are neve
 - `q8_linear`, `q4_linear`: evenly spread. Unsigned ones leave out 0 (Li et al. 2023, Memory Efficient Optimizers with
   4-bit States, arXiv:2309.01507): a small second moment that became 0 would make a step without bound.
 - `q8_sqrt`, `q4`: squares of these.
+
+Parameters in bfloat16 may have the bits that they lack beside them: `bf16+16`, `bf16+8` (see `Split`).
 """
 
 import functools
@@ -31,6 +33,13 @@ BLOCK = 256
 LEAST = 4096
 #: What is behind the key of a state of codes in the key of its scales.
 SCALES = "_absmax"
+
+
+@dataclass(frozen=True)
+class Bits:
+    """How a kernel knows a parameter with bits beside it: by how many bits it has in all."""
+
+    bits: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +159,62 @@ def decode(codes: Tensor, scales: Tensor, table: Code, shape: torch.Size, dtype:
     return (_blocks(values) * scales.to(dtype).unsqueeze(1)).view(-1)[:numel].view(shape)
 
 
+class Packed:
+    """Numbers that are kept otherwise than as a tensor of them."""
+
+    def open(self, dtype: torch.dtype) -> Tensor:
+        """The numbers, in memory of their own."""
+        raise NotImplementedError
+
+    def put(self, value: Any) -> None:
+        """Keeps a tensor, or the same number everywhere."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, eq=False)
-class Coded:
+class Split(Packed):
+    """A parameter in bfloat16 with the bits that it lacks beside it, so that small steps are not lost.
+
+    The parameter is the nearest bfloat16 (of two, that of the larger magnitude), `low` what the bits of the float32
+    number are above its own: all 16 in int16, or the upper 8 of them in int8.
+    """
+
+    high: Tensor
+    low: Tensor
+
+    @property
+    def shift(self) -> int:
+        """How many bits are not kept."""
+        return 0 if self.low.dtype is torch.int16 else 8
+
+    def open(self, dtype: torch.dtype) -> Tensor:
+        """The numbers, in memory of their own."""
+        bits = (self.high.detach().view(torch.int16).to(torch.int32) << 16) + (
+            self.low.to(torch.int32) << self.shift
+        )
+        return bits.view(torch.float32).to(dtype)
+
+    def put(self, value: Any) -> None:
+        """Keeps a tensor, or the same number everywhere."""
+        if not isinstance(value, Tensor):
+            value = torch.tensor(float(value), dtype=torch.float32, device=self.low.device)
+        x = value.detach().to(torch.float32).expand(self.low.shape)
+        bits = torch.where(x == x, x, math.nan).view(torch.int32)
+        high = (bits + 0x8000) >> 16
+        low = bits - (high << 16)
+        if self.shift:
+            low = ((low + 128) >> 8).clamp(max=127)
+        self.high.detach().copy_(high.to(torch.int16).view(torch.bfloat16))
+        self.low.copy_(low)
+
+
+#: Formats of parameters in bfloat16, and the type of the bits beside them; the key of these bits in the state.
+SPLITS = {"bf16+16": torch.int16, "bf16+8": torch.int8}
+LOW = "p_low"
+
+
+@dataclass(frozen=True, eq=False)
+class Coded(Packed):
     """A state that is kept in codes: the tensors that hold it, and the shape of its parameter."""
 
     codes: Tensor

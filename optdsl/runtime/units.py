@@ -27,7 +27,7 @@ from optdsl.runtime.states import (
     replaced,
     sharded,
 )
-from optdsl.runtime.storage import SCALES, Coded, code
+from optdsl.runtime.storage import LOW, SCALES, Coded, Packed, Split, code
 
 ParamState = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Unit:
     """
 
     __slots__ = (
-        *("_fresh", "_handed", "_held", "dtype", "facts", "g", "grads", "group", "indices", "keys"),
+        *("_fresh", "_handed", "_held", "dtype", "facts", "g", "grads", "group", "indices", "kept_p", "keys"),
         *("p", "params", "state", "states", "t"),
     )
     p: Any
@@ -52,6 +52,8 @@ class Unit:
         self.keys = keys
         self.indices: list[int] = []
         self.params: list[Tensor] = []
+        # The parameters as they are kept.
+        self.kept_p: list[Any] = []
         self.grads: list[Tensor] = []
         self.states: list[ParamState] = []
         self.state: dict[str, Any] = {}
@@ -67,6 +69,10 @@ class Unit:
         self.params.append(p)
         self.grads.append(grad)
         self.states.append(state)
+        held = self.group.held_p(p, state)
+        self.kept_p.append(held)
+        if isinstance(held, Split) and state.get(LOW) is not held.low:
+            self._fresh.append((state, LOW, held.low))
 
     def open(self) -> None:
         """Makes `p`, `g` and `state`. New states are made, but not yet kept."""
@@ -84,7 +90,7 @@ class Unit:
         """Keeps the new parameters, which the update returned, and the new states, and counts the step."""
         raise NotImplementedError
 
-    def _hold(self, number: int, key: str, p: Tensor, g: Tensor) -> Tensor | Coded:
+    def _hold(self, number: int, key: str, p: Tensor, g: Tensor) -> Tensor | Packed:
         """The state of one parameter as it is kept; a new one if it has none."""
         param, group = self.params[number], self.group
         spec = kept(group.rule._specs[key], group.group, param)
@@ -113,9 +119,9 @@ class Unit:
         given = [self.group.given(key, p) for p in self.params]
         return [None if x is None else opened(x, self.dtype) for x in given]
 
-    def _opened(self, held: Tensor | Coded) -> Tensor:
+    def _opened(self, held: Tensor | Packed) -> Tensor:
         """A state as the rule sees it."""
-        return held.open(self.dtype) if isinstance(held, Coded) else opened(held, self.dtype)
+        return held.open(self.dtype) if isinstance(held, Packed) else opened(held, self.dtype)
 
     def _number(self, held: Any) -> Any:
         """A host-level state as the update gets it."""
@@ -145,7 +151,7 @@ class Single(Unit):
     def open(self) -> None:
         """Makes `p`, `g` and `state`."""
         group, dtype = self.group, self.dtype
-        self.p = p = opened(self.params[0], dtype)
+        self.p = p = self._opened(self.kept_p[0])
         self.g = g = -opened(self.grads[0], dtype) if group.maximize else opened(self.grads[0], dtype)
         if group.differentiable:  # the parameter itself is written to, which must not disturb backward
             self.p = p = p.clone()
@@ -172,7 +178,7 @@ class Single(Unit):
         self._commit(states)
         writes: list[tuple[Any, Tensor | float]] = []
         if result is not self.p:
-            writes.append((self.params[0], result))
+            writes.append((self.kept_p[0], result))
         for key, old in self._handed.items():
             new = self.state[key]
             if new is old or self.group.rule._specs[key].given:
@@ -200,7 +206,7 @@ class Bucket(Unit):
         group, rule = self.group, self.group.rule
         # A joint update may fail after one of its units has begun to work in place, so these get copies.
         self._private = rule._joint and rule._foreach_inplace
-        self._handed_p = self._open(self.params)
+        self._handed_p = self._open(self.kept_p)
         self.g = [opened(x, self.dtype) for x in self.grads]
         if group.maximize:
             self.g = list(torch._foreach_neg(self.g))
@@ -237,7 +243,7 @@ class Bucket(Unit):
     def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
         """Copies what is new, and was not put there by the update itself, into the parameters and states."""
         self._commit(states)
-        writes = self._changed(self.params, self._handed_p, result)
+        writes = self._changed(self.kept_p, self._handed_p, result)
         for key, old in self._handed.items():
             new = self.state[key]
             if self.group.rule._specs[key].given:
@@ -269,7 +275,7 @@ class Bucket(Unit):
 
 def _apart(opened: Tensor, kept: Any) -> bool:
     """Whether what an update was given is a copy of what is kept."""
-    return isinstance(kept, Coded) or opened.dtype is not kept.dtype.to_real()
+    return isinstance(kept, Packed) or opened.dtype is not kept.dtype.to_real()
 
 
 def gather(

@@ -190,8 +190,8 @@ class KernelText:
         return lines
 
     def may_be_coded(self, array: str) -> bool:
-        """Whether an array may be kept in codes: a state, in a kernel that goes by elements."""
-        return bool(self.cells.arrays[array].key) and not self.cells.by_rows
+        """Whether an array may be kept otherwise than as numbers: any but the gradient, in a kernel by elements."""
+        return array != "g" and not self.cells.by_rows
 
     def scales(self, array: str) -> str:
         """The cell of the scales of an array, behind which that of its table is."""

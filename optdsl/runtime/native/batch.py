@@ -13,7 +13,7 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.build import Library, driver, library
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
-from optdsl.runtime.storage import Code
+from optdsl.runtime.storage import Bits, Code
 
 #: Cells of a row in front of the arrays; see kernel.h.
 ARRAYS = 18
@@ -150,7 +150,7 @@ class Batch:
             before += n
         return memory
 
-    def _table_of(self, code: Code) -> int:
+    def _table_of(self, code: Code | Bits) -> int:
         """The address of a table of codes as the kernels want it."""
         raise NotImplementedError
 
@@ -200,8 +200,10 @@ class Batch:
 
 
 @functools.cache
-def _c_table(code: Code) -> Any:
+def _c_table(code: Code | Bits) -> Any:
     """A table of codes as in codes.h, where it stays."""
+    if isinstance(code, Bits):
+        return ctypes.create_string_buffer(struct.pack("q", code.bits), 4096)
     values, bounds = (x.tolist() for x in (code.values, code.bounds))
     pieces = code.pieces()
     integers = (code.bits, len(pieces), code.zero, int(code.root))
@@ -224,7 +226,7 @@ class CpuBatch(Batch):
         self.library: Library = library(source, native.c_sha256, unit, real, rows[0].types)
         return self.library.kernel(self.kernel.number)
 
-    def _table_of(self, code: Code) -> int:
+    def _table_of(self, code: Code | Bits) -> int:
         return ctypes.addressof(_c_table(code))
 
     def run(self, first: int, last: int, threads: int) -> None:

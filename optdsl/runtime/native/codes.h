@@ -125,6 +125,72 @@ INLINE int nearest_(const Code *restrict c, const float *restrict y, int *restri
 ENCODE(float, encode_float_)
 ENCODE(double, encode_double_)
 
+/* A parameter in bfloat16, and the bits that it lacks: 16 of them, or the upper 8. */
+static void join_(const uint16_t *restrict high, const void *low, i64 bits, i64 n, float *restrict out)
+{
+    if (bits == 32) {
+        const int16_t *restrict const l = low;
+        SIMD_ for (i64 i = 0; i < n; i++) {
+            const uint32_t b = ((uint32_t)high[i] << 16) + (uint32_t)(int32_t)l[i];
+            memcpy(out + i, &b, 4);
+        }
+    } else {
+        const int8_t *restrict const l = low;
+        SIMD_ for (i64 i = 0; i < n; i++) {
+            const uint32_t b = ((uint32_t)high[i] << 16) + (uint32_t)((int32_t)l[i] * 256);
+            memcpy(out + i, &b, 4);
+        }
+    }
+}
+INLINE uint32_t rounded_(float x, int32_t *below)
+{
+    uint32_t b;
+    memcpy(&b, &x, 4);
+    b = (b & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : b;
+    const uint32_t h = (b + 0x8000u) >> 16;
+    *below = (int32_t)(b - (h << 16));
+    return h;
+}
+static void split_(const float *restrict x, uint16_t *restrict high, void *low, i64 bits, i64 n)
+{
+    if (bits == 32) {
+        int16_t *restrict const l = low;
+        SIMD_ for (i64 i = 0; i < n; i++) {
+            int32_t below;
+            high[i] = (uint16_t)rounded_(x[i], &below);
+            l[i] = (int16_t)below;
+        }
+    } else {
+        int8_t *restrict const l = low;
+        SIMD_ for (i64 i = 0; i < n; i++) {
+            int32_t below;
+            high[i] = (uint16_t)rounded_(x[i], &below);
+            below = (below + 128) >> 8;
+            l[i] = (int8_t)(below > 127 ? 127 : below);
+        }
+    }
+}
+static void decode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, double *buffer)
+{
+    const Code *const c = AT(const Code, x, cells + 2 * a + 1);
+    const float *const scales = AT(const float, x, cells + 2 * a);
+    if (c->bits > 8)
+        join_(AT(const uint16_t, x, ARRAYS + a) + first, (const char *)scales + first * (c->bits - 16) / 8, c->bits, n,
+              (float *)buffer);
+    else if (real == 4) decode_float_(AT(const uint8_t, x, ARRAYS + a), scales, c, first, n, (float *)buffer);
+    else decode_double_(AT(const uint8_t, x, ARRAYS + a), scales, c, first, n, buffer);
+}
+static void encode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, const double *buffer)
+{
+    const Code *const c = AT(const Code, x, cells + 2 * a + 1);
+    float *const scales = AT(float, x, cells + 2 * a);
+    if (c->bits > 8)
+        split_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, (char *)scales + first * (c->bits - 16) / 8,
+               c->bits, n);
+    else if (real == 4) encode_float_((const float *)buffer, AT(uint8_t, x, ARRAYS + a), scales, c, first, n);
+    else encode_double_(buffer, AT(uint8_t, x, ARRAYS + a), scales, c, first, n);
+}
+
 /* How the partial results of parts of a chunk become one. */
 static void joined_(int kind, double *total, double part)
 {
@@ -152,14 +218,8 @@ static void coded_chunk_(const Kernel *k, const i64 *x, int s, i64 begin, i64 en
         double part[64];
         for (int a = 0, b = 0; a < k->arrays; a++) {
             if (!(used >> a & 1)) continue;
-            const Code *const c = AT(const Code, x, cells + 2 * a + 1);
-            const uint8_t *const codes = AT(const uint8_t, x, ARRAYS + a);
-            const float *const scales = AT(const float, x, cells + 2 * a);
             double *const buffer = buffers[b++];
-            if (k->reads[s] >> a & 1) {
-                if (k->real == 4) decode_float_(codes, scales, c, first, n, (float *)buffer);
-                else decode_double_(codes, scales, c, first, n, buffer);
-            }
+            if (k->reads[s] >> a & 1) decode_(x, cells, a, k->real, first, n, buffer);
             row[ARRAYS + a] = (i64)(intptr_t)buffer - first * k->real;
         }
         k->sweep[s](row, first, first + n, k->width ? part : out);
@@ -170,12 +230,7 @@ static void coded_chunk_(const Kernel *k, const i64 *x, int s, i64 begin, i64 en
         for (int a = 0, b = 0; a < k->arrays; a++) {
             if (!(used >> a & 1)) continue;
             const double *const buffer = buffers[b++];
-            if (!(k->writes[s] >> a & 1)) continue;
-            const Code *const c = AT(const Code, x, cells + 2 * a + 1);
-            uint8_t *const codes = AT(uint8_t, x, ARRAYS + a);
-            float *const scales = AT(float, x, cells + 2 * a);
-            if (k->real == 4) encode_float_((const float *)buffer, codes, scales, c, first, n);
-            else encode_double_(buffer, codes, scales, c, first, n);
+            if (k->writes[s] >> a & 1) encode_(x, cells, a, k->real, first, n, buffer);
         }
     }
 }

@@ -22,9 +22,9 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.batch import Batch, Cells, CpuBatch
 from optdsl.runtime.native.build import BuildError, driver
 from optdsl.runtime.native.rows import (
-    BYTES,
     CPU,
     GPUS,
+    OTHERS,
     TYPES,
     ParamState,
     Row,
@@ -48,7 +48,7 @@ from optdsl.runtime.states import (
     opened,
     state_dtype,
 )
-from optdsl.runtime.storage import SCALES, code
+from optdsl.runtime.storage import LOW, SCALES, Bits, Split, code
 
 
 @functools.cache
@@ -144,7 +144,7 @@ class Table:
                 count += 1
                 shape = row.p if tensor is None else tensor
                 type_ = row.types[1] if tensor is None else type_of(tensor)
-                number = BYTES if type_ == "u8" else next(n for name, n in TYPES.values() if name == type_)
+                number = OTHERS.get(type_) or next(n for name, n in TYPES.values() if name == type_)
                 owner = 0 if tensor is None else id(tensor)
                 # torch tells C that pinned memory is the CPU's, and Python that it is the GPU's
                 kind, index = (1, 0) if shape.device.type == "cpu" else shape.__dlpack_device__()
@@ -155,7 +155,7 @@ class Table:
                     shape.numel(),
                     number,
                     device,
-                    layout if k in elements and type_ != "u8" else 0,
+                    layout if k in elements and type_ not in OTHERS else 0,
                 ]
             counts.append(count)
         self._flat = (ctypes.c_int64 * max(len(flat), 1))(*flat)
@@ -456,7 +456,8 @@ class Launcher:
                 if key in state and state[key].device != counter:  # a flag was set after the state was made
                     state[key] = state[key].to(counter)
             row = Row(first + number, p, state, counts_here)
-            if any(spec.in_codes for spec in specs) and not self._takes_codes():
+            packed = any(spec.in_codes for spec in specs) or isinstance(group.held_p(p, state), Split)
+            if packed and not self._takes_codes():
                 skipped.add(number)
                 continue
             if any(key not in state for key in keys) or not states.get(p):
@@ -542,7 +543,11 @@ class Launcher:
         assert grad is not None
         coded = {key: kept(self.rule._specs[key], group.group, p) for key, _ in placed(kernel)}
         coded = {key: spec for key, spec in coded.items() if spec.in_codes}
-        anyhow = self.rule._elementwise and not self.rule._random and not coded
+        split = group.held_p(p, state)
+        if isinstance(split, Split):
+            state[LOW] = split.low
+        anyhow = self.rule._elementwise and not self.rule._random
+        anyhow = anyhow and not coded and not isinstance(split, Split)
         direct = not p.is_complex() and (p.is_contiguous() or (anyhow and dense(p)))
         strides = p.stride() if direct else None
 
@@ -571,6 +576,8 @@ class Launcher:
         gradient = arranged(grad, "g", True, None)
         row.tensors = [first, None if gradient is grad else gradient]
         row.types = [type_of(x) for x in (first, gradient) if x is not None]
+        if isinstance(split, Split):
+            row.types[0] = "f32"
         row.given = {key: x for key, x in row.given.items() if key in dict(placed(kernel))}
         for key, place in placed(kernel):
             spec, held = self.rule._specs[key], row.original(key)
@@ -600,6 +607,9 @@ class Launcher:
             code(str(coded[key].stored), coded[key].positive, p.device) if key in coded else None
             for key in keys
         ]
+        if isinstance(split, Split):
+            row.codes[0] = Bits(32 - split.shift)
+            row.tensors.append(arranged(split.low, LOW, False, split.low.dtype))
         row.tensors += [state[key + SCALES] for key in keys if key in coded]
 
     # ---- joint reductions -------------------------------------------------------------------------------

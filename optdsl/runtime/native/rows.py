@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
 from optdsl.runtime.states import State, compute_dtype, facts_of, state_shape
-from optdsl.runtime.storage import BLOCK, SCALES, Code
+from optdsl.runtime.storage import BLOCK, SCALES, Bits, Code
 
 CPU = torch.device("cpu")
 #: How a dtype is called in kernel.h, and its code and bits in DLPack.
@@ -21,8 +21,9 @@ TYPES = {
     torch.float16: ("f16", 2 << 8 | 16),
     torch.bfloat16: ("bf16", 4 << 8 | 16),
 }
-#: Bytes in DLPack: codes, of which one byte may hold two.
-BYTES = 1 << 8 | 8
+#: Codes, of which one byte may hold two, and bits beside a parameter: their names, and these in DLPack.
+_OTHERS = {torch.uint8: "u8", torch.int8: "i8", torch.int16: "i16"}
+OTHERS = {"u8": 1 << 8 | 8, "i8": 8, "i16": 16}
 _COMPLEX = (torch.complex64, torch.complex128)
 #: Kinds of devices, as torch calls them, whose kernels Triton compiles. ROCm goes by the name of cuda.
 GPUS = ("cuda",)
@@ -141,7 +142,7 @@ class Row:
         self.tensors: list[Tensor | None] = []
         self.types: list[str] = []
         #: For each array of the kernel the table of the codes in which it is kept, or None.
-        self.codes: list[Code | None] = []
+        self.codes: list[Code | Bits | None] = []
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
         self.staged: list[tuple[Tensor, str, Form | None]] = []
 
@@ -227,4 +228,5 @@ def placed(kernel: Kernel) -> list[tuple[str, str]]:
 
 def type_of(tensor: Tensor) -> str:
     """How the dtype of a tensor is called in kernel.h."""
-    return "u8" if tensor.dtype is torch.uint8 else TYPES[tensor.dtype][0]
+    found = _OTHERS.get(tensor.dtype)
+    return found or TYPES[tensor.dtype][0]

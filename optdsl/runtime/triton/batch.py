@@ -28,7 +28,7 @@ from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
-from optdsl.runtime.storage import Code
+from optdsl.runtime.storage import Bits, Code
 from optdsl.runtime.triton import counting
 from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
@@ -145,8 +145,8 @@ class TritonBatch(Batch):
         self._nothing = nothing, _NoKernel(*counts, *[null] * 6)
         return ctypes.addressof(self._nothing[1])
 
-    def _table_of(self, code: Code) -> int:
-        return table_of(code).data_ptr()
+    def _table_of(self, code: Code | Bits) -> int:
+        return table_of(code).data_ptr() if isinstance(code, Code) else 0
 
     def _shape(self) -> None:
         """Block sizes and warps."""

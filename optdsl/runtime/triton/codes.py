@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optdsl.runtime.storage import Code
+from optdsl.runtime.storage import Bits, Code
 from optdsl.runtime.triton.library import div, load, store
 
 #: Buckets of numbers of one sign: magnitudes below 2^-24 are in the first, 1 is in the last.
@@ -43,8 +43,10 @@ def table_of(code: Code) -> Tensor:
     return table.to(code.values.device)
 
 
-def type_of(code: Code) -> Any:
+def type_of(code: Code | Bits) -> Any:
     """The type by which a kernel knows an array in these codes."""
+    if isinstance(code, Bits):
+        return tl.int16 if code.bits == 32 else tl.uint16
     return tl.uint8 if code.bits == 8 else tl.int8
 
 
@@ -56,6 +58,14 @@ def read(pointer, cell, i, live, MASKED: tl.constexpr, REAL: tl.constexpr):
     elif pointer.dtype.element_ty == tl.int8:
         pairs = tl.load(pointer + i // 2, mask=live, other=0).to(tl.int32)
         return _scaled((pairs >> ((i % 2) * 4).to(tl.int32)) & 15, cell, i, live, REAL)
+    elif pointer.dtype.element_ty == tl.int16:
+        low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int16)) + i, mask=live, other=0).to(tl.int32)
+        bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + low
+        return bits.to(tl.float32, bitcast=True)
+    elif pointer.dtype.element_ty == tl.uint16:
+        low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, mask=live, other=0).to(tl.int32)
+        bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + (low << 8)
+        return bits.to(tl.float32, bitcast=True)
     else:
         return load(pointer + i, live, MASKED, REAL)
 
@@ -79,8 +89,26 @@ def write(pointer, cell, chunk, n, i, x, live, MASKED: tl.constexpr, REAL: tl.co
         low, high = tl.split(tl.reshape(codes, [BLOCK // 2, 2]))
         pair = chunk * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
         tl.store(pointer + pair, (low | (high << 4)).to(tl.int8), mask=2 * pair < n)
+    elif pointer.dtype.element_ty == tl.int16:
+        high, low = _halves(x)
+        tl.store(pointer + i, high.to(tl.int16), mask=live)
+        tl.store(tl.load(cell).to(tl.pointer_type(tl.int16)) + i, low.to(tl.int16), mask=live)
+    elif pointer.dtype.element_ty == tl.uint16:
+        high, low = _halves(x)
+        tl.store(pointer + i, high.to(tl.uint16), mask=live)
+        short = tl.minimum((low + 128) >> 8, 127)
+        tl.store(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, short.to(tl.int8), mask=live)
     else:
         store(pointer + i, x, live, MASKED)
+
+
+@triton.jit
+def _halves(x):
+    """The nearest bfloat16, and what the bits of a number are above those of it, as whole numbers."""
+    bits = tl.where(x == x, x, float("nan")).to(tl.int32, bitcast=True)
+    bits = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC00000, bits)
+    high = (bits + 0x8000) >> 16
+    return high, bits - (high << 16)
 
 
 @triton.jit
