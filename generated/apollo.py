@@ -561,10 +561,10 @@ class Apollo(Optimizer):
         d = m / curvature
         if weight_decay_type != "L2":
             if weight_decay_type == "stable":
-                chosen_1 = weight_decay / curvature.mean()
+                chosen = weight_decay / curvature.mean()
             else:
-                chosen = broadcast(weight_decay, "tensor", whole)
-            d = d + (chosen_1 if weight_decay_type == "stable" else chosen) * p
+                chosen_1 = broadcast(weight_decay, "tensor", whole)
+            d = d + (chosen if weight_decay_type == "stable" else chosen_1) * p
         p = p - rate * d
         state["exp_avg_grad"] = m
         state["approx_hessian"] = b
@@ -626,11 +626,11 @@ class Apollo(Optimizer):
         d = foreach.div(m, curvature)
         if weight_decay_type != "L2":
             if weight_decay_type == "stable":
-                chosen_1 = foreach.div(weight_decay, [x.mean() for x in curvature])
+                chosen = foreach.div(weight_decay, [x.mean() for x in curvature])
             else:
-                chosen = foreach.broadcast(weight_decay, "tensor", whole)
+                chosen_1 = foreach.broadcast(weight_decay, "tensor", whole)
             d = foreach.add_(
-                foreach.mul(chosen_1 if weight_decay_type == "stable" else chosen, p),
+                foreach.mul(chosen if weight_decay_type == "stable" else chosen_1, p),
                 d,
             )
         p = foreach.add_scaled_(p, d, -rate)

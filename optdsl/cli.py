@@ -214,8 +214,8 @@ def _list_options(command: _Command) -> None:
         _list,
         "list the shipped specs, and what a step of each costs",
         "  optdsl list\n  optdsl list --names\n  optdsl list --markdown > zoo.md",
-        "STATES are the states per parameter with default options, BYTES what they take for float32 parameters, MOVED\n"
-        "the bytes that a usual step reads and writes, SWEEPS its passes over a tensor (see `optdsl explain NAME`).",
+        "STATES are the states per parameter with default options, BYTES what they take for float32 parameters,\n"
+        "MOVED the bytes that a usual step reads and writes, SWEEPS its passes over a tensor (see `optdsl explain`).",
     )
     form = list_.add_mutually_exclusive_group()
     form.add_argument("--names", action="store_true", help="names only, one per line")
@@ -519,6 +519,25 @@ def _list(options: argparse.Namespace) -> int:
         print("\r\x1b[K", end="", file=sys.stderr)
     sys.stdout.write(zoo.markdown(rows) if options.markdown else zoo.terminal(rows))
     return OK
+
+
+_FIRST_SPEC = '''optimizer {name}:
+    """{name}: say in one line what it does."""
+    cite: "Authors year, Title, where"
+
+    hyper:
+        lr = 1e-3 in [0, inf)            "step size"
+        momentum = 0.9 in [0, 1)         "how much of the past is kept"
+        weight_decay = 0.01 in [0, inf)  "decoupled weight decay"
+
+    state:
+        m = 0
+
+    step:
+        m = momentum * m + (1 - momentum) * g
+        p = p * (1 - lr * weight_decay)
+        p = p - lr * m
+'''
 
 
 def _new(options: argparse.Namespace) -> int:

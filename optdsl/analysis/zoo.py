@@ -83,9 +83,9 @@ _HEAD = """# The zoo
 {count} methods ship with optdsl. This page is made by `optdsl list --markdown`.
 
 Bytes are per parameter, with float32 parameters of 1024 x 1024 and default options: of the states that are kept, and
-moved (read and written) by a usual step of the fused kernels. Sweeps are passes over a tensor, launches those over all
-tensors: more than one where all tensors meet in a joint reduction. A method without a plan runs by torch's operations
-alone.
+moved (read and written) by a usual step of the fused kernels. Sweeps are passes over a tensor, launches those over
+all tensors: more than one where all tensors meet in a joint reduction. A method without a plan runs by torch's
+operations alone.
 
 | name | class | what it is | states | bytes | moved | sweeps | launches | source |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -199,6 +199,9 @@ class States(Statements):
         builder = self.builder
         values, count = dict(builder.values), len(builder.body)
         self.hide_states()
+        builder.values[(0, "p")] = var(
+            "p", ty.element()
+        )  # as it is before the step, wherever the state is declared
         self.initial = True
         value = self.check(item.init)
         self.initial = False

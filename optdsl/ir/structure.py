@@ -231,14 +231,14 @@ class _Simulation:
         return choices
 
     def set(self, assign: Assign, statements: list[Statement]) -> None:
-        for name in variables(assign.expr):
+        for name in sorted(variables(assign.expr)):
             self.read(name, self.holds)
         target = self.names[assign.name]
         self.holds[target] = assign.name
         statements.append(Set(target, assign.name, assign.expr, assign.line))
 
     def branch(self, condition: Expr, run: list[Assign], joins: list[Assign], depth: int) -> Branch:
-        for name in variables(condition):
+        for name in sorted(variables(condition)):
             self.read(name, self.holds)
         before = self.holds
         arms: list[list[Statement]] = []
@@ -269,7 +269,7 @@ class _Simulation:
             target = self.names[join.name]
             if target in done:
                 raise _Conflict(join.name)
-            for name in variables(value):
+            for name in sorted(variables(value)):
                 self.read(name, self.holds)
             if not (isinstance(value, Var) and self.names.get(value.name) == target):
                 arm.append(Set(target, join.name, value, join.line))

@@ -141,9 +141,9 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
     if isinstance(store, Mapping):
         store = group["store"] = dict(store)
         if (form := store.get("p")) is not None and form not in SPLITS:
+            listed = ", ".join(map(repr, SPLITS))
             raise ValueError(
-                f"Invalid store value for 'p': {form!r} (must be one of {', '.join(map(repr, SPLITS))}, for parameters "
-                "of bfloat16)"
+                f"Invalid store value for 'p': {form!r} (must be one of {listed}, for parameters of bfloat16)"
             )
         if form is not None and group["differentiable"]:
             raise RuntimeError("`store={'p': ...}` does not support `differentiable`")
