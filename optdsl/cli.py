@@ -510,7 +510,7 @@ def _list(options: argparse.Namespace) -> int:
 
     paths = driver.shipped_specs()
     show = sys.stderr.isatty()
-    rows = []
+    rows: list[zoo.Entry] = []
     for name, path in paths.items():
         if show:
             print(f"\r\x1b[K{len(rows)} of {len(paths)}: {name}", end="", file=sys.stderr, flush=True)

@@ -144,7 +144,8 @@ def run(
             grads.append([numbers(rng, shape) for shape in group])
         if step == 0 and len(grads[-1]) > 1:
             grads[-1][0] = None
-        interpreter.step(grads)
+        given = [[None if g is None else np.flip(g) for g in group] for group in grads]
+        interpreter.step(grads, {state.key: given for state in program.inputs})
         left.append(_snapshot(interpreter))
     return left
 

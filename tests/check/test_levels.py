@@ -212,7 +212,7 @@ def test_an_initial_value_stays_small() -> None:
 
 def test_states_with_wrong_declarations_are_one_mistake() -> None:
     only(spec("d = d + norm(g)\nif d > 1:\n    p = p - d", state="d [tensors] = 0"), "E0206", "tensors")
-    only(spec("d = d + norm(g)\np = p - d * g", state="d = 0 stored q8"), "E0207", "q8")
+    only(spec("d = d + norm(g)\np = p - d * g", state="d = 0 stored q9"), "E0207", "q9")
     only(spec("p = p - s", state="s [rows, tensor] = 0"), "E0206")
 
 

@@ -38,6 +38,8 @@ class Walk:
 
     def step(self, g: np.ndarray) -> None:
         self.t += 1
+        if self.t == 1:
+            self.start = self.p
         self.moved: tuple[np.ndarray, Any] = (self.p, 0.0)
         spec = self.file.specs[-1]
         self.spec(spec, {h.name: self.hypers.get(h.name, h.default) for h in spec.hypers}, {"g": g}, ())
@@ -46,7 +48,9 @@ class Walk:
         """`flow` holds `g`, shared with the user of a transform."""
         env = dict(hypers)
         if place not in self.states:
+            p, self.p = self.p, self.start  # states begin before anything moves
             values = {s.name: self.value(s.init, env, flow) for s in spec.states if s.init is not None}
+            self.p = p
             self.states[place] = values | {"names": {s.name for s in spec.states}}
         states = self.states[place]
         self.block((*spec.uses, *spec.steps[0].body), env | states, flow, states, place)
