@@ -81,7 +81,7 @@ def onto_simplex(x: Any, total: float) -> Any:
 @rule(
     "projected_sgd",
     {},
-    {"lr": 0.1, "size": 0.8, "weight_decay": 0.1, "momentum": 0.5},
+    {"lr": 0.1, "size": 0.8},
     {"lr": 0.1, "size": 0.7, "rowwise": True},
     {"lr": 0.1, "onto": "box", "size": 0.6},
     {"lr": 0.1, "onto": "l1", "size": 2.0},
@@ -94,16 +94,11 @@ def projected_sgd(
     lr: float = 1e-2,
     onto: str = "l2",
     size: float = 1.0,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
     rowwise: bool = False,
 ) -> Iterator[Any]:
-    """A step of torch.optim.SGD and a Euclidean projection."""
-    buffer: Any = None
+    """A step along the gradient and a Euclidean projection."""
     for g in grads:
-        g = g + weight_decay * p
-        buffer = g if buffer is None else momentum * buffer + g
-        p = p - lr * buffer
+        p = p - lr * g
         if onto == "box":
             p = np.minimum(np.maximum(p, -size), size)
         elif onto == "l2":
@@ -145,9 +140,7 @@ def frank_wolfe(
 
 
 @rule("frank_wolfe_spectral", {}, {"radius": 2.0, "power": 0.3}, tensors=("mat", "tall"))
-def frank_wolfe_spectral(
-    p: Any, grads: Any, *, radius: float = 1.0, power: float = 0.5
-) -> Iterator[Any]:
+def frank_wolfe_spectral(p: Any, grads: Any, *, radius: float = 1.0, power: float = 0.5) -> Iterator[Any]:
     """Xue and Lau 2021 with rho = (t + 1)^-power and gamma = 2 / (t + 3), t from 0; the polar factor by an SVD."""
     mean = np.zeros_like(p)
     for t, g in enumerate(grads):
@@ -158,7 +151,12 @@ def frank_wolfe_spectral(
         yield p
 
 
-@rule("wgsef_sgd", {}, {"lr": 0.1, "strength": 3.0, "k": 2.5}, {"lr": 0.1, "strength": 2.0, "k": 7.0, "weighted": True})
+@rule(
+    "wgsef_sgd",
+    {},
+    {"lr": 0.1, "strength": 3.0, "k": 2.5},
+    {"lr": 0.1, "strength": 2.0, "k": 7.0, "weighted": True},
+)
 def wgsef_sgd(
     p: Any, grads: Any, *, lr: float = 1e-2, strength: float = 0.1, k: float = 1.0, weighted: bool = False
 ) -> Iterator[Any]:

@@ -90,6 +90,8 @@ def test_average(spec: str, average: Any, setting: dict[str, Any], path: str) ->
             optimizer.train()
             assert all(torch.equal(now[name], p) for name, p in params.items())
     for name in params:
-        for step, (mine, theirs) in enumerate(zip(measured[name], average(train[name], **setting), strict=True), 1):
+        for step, (mine, theirs) in enumerate(
+            zip(measured[name], average(train[name], **setting), strict=True), 1
+        ):
             error = np.max(np.abs(mine - theirs) / np.maximum(1, np.abs(theirs)))
             assert error <= 1e-10, f"seed {SEED}, step {step} of {STEPS}, {name}: off by {error:.3g}"
