@@ -217,3 +217,27 @@ def agvm_sgd(
         buffers = {name: momentum * buffers[name] + full[name] for name in p} if buffers else full
         p = {name: p[name] - lr * (factor if t >= start else 1) * buffers[name] for name in p}
         yield p
+
+
+@rule("prox_adam", {}, {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-2, "l1": 0.7, "l2": 0.4})
+def prox_adam(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    l1: float = 1e-4,
+    l2: float = 0.0,
+) -> Iterator[Any]:
+    """Yun, Lozano and Yang 2020: the least of m x + d (x - p)^2 / (2 lr) + l1 |x| + l2 x^2 / 2."""
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    for t, g in enumerate(grads, 1):
+        m = betas[0] * m + (1 - betas[0]) * g
+        v = betas[1] * v + (1 - betas[1]) * g**2
+        d = (np.sqrt(v / (1 - betas[1] ** t)) + eps) / lr
+        slope = m / (1 - betas[0] ** t) - d * p
+        p = np.where(
+            slope < -l1, -(slope + l1) / (d + l2), np.where(slope > l1, -(slope - l1) / (d + l2), 0.0)
+        )
+        yield p

@@ -104,3 +104,27 @@ def sghmc(
             v + change + noise * (2 * friction * lr * temperature) ** 0.5,
         )
         yield p
+
+
+@rule("csgld", GIVEN, {"period": 5, "explore": 0.3, **OTHER}, inputs=("xi",))
+def csgld(
+    p: Any,
+    grads: Any,
+    *,
+    xi: Any,
+    lr: float = 1e-2,
+    period: int = 1000,
+    explore: float = 0.5,
+    temperature: float = 1.0,
+    weight_decay: float = 0.0,
+    given_noise: bool = False,
+) -> Iterator[Any]:
+    """Zhang et al. 2020, algorithm 1 and equation 1, k from 1."""
+    assert given_noise
+    for k, (g, noise) in enumerate(zip(grads, xi, strict=True), 1):
+        r = (k - 1) % period / period
+        alpha = lr / 2 * (np.cos(np.pi * r) + 1)
+        p = p - alpha * (g + weight_decay * p)
+        if r >= explore:
+            p = p + noise * np.sqrt(2 * alpha) * np.sqrt(temperature)
+        yield p

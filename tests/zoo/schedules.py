@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.zoo.rules import rule
 
@@ -268,3 +269,74 @@ def sgd_linear_scaling(
         return lr + (large - lr) * (k + 1) / warmup_steps if k + 1 < warmup_steps else large
 
     return sgd(p, grads, rate, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+@rule(
+    "sgd_warm_restarts",
+    {},
+    {"lr": 0.1, "period": 4, "final": 0.1, "momentum": 0.7, "weight_decay": 0.1, "nesterov": True},
+)
+def sgd_warm_restarts(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 0.05,
+    period: int = 1000,
+    final: float = 0.0,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+) -> Iterator[Any]:
+    """Loshchilov and Hutter 2017, equation 5, with periods of one length."""
+    least, rates = final * lr, []
+    while len(rates) < len(grads):
+        rates += [least + (lr - least) / 2 * (1 + math.cos(math.pi * k / period)) for k in range(period)]
+    return sgd(p, grads, rates.__getitem__, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+@rule(
+    "sgd_one_cycle",
+    {},
+    {
+        "lr": 0.2,
+        "total_steps": 14,
+        "pct_start": 0.4,
+        "div_factor": 10.0,
+        "final_div_factor": 50.0,
+        "base_momentum": 0.5,
+        "max_momentum": 0.8,
+        "weight_decay": 0.1,
+    },
+)
+def sgd_one_cycle(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 0.1,
+    total_steps: int = 10000,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    base_momentum: float = 0.85,
+    max_momentum: float = 0.95,
+    weight_decay: float = 0.0,
+) -> Iterator[Any]:
+    """torch.optim.SGD under torch.optim.lr_scheduler.OneCycleLR itself, which sets rate and momentum."""
+    q = torch.nn.Parameter(torch.from_numpy(np.array(p)))
+    optimizer = torch.optim.SGD([q], lr=lr, momentum=0.9, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=lr,
+        total_steps=total_steps,
+        pct_start=pct_start,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        base_momentum=base_momentum,
+        max_momentum=max_momentum,
+    )
+    for number, g in enumerate(grads, 1):
+        q.grad = torch.from_numpy(np.array(g))
+        optimizer.step()
+        if number < total_steps:
+            scheduler.step()
+        yield q.detach().numpy().copy()

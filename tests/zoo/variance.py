@@ -109,3 +109,18 @@ def rm3(p: Any, grads: Any, *, lr: float = 1e-2, weight_decay: float = 0.0) -> I
         if t >= 2:
             p = p - lr * (np.median(grads[t - 2 : t + 1], axis=0) + weight_decay * p)
         yield p
+
+
+@rule("storm_plus", {}, {"lr": 0.3}, joint=True, inputs=("g2",))
+def storm_plus(start: Arrays, grads: Any, *, g2: Any, lr: float = 1.0) -> Iterator[Arrays]:
+    """Levy, Kavis and Cevher 2021, algorithm 1 with equations 7 and 8."""
+    x, d = start, dict(grads[0])
+    squares = [joint_norm(g) ** 2 for g in grads]
+    parts: list[float] = []
+    for t, g in enumerate(grads):
+        a_now, a_next = ((1 + sum(squares[:n])) ** (-2 / 3) for n in (t, t + 1))
+        if t > 0:
+            d = {name: g[name] + (1 - a_now) * (d[name] - g2[t][name]) for name in d}
+        parts.append(joint_norm(d) ** 2 / a_next)
+        x = {name: x[name] - lr * sum(parts) ** (-1 / 3) * d[name] for name in x}
+        yield x
