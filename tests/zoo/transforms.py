@@ -79,7 +79,7 @@ NORMAL = {"lr": 0.1, "momentum": 0.6, "weight_decay": 0.2}
     "normalized_sgd",
     {},
     {"norm_eps": 0.1, **NORMAL},
-    {"of": "tensor", "matrices_only": True, **NORMAL},
+    {"of": "tensor", **NORMAL},
     {"of": "rows", **NORMAL},
     joint=True,
 )
@@ -92,15 +92,12 @@ def normalized_sgd(
     weight_decay: float = 0.0,
     of: str = "all",
     norm_eps: float = 0.0,
-    matrices_only: bool = False,
 ) -> Iterator[Arrays]:
     """Hazan, Levy and Shalev-Shwartz 2015, algorithm 1, with decay and heavy-ball momentum."""
     p, buffer = start, {name: np.zeros_like(x) for name, x in start.items()}
     for g in grads:
         total = np.sqrt(sum(np.sum(x**2) for x in g.values()))
-        p = {
-            name: x if matrices_only and x.ndim < 2 else (1 - lr * weight_decay) * x for name, x in p.items()
-        }
+        p = {name: (1 - lr * weight_decay) * x for name, x in p.items()}
         for name, x in g.items():
             rows = x.reshape(len(x) if x.ndim and of == "rows" else 1, -1)
             norms = np.full((1, 1), total) if of == "all" else np.linalg.norm(rows, axis=1, keepdims=True)
