@@ -83,6 +83,7 @@ class Body:
         self.structured: Structured = structure(program, RESERVED, mangle)
         self.names = self.structured.names
         self.matrices = uses_matrices(program)
+        self.joint = program.joint
         self.arms: dict[int, Arm] = {}
         self.root = self._index(self.structured.body, (), ())
         self.reach: dict[str, list[tuple[tuple[Expr, bool], ...]]] = {s.name: [] for s in program.states}
@@ -304,7 +305,7 @@ class Body:
         That is the stored value of what the statement assigns, and values that are read nowhere else. A
         joint step must leave everything alone until all tensors are done.
         """
-        if self.matrices or self.program.joint:
+        if self.matrices or self.joint:
             return frozenset()
         found = set()
         for name, count in Counter(occurrences(item.expr)).items():
