@@ -82,7 +82,12 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar"), ("v_kk", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                    ("v_kk", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=5,
@@ -93,7 +98,12 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar"), ("v_kk", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                    ("v_kk", "scalar"),
+                ),
                 slots=9,
                 sweeps=2,
                 values=6,
@@ -104,7 +114,12 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar"), ("v_kk", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                    ("v_kk", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=5,
@@ -115,7 +130,12 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar"), ("v_kk", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                    ("v_kk", "scalar"),
+                ),
                 slots=9,
                 sweeps=2,
                 values=6,
@@ -126,7 +146,12 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar"), ("v_kk", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                    ("v_kk", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=5,
@@ -137,7 +162,12 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar"), ("v_kk", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                    ("v_kk", "scalar"),
+                ),
                 slots=9,
                 sweeps=2,
                 values=6,
@@ -148,7 +178,11 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=5,
@@ -159,7 +193,11 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=5,
@@ -170,7 +208,11 @@ class A2Grad(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("avg_grad", "element"), ("x_k", "element"), ("v_k", "scalar")),
+                arrays=(
+                    ("avg_grad", "element"),
+                    ("x_k", "element"),
+                    ("v_k", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=5,

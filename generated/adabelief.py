@@ -99,7 +99,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass0",),
@@ -108,7 +112,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass1",),
@@ -117,7 +125,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass0",),
@@ -126,7 +138,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass2",),
@@ -135,7 +151,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass3",),
@@ -189,7 +209,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass8",),
@@ -198,7 +222,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=6,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass9",),
@@ -207,7 +235,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass8",),
@@ -216,7 +248,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=7,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass10",),
@@ -225,7 +261,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass11",),
@@ -279,7 +319,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=12,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass16",),
@@ -288,7 +332,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=12,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass17",),
@@ -297,7 +345,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=13,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass16",),
@@ -306,7 +358,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=13,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass18",),
@@ -315,7 +371,11 @@ class AdaBelief(Optimizer):
             Kernel(
                 unit=14,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass19",),

@@ -88,7 +88,11 @@ class AdaBound(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 host_states=("base_lr",),

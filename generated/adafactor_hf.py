@@ -93,7 +93,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg", "element"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=8,
@@ -104,7 +108,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg", "element"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=8,
@@ -115,7 +123,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg", "element"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=8,
@@ -126,7 +138,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg", "element"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=6,
@@ -141,7 +157,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg", "element"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=6,
@@ -156,7 +176,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg", "element"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=6,
@@ -171,7 +195,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=8,
@@ -182,7 +209,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=8,
@@ -193,7 +223,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=8,
@@ -204,7 +237,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=9,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=6,
@@ -219,7 +255,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=10,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=6,
@@ -234,7 +273,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=11,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=6,
@@ -381,7 +423,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=24,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg", "element"),
+                ),
                 slots=7,
                 sweeps=3,
                 values=7,
@@ -392,7 +438,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=25,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg", "element"),
+                ),
                 slots=7,
                 sweeps=3,
                 values=7,
@@ -403,7 +453,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=26,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg", "element"),
+                ),
                 slots=7,
                 sweeps=3,
                 values=7,
@@ -414,7 +468,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=27,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg", "element"),
+                ),
                 slots=7,
                 sweeps=3,
                 values=5,
@@ -429,7 +487,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=28,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg", "element"),
+                ),
                 slots=7,
                 sweeps=3,
                 values=5,
@@ -444,7 +506,11 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=29,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg", "element")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg", "element"),
+                ),
                 slots=7,
                 sweeps=3,
                 values=5,
@@ -459,7 +525,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=30,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=5,
                 sweeps=3,
                 values=7,
@@ -470,7 +539,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=31,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=5,
                 sweeps=3,
                 values=7,
@@ -481,7 +553,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=32,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=5,
                 sweeps=3,
                 values=7,
@@ -492,7 +567,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=33,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=5,
                 sweeps=3,
                 values=5,
@@ -507,7 +585,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=34,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=5,
                 sweeps=3,
                 values=5,
@@ -522,7 +603,10 @@ class AdafactorHF(Optimizer):
             Kernel(
                 unit=35,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=5,
                 sweeps=3,
                 values=5,

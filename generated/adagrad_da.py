@@ -66,7 +66,10 @@ class AdagradDA(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("gradient_accumulator", "element"), ("gradient_squared_accumulator", "element")),
+                arrays=(
+                    ("gradient_accumulator", "element"),
+                    ("gradient_squared_accumulator", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass0",),

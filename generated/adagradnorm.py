@@ -178,7 +178,10 @@ class AdaGradNorm(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("sum_rows", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("sum_rows", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass2",),
@@ -187,7 +190,10 @@ class AdaGradNorm(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("sum_rows", "rows"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("sum_rows", "rows"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 by_rows=True,

@@ -73,7 +73,11 @@ class AdaHessian(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("h", "element"), ("exp_avg", "element"), ("exp_hessian_diag_sq", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_hessian_diag_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass0",),

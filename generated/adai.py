@@ -77,7 +77,11 @@ class Adai(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("beta1_prod", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("beta1_prod", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -89,7 +93,11 @@ class Adai(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("beta1_prod", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("beta1_prod", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -101,7 +109,11 @@ class Adai(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("beta1_prod", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("beta1_prod", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -113,7 +125,11 @@ class Adai(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("beta1_prod", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("beta1_prod", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -125,7 +141,11 @@ class Adai(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("beta1_prod", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("beta1_prod", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -137,7 +157,11 @@ class Adai(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("beta1_prod", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("beta1_prod", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),

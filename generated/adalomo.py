@@ -90,7 +90,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=9,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -102,7 +105,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=9,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -114,7 +120,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=9,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -126,7 +135,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=9,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -142,7 +154,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=9,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -158,7 +173,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=9,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -246,43 +264,73 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=12,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=7,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=10,
                 width=2,
                 passes=("pass0", "pass20", "pass21", "pass22"),
-                between=("", "between10", "between11", "between12", "between3"),
+                between=(
+                    "",
+                    "between10",
+                    "between11",
+                    "between12",
+                    "between3",
+                ),
             ),
             Kernel(
                 unit=13,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=7,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=10,
                 width=2,
                 passes=("pass0", "pass23", "pass24", "pass25"),
-                between=("", "between10", "between11", "between12", "between3"),
+                between=(
+                    "",
+                    "between10",
+                    "between11",
+                    "between12",
+                    "between3",
+                ),
             ),
             Kernel(
                 unit=14,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=7,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
                 values=10,
                 width=2,
                 passes=("pass0", "pass20", "pass26", "pass8"),
-                between=("", "between10", "between11", "between12", "between3"),
+                between=(
+                    "",
+                    "between10",
+                    "between11",
+                    "between12",
+                    "between3",
+                ),
             ),
             Kernel(
                 unit=15,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=7,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -293,12 +341,21 @@ class AdaLomo(Optimizer):
                 column_width=1,
                 by_rows=True,
                 passes=("pass9", "pass27", "pass28", "pass29"),
-                between=("", "between13", "between14", "between15", "between7"),
+                between=(
+                    "",
+                    "between13",
+                    "between14",
+                    "between15",
+                    "between7",
+                ),
             ),
             Kernel(
                 unit=16,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=7,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -309,12 +366,21 @@ class AdaLomo(Optimizer):
                 column_width=1,
                 by_rows=True,
                 passes=("pass9", "pass27", "pass28", "pass29"),
-                between=("", "between13", "between14", "between15", "between7"),
+                between=(
+                    "",
+                    "between13",
+                    "between14",
+                    "between15",
+                    "between7",
+                ),
             ),
             Kernel(
                 unit=17,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=7,
                 sweeps=4,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -325,7 +391,13 @@ class AdaLomo(Optimizer):
                 column_width=1,
                 by_rows=True,
                 passes=("pass9", "pass27", "pass28", "pass29"),
-                between=("", "between13", "between14", "between15", "between7"),
+                between=(
+                    "",
+                    "between13",
+                    "between14",
+                    "between15",
+                    "between7",
+                ),
             ),
             Kernel(
                 unit=18,
@@ -402,7 +474,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=24,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=9,
@@ -413,7 +488,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=25,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=9,
@@ -424,7 +502,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=26,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=9,
@@ -435,7 +516,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=27,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=7,
@@ -450,7 +534,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=28,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=7,
@@ -465,7 +552,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=29,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=8,
                 sweeps=3,
                 values=7,
@@ -546,7 +636,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=36,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=9,
@@ -557,7 +650,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=37,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=9,
@@ -568,7 +664,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=38,
                 number=0,
-                arrays=(("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar")),
+                arrays=(
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=9,
@@ -579,7 +678,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=39,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=7,
@@ -594,7 +696,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=40,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=7,
@@ -609,7 +714,10 @@ class AdaLomo(Optimizer):
             Kernel(
                 unit=41,
                 number=0,
-                arrays=(("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols")),
+                arrays=(
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                ),
                 slots=6,
                 sweeps=3,
                 values=7,

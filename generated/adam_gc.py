@@ -87,7 +87,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass0",),
@@ -96,7 +100,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 by_rows=True,
@@ -106,7 +114,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass2",),
@@ -115,7 +127,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 by_rows=True,
@@ -163,7 +179,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass8",),
@@ -172,7 +192,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=9,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 by_rows=True,
@@ -182,7 +206,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=10,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass10",),
@@ -219,7 +247,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=14,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass8",),
@@ -228,7 +260,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=15,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 by_rows=True,
@@ -238,7 +274,11 @@ class AdamGC(Optimizer):
             Kernel(
                 unit=16,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass10",),

@@ -90,7 +90,12 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -101,7 +106,12 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -112,7 +122,12 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -123,7 +138,11 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -134,7 +153,11 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -145,7 +168,11 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -156,7 +183,12 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -167,7 +199,12 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -178,7 +215,12 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("max_exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("max_exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -189,7 +231,11 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=9,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -200,7 +246,11 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=10,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,
@@ -211,7 +261,11 @@ class AdamNorm(Optimizer):
             Kernel(
                 unit=11,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_var", "element"), ("exp_grad_norm", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_var", "element"),
+                    ("exp_grad_norm", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=4,

@@ -73,7 +73,11 @@ class AdaMod(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("exp_avg_lr", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("exp_avg_lr", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass0",),

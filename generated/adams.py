@@ -78,7 +78,11 @@ class AdamS(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -90,7 +94,11 @@ class AdamS(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -102,7 +110,11 @@ class AdamS(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "mean", "element"),),
@@ -114,7 +126,11 @@ class AdamS(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass4",),

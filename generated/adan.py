@@ -89,7 +89,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -101,7 +106,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -113,7 +123,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -125,7 +140,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -137,7 +157,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -149,7 +174,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -161,7 +191,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -173,7 +208,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -185,7 +225,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -197,7 +242,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=4,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -209,7 +259,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -221,7 +276,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=5,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=12,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -233,7 +293,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass5",),
@@ -242,7 +307,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=6,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass6",),
@@ -251,7 +321,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass7",),
@@ -260,7 +335,12 @@ class Adan(Optimizer):
             Kernel(
                 unit=7,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_diff", "element"), ("exp_avg_sq", "element"), ("neg_pre_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_diff", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("neg_pre_grad", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass8",),

@@ -87,7 +87,12 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass0",),
@@ -96,7 +101,12 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass1",),
@@ -105,7 +115,11 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass2",),
@@ -114,7 +128,11 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass3",),
@@ -123,7 +141,12 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass4",),
@@ -132,7 +155,12 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass5",),
@@ -141,7 +169,11 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass6",),
@@ -150,7 +182,11 @@ class AdaPNM(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("exp_avg", "element"), ("neg_exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("neg_exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass7",),

@@ -84,7 +84,11 @@ class AdEMAMix(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg_fast", "element"), ("exp_avg_slow", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg_fast", "element"),
+                    ("exp_avg_slow", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=12,
                 sweeps=1,
                 passes=("pass0",),

@@ -67,7 +67,11 @@ class AggMo(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("momentum_buffer_1", "element"), ("momentum_buffer_2", "element"), ("momentum_buffer_3", "element")),
+                arrays=(
+                    ("momentum_buffer_1", "element"),
+                    ("momentum_buffer_2", "element"),
+                    ("momentum_buffer_3", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass0",),

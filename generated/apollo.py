@@ -92,7 +92,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -104,7 +108,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -116,7 +124,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -128,7 +140,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -140,7 +156,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -152,7 +172,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -164,7 +188,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -176,7 +204,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -188,7 +220,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -200,7 +236,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=9,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -212,7 +252,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=10,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -224,7 +268,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=11,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -236,7 +284,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=12,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=4,
                 host_states=("base_lr",),
@@ -248,7 +300,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=13,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=4,
                 host_states=("base_lr",),
@@ -260,7 +316,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=14,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=4,
                 host_states=("base_lr",),
@@ -272,7 +332,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=15,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -284,7 +348,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=16,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -296,7 +364,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=17,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=5,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -308,7 +380,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=18,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -320,7 +396,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=19,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -332,7 +412,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=20,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -344,7 +428,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=21,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=4,
                 host_states=("base_lr",),
@@ -356,7 +444,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=22,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=4,
                 host_states=("base_lr",),
@@ -368,7 +460,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=23,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=4,
                 host_states=("base_lr",),
@@ -380,7 +476,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=24,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -392,7 +492,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=25,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -404,7 +508,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=26,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=4,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -416,7 +524,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=27,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=3,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -428,7 +540,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=28,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=3,
                 sweeps=3,
                 host_states=("base_lr",),
@@ -440,7 +556,11 @@ class Apollo(Optimizer):
             Kernel(
                 unit=29,
                 number=0,
-                arrays=(("exp_avg_grad", "element"), ("approx_hessian", "element"), ("last_update", "element")),
+                arrays=(
+                    ("exp_avg_grad", "element"),
+                    ("approx_hessian", "element"),
+                    ("last_update", "element"),
+                ),
                 slots=3,
                 sweeps=3,
                 host_states=("base_lr",),

@@ -80,7 +80,11 @@ class AvaGrad(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("gamma", "")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("gamma", ""),
+                ),
                 slots=6,
                 sweeps=1,
                 groups=("gamma",),
@@ -94,7 +98,11 @@ class AvaGrad(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("gamma", "")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("gamma", ""),
+                ),
                 slots=9,
                 sweeps=1,
                 groups=("gamma",),
@@ -108,7 +116,11 @@ class AvaGrad(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("gamma", "")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("gamma", ""),
+                ),
                 slots=7,
                 sweeps=1,
                 groups=("gamma",),
@@ -122,7 +134,11 @@ class AvaGrad(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("gamma", "")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("gamma", ""),
+                ),
                 slots=9,
                 sweeps=1,
                 groups=("gamma",),

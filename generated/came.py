@@ -91,7 +91,13 @@ class CAME(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg_res_row", "element"), ("exp_avg_res_col", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg_res_row", "element"),
+                    ("exp_avg_res_col", "scalar"),
+                ),
                 slots=11,
                 sweeps=4,
                 values=8,
@@ -102,7 +108,13 @@ class CAME(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg_res_row", "element"), ("exp_avg_res_col", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg_res_row", "element"),
+                    ("exp_avg_res_col", "scalar"),
+                ),
                 slots=11,
                 sweeps=4,
                 values=8,
@@ -113,7 +125,13 @@ class CAME(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq_row", "element"), ("exp_avg_sq_col", "scalar"), ("exp_avg_res_row", "element"), ("exp_avg_res_col", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq_row", "element"),
+                    ("exp_avg_sq_col", "scalar"),
+                    ("exp_avg_res_row", "element"),
+                    ("exp_avg_res_col", "scalar"),
+                ),
                 slots=11,
                 sweeps=4,
                 values=8,
@@ -124,7 +142,13 @@ class CAME(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg_res_row", "rows"), ("exp_avg_res_col", "cols")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg_res_row", "rows"),
+                    ("exp_avg_res_col", "cols"),
+                ),
                 slots=11,
                 sweeps=4,
                 values=4,
@@ -139,7 +163,13 @@ class CAME(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg_res_row", "rows"), ("exp_avg_res_col", "cols")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg_res_row", "rows"),
+                    ("exp_avg_res_col", "cols"),
+                ),
                 slots=11,
                 sweeps=4,
                 values=4,
@@ -154,7 +184,13 @@ class CAME(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq_row", "rows"), ("exp_avg_sq_col", "cols"), ("exp_avg_res_row", "rows"), ("exp_avg_res_col", "cols")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq_row", "rows"),
+                    ("exp_avg_sq_col", "cols"),
+                    ("exp_avg_res_row", "rows"),
+                    ("exp_avg_res_col", "cols"),
+                ),
                 slots=11,
                 sweeps=4,
                 values=4,

@@ -84,7 +84,11 @@ class CautiousRMSprop(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=2,
@@ -95,7 +99,11 @@ class CautiousRMSprop(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=2,
@@ -106,7 +114,11 @@ class CautiousRMSprop(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=2,
@@ -150,7 +162,10 @@ class CautiousRMSprop(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=2,
@@ -161,7 +176,10 @@ class CautiousRMSprop(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=2,
@@ -172,7 +190,10 @@ class CautiousRMSprop(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=2,

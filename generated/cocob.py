@@ -71,7 +71,13 @@ class COCOB(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("L", "element"), ("grad_norm_sum", "element"), ("gradients_sum", "element"), ("reward", "element"), ("tilde_w", "element")),
+                arrays=(
+                    ("L", "element"),
+                    ("grad_norm_sum", "element"),
+                    ("gradients_sum", "element"),
+                    ("reward", "element"),
+                    ("tilde_w", "element"),
+                ),
                 slots=1,
                 sweeps=1,
                 passes=("pass0",),

@@ -46,6 +46,7 @@ class CSGLD(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: no effect on states, of which there are none per element
 
     Reference: Zhang et al. 2020, Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning, arXiv:1902.03932
     """

@@ -81,12 +81,20 @@ class DAdaptLion(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("d", ""), ("numerator_weighted", ""), ("exp_avg", "element"), ("s", "element")),
+                arrays=(
+                    ("d", ""),
+                    ("numerator_weighted", ""),
+                    ("exp_avg", "element"),
+                    ("s", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 groups=("d", "numerator_weighted"),
                 written_groups=("d", "numerator_weighted"),
-                joints=((0, 0, 0, "all", "sum", "element"), (0, 1, 1, "all", "sum", "element")),
+                joints=(
+                    (0, 0, 0, "all", "sum", "element"),
+                    (0, 1, 1, "all", "sum", "element"),
+                ),
                 values=8,
                 width=2,
                 passes=("pass0",),

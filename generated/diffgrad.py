@@ -78,7 +78,11 @@ class DiffGrad(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("previous_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("previous_grad", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass0",),
@@ -87,7 +91,11 @@ class DiffGrad(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("previous_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("previous_grad", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass1",),

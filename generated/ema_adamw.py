@@ -100,7 +100,12 @@ class EMAAdamW(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("ema", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("ema", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 host_states=("ema_weight",),
@@ -110,7 +115,12 @@ class EMAAdamW(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("ema", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("ema", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass1",),
@@ -119,7 +129,12 @@ class EMAAdamW(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("ema", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("ema", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass2",),
@@ -128,7 +143,11 @@ class EMAAdamW(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("ema", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("ema", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 host_states=("ema_weight",),
@@ -138,7 +157,11 @@ class EMAAdamW(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("ema", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("ema", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass4",),
@@ -147,7 +170,11 @@ class EMAAdamW(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("ema", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("ema", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass5",),

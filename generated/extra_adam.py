@@ -95,7 +95,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass0",),
@@ -104,7 +109,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass1",),
@@ -113,7 +123,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass2",),
@@ -122,7 +137,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass3",),
@@ -131,7 +151,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass4",),
@@ -140,7 +164,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass5",),
@@ -149,7 +177,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass6",),
@@ -158,7 +190,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass7",),
@@ -167,7 +203,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass8",),
@@ -176,7 +217,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass9",),
@@ -185,7 +231,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass10",),
@@ -194,7 +245,12 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass11",),
@@ -203,7 +259,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass12",),
@@ -212,7 +272,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass13",),
@@ -221,7 +285,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass14",),
@@ -230,7 +298,11 @@ class ExtraAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("iterate", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass15",),

@@ -84,7 +84,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass0",),
@@ -93,7 +96,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass1",),
@@ -102,7 +108,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass2",),
@@ -111,7 +120,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass3",),
@@ -120,7 +132,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass4",),
@@ -129,7 +144,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass5",),
@@ -138,7 +156,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass6",),
@@ -147,7 +168,10 @@ class ExtraSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("momentum_buffer", "element"), ("iterate", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("iterate", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass7",),

@@ -94,7 +94,10 @@ class FISTA(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 host_states=("momentum_count",),
@@ -104,7 +107,10 @@ class FISTA(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 host_states=("momentum_count",),
@@ -114,7 +120,10 @@ class FISTA(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 host_states=("momentum_count",),
@@ -124,7 +133,10 @@ class FISTA(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 host_states=("momentum_count",),

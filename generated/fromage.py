@@ -44,6 +44,7 @@ class Fromage(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: no effect on states, of which there are none per element
 
     Reference: Bernstein et al. 2020, On the distance between two neural networks and the stability of learning, arXiv:2002.03432
     """

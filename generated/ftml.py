@@ -68,7 +68,11 @@ class FTML(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("d", "element"), ("v", "element"), ("z", "element")),
+                arrays=(
+                    ("d", "element"),
+                    ("v", "element"),
+                    ("z", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass0",),

@@ -85,7 +85,12 @@ class GrokfastAdamW(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("grok_exp_avg", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("grok_exp_avg", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass0",),
@@ -94,7 +99,11 @@ class GrokfastAdamW(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("grok_exp_avg", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("grok_exp_avg", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=11,
                 sweeps=1,
                 passes=("pass1",),

@@ -77,7 +77,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=3,
                 sweeps=1,
                 values=4,
@@ -88,7 +92,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=5,
@@ -99,7 +107,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=2,
                 sweeps=1,
                 values=4,
@@ -110,7 +122,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=2,
                 sweeps=2,
                 values=5,
@@ -121,7 +137,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=3,
                 sweeps=1,
                 values=4,
@@ -132,7 +152,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=5,
@@ -143,7 +167,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=2,
                 sweeps=1,
                 values=4,
@@ -154,7 +182,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=2,
                 sweeps=2,
                 values=5,
@@ -165,7 +197,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=3,
                 sweeps=1,
                 values=4,
@@ -176,7 +212,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=5,
@@ -187,7 +227,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=2,
                 number=2,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=2,
                 sweeps=1,
                 values=4,
@@ -198,7 +242,11 @@ class LDoG(Optimizer):
             Kernel(
                 unit=2,
                 number=3,
-                arrays=(("init_buffer", "element"), ("rbar", "scalar"), ("G", "scalar")),
+                arrays=(
+                    ("init_buffer", "element"),
+                    ("rbar", "scalar"),
+                    ("G", "scalar"),
+                ),
                 slots=2,
                 sweeps=2,
                 values=5,

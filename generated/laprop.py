@@ -80,7 +80,11 @@ class LaProp(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 host_states=("exp_avg_lr_1",),
@@ -90,7 +94,11 @@ class LaProp(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 host_states=("exp_avg_lr_1",),

@@ -89,7 +89,12 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass0",),
@@ -98,7 +103,12 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass1",),
@@ -107,7 +117,11 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass2",),
@@ -116,7 +130,11 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass3",),
@@ -125,7 +143,12 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass4",),
@@ -134,7 +157,12 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass5",),
@@ -143,7 +171,11 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 passes=("pass6",),
@@ -152,7 +184,11 @@ class LookaheadAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("cached_params", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass7",),

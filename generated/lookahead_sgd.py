@@ -89,7 +89,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass0",),
@@ -98,7 +101,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass1",),
@@ -107,7 +113,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass2",),
@@ -116,7 +125,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass3",),
@@ -125,7 +137,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass4",),
@@ -134,7 +149,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass1",),
@@ -143,7 +161,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass5",),
@@ -152,7 +173,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass3",),
@@ -161,7 +185,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass6",),
@@ -170,7 +198,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass7",),
@@ -179,7 +211,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=2,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass8",),
@@ -188,7 +224,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=2,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass9",),
@@ -197,7 +237,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass10",),
@@ -206,7 +249,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass1",),
@@ -215,7 +261,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=3,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass11",),
@@ -224,7 +273,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=3,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass3",),
@@ -233,7 +285,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass12",),
@@ -242,7 +297,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=4,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass13",),
@@ -251,7 +309,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=4,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass14",),
@@ -260,7 +321,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=4,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass15",),
@@ -269,7 +333,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass16",),
@@ -278,7 +345,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=5,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass13",),
@@ -287,7 +357,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=5,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass17",),
@@ -296,7 +369,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=5,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass15",),
@@ -305,7 +381,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass18",),
@@ -314,7 +394,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=6,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass19",),
@@ -323,7 +407,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=6,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass20",),
@@ -332,7 +420,11 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=6,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element"), ("cached_mom", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                    ("cached_mom", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass21",),
@@ -341,7 +433,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass22",),
@@ -350,7 +445,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=7,
                 number=1,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass13",),
@@ -359,7 +457,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=7,
                 number=2,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass23",),
@@ -368,7 +469,10 @@ class LookaheadSGD(Optimizer):
             Kernel(
                 unit=7,
                 number=3,
-                arrays=(("cached_params", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("cached_params", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass15",),

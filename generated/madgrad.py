@@ -90,7 +90,11 @@ class MADGRAD(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("grad_sum_sq", "element"), ("s", "element"), ("x0", "element")),
+                arrays=(
+                    ("grad_sum_sq", "element"),
+                    ("s", "element"),
+                    ("x0", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass1",),
@@ -108,7 +112,11 @@ class MADGRAD(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("grad_sum_sq", "element"), ("s", "element"), ("x0", "element")),
+                arrays=(
+                    ("grad_sum_sq", "element"),
+                    ("s", "element"),
+                    ("x0", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass3",),

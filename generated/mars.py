@@ -131,7 +131,12 @@ class MARS(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("last_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("last_grad", "element"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=2,
@@ -142,7 +147,12 @@ class MARS(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("last_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("last_grad", "element"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=2,
@@ -153,7 +163,12 @@ class MARS(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("last_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("last_grad", "element"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=2,
@@ -164,7 +179,11 @@ class MARS(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("last_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("last_grad", "element"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=2,
@@ -175,7 +194,11 @@ class MARS(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("last_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("last_grad", "element"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=2,
@@ -186,7 +209,11 @@ class MARS(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("last_grad", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("last_grad", "element"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=2,
@@ -197,7 +224,11 @@ class MARS(Optimizer):
             Kernel(
                 unit=9,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass12",),

@@ -72,7 +72,10 @@ class NIGT(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -84,7 +87,10 @@ class NIGT(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),
@@ -96,7 +102,10 @@ class NIGT(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("iterate", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("iterate", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=2,
                 joints=((0, 0, 0, "all", "sum", "element"),),

@@ -93,7 +93,12 @@ class NoisyAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("xi", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("xi", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass0",),
@@ -102,7 +107,11 @@ class NoisyAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("xi", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("xi", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass1",),
@@ -111,7 +120,12 @@ class NoisyAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("xi", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("xi", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass2",),
@@ -120,7 +134,11 @@ class NoisyAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("xi", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("xi", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass3",),
@@ -129,7 +147,11 @@ class NoisyAdam(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 draws=True,
@@ -149,7 +171,11 @@ class NoisyAdam(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=10,
                 sweeps=1,
                 draws=True,

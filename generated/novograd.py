@@ -83,7 +83,11 @@ class NovoGrad(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "scalar"), ("max_exp_avg_sq", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "scalar"),
+                    ("max_exp_avg_sq", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=4,
@@ -94,7 +98,11 @@ class NovoGrad(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "scalar"), ("max_exp_avg_sq", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "scalar"),
+                    ("max_exp_avg_sq", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=4,
@@ -105,7 +113,11 @@ class NovoGrad(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "scalar"), ("max_exp_avg_sq", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "scalar"),
+                    ("max_exp_avg_sq", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=4,
@@ -116,7 +128,11 @@ class NovoGrad(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "scalar"), ("max_exp_avg_sq", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "scalar"),
+                    ("max_exp_avg_sq", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=4,
@@ -127,7 +143,11 @@ class NovoGrad(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "scalar"), ("max_exp_avg_sq", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "scalar"),
+                    ("max_exp_avg_sq", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=4,
@@ -138,7 +158,11 @@ class NovoGrad(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "scalar"), ("max_exp_avg_sq", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "scalar"),
+                    ("max_exp_avg_sq", "scalar"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=4,

@@ -85,7 +85,12 @@ class OptimisticAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass0",),
@@ -94,7 +99,11 @@ class OptimisticAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass1",),
@@ -103,7 +112,12 @@ class OptimisticAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass2",),
@@ -112,7 +126,11 @@ class OptimisticAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass3",),

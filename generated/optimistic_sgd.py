@@ -77,7 +77,10 @@ class OptimisticSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 passes=("pass0",),
@@ -86,7 +89,10 @@ class OptimisticSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass1",),
@@ -95,7 +101,10 @@ class OptimisticSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass2",),
@@ -104,7 +113,10 @@ class OptimisticSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("previous_update", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("previous_update", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass3",),

@@ -84,7 +84,11 @@ class PID(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("i_buffer", "element"), ("d_buffer", "element"), ("grad_buffer", "element")),
+                arrays=(
+                    ("i_buffer", "element"),
+                    ("d_buffer", "element"),
+                    ("grad_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass0",),
@@ -93,7 +97,11 @@ class PID(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("i_buffer", "element"), ("d_buffer", "element"), ("grad_buffer", "element")),
+                arrays=(
+                    ("i_buffer", "element"),
+                    ("d_buffer", "element"),
+                    ("grad_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass1",),
@@ -102,7 +110,11 @@ class PID(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("i_buffer", "element"), ("d_buffer", "element"), ("grad_buffer", "element")),
+                arrays=(
+                    ("i_buffer", "element"),
+                    ("d_buffer", "element"),
+                    ("grad_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass2",),
@@ -111,7 +123,11 @@ class PID(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("i_buffer", "element"), ("d_buffer", "element"), ("grad_buffer", "element")),
+                arrays=(
+                    ("i_buffer", "element"),
+                    ("d_buffer", "element"),
+                    ("grad_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass1",),

@@ -74,7 +74,10 @@ class PNM(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("pos_momentum", "element"), ("neg_momentum", "element")),
+                arrays=(
+                    ("pos_momentum", "element"),
+                    ("neg_momentum", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass0",),
@@ -83,7 +86,10 @@ class PNM(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("pos_momentum", "element"), ("neg_momentum", "element")),
+                arrays=(
+                    ("pos_momentum", "element"),
+                    ("neg_momentum", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass1",),
@@ -92,7 +98,10 @@ class PNM(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("pos_momentum", "element"), ("neg_momentum", "element")),
+                arrays=(
+                    ("pos_momentum", "element"),
+                    ("neg_momentum", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass2",),
@@ -101,7 +110,10 @@ class PNM(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("pos_momentum", "element"), ("neg_momentum", "element")),
+                arrays=(
+                    ("pos_momentum", "element"),
+                    ("neg_momentum", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass3",),

@@ -92,7 +92,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -102,7 +105,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -112,7 +118,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -122,7 +131,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -132,7 +144,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -142,7 +157,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -152,7 +170,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 host_states=("n_averaged",),
@@ -162,7 +183,10 @@ class PolyakSGD(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("momentum_buffer", "element"), ("polyak_average", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("polyak_average", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_averaged",),

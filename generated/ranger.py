@@ -91,7 +91,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass0",),
@@ -100,7 +104,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass1",),
@@ -109,7 +117,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass2",),
@@ -118,7 +130,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass3",),
@@ -127,7 +143,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 by_rows=True,
@@ -137,7 +157,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 by_rows=True,
@@ -147,7 +171,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 by_rows=True,
@@ -157,7 +185,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 by_rows=True,
@@ -167,7 +199,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass8",),
@@ -176,7 +212,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass9",),
@@ -185,7 +225,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=2,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass10",),
@@ -194,7 +238,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=2,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass11",),
@@ -203,7 +251,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass8",),
@@ -212,7 +264,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 passes=("pass9",),
@@ -221,7 +277,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=3,
                 number=2,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass10",),
@@ -230,7 +290,11 @@ class Ranger(Optimizer):
             Kernel(
                 unit=3,
                 number=3,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("slow_buffer", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("slow_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass11",),

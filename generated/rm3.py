@@ -65,7 +65,10 @@ class RM3(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("gradient_2", "element"), ("gradient_1", "element")),
+                arrays=(
+                    ("gradient_2", "element"),
+                    ("gradient_1", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 passes=("pass0",),
@@ -74,7 +77,10 @@ class RM3(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("gradient_2", "element"), ("gradient_1", "element")),
+                arrays=(
+                    ("gradient_2", "element"),
+                    ("gradient_1", "element"),
+                ),
                 slots=0,
                 sweeps=1,
                 passes=("pass1",),

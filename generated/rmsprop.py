@@ -78,7 +78,11 @@ class RMSprop(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass0",),
@@ -96,7 +100,10 @@ class RMSprop(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass2",),

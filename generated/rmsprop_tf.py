@@ -85,7 +85,11 @@ class RMSpropTF(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass0",),
@@ -103,7 +107,10 @@ class RMSpropTF(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass2",),
@@ -121,7 +128,11 @@ class RMSpropTF(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass4",),
@@ -139,7 +150,10 @@ class RMSpropTF(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass6",),

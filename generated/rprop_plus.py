@@ -69,7 +69,11 @@ class RpropPlus(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("prev", "element"), ("step_size", "element"), ("prev_step", "element")),
+                arrays=(
+                    ("prev", "element"),
+                    ("step_size", "element"),
+                    ("prev_step", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass0",),

@@ -93,7 +93,11 @@ class ScheduleFreeAdamW(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("z", "element"), ("exp_avg", "element"), ("exp_avg_sq", "element")),
+                arrays=(
+                    ("z", "element"),
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                ),
                 slots=12,
                 sweeps=1,
                 host_states=("lr_max", "weight_sum"),

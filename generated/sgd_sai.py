@@ -79,7 +79,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=4,
                 groups=("max_gsnr",),
@@ -93,7 +97,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=1,
                 groups=("max_gsnr",),
@@ -104,7 +112,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=4,
                 groups=("max_gsnr",),
@@ -118,7 +130,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=1,
                 groups=("max_gsnr",),
@@ -129,7 +145,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=4,
                 groups=("max_gsnr",),
@@ -143,7 +163,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=1,
                 groups=("max_gsnr",),
@@ -154,7 +178,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=3,
                 sweeps=3,
                 groups=("max_gsnr",),
@@ -168,7 +196,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=3,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=1,
                 groups=("max_gsnr",),
@@ -179,7 +211,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=3,
                 sweeps=3,
                 groups=("max_gsnr",),
@@ -193,7 +229,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=4,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=1,
                 groups=("max_gsnr",),
@@ -204,7 +244,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=3,
                 sweeps=3,
                 groups=("max_gsnr",),
@@ -218,7 +262,11 @@ class SGDSaI(Optimizer):
             Kernel(
                 unit=5,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("gsnr", "scalar"), ("max_gsnr", "")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("gsnr", "scalar"),
+                    ("max_gsnr", ""),
+                ),
                 slots=4,
                 sweeps=1,
                 groups=("max_gsnr",),

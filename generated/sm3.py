@@ -81,7 +81,11 @@ class SM3(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("accumulator_0", "element"), ("accumulator_1", "scalar"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator_0", "element"),
+                    ("accumulator_1", "scalar"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 values=2,
@@ -92,7 +96,11 @@ class SM3(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("accumulator_0", "rows"), ("accumulator_1", "cols"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator_0", "rows"),
+                    ("accumulator_1", "cols"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 columns=2,
@@ -104,7 +112,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("accumulator_0", "element"), ("accumulator_1", "scalar")),
+                arrays=(
+                    ("accumulator_0", "element"),
+                    ("accumulator_1", "scalar"),
+                ),
                 slots=4,
                 sweeps=1,
                 values=2,
@@ -115,7 +126,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("accumulator_0", "rows"), ("accumulator_1", "cols")),
+                arrays=(
+                    ("accumulator_0", "rows"),
+                    ("accumulator_1", "cols"),
+                ),
                 slots=4,
                 sweeps=1,
                 columns=2,
@@ -127,7 +141,11 @@ class SM3(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("accumulator_0", "element"), ("accumulator_1", "scalar"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator_0", "element"),
+                    ("accumulator_1", "scalar"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 values=1,
@@ -138,7 +156,11 @@ class SM3(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("accumulator_0", "rows"), ("accumulator_1", "cols"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator_0", "rows"),
+                    ("accumulator_1", "cols"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 columns=1,
@@ -150,7 +172,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("accumulator_0", "element"), ("accumulator_1", "scalar")),
+                arrays=(
+                    ("accumulator_0", "element"),
+                    ("accumulator_1", "scalar"),
+                ),
                 slots=2,
                 sweeps=1,
                 values=1,
@@ -161,7 +186,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("accumulator_0", "rows"), ("accumulator_1", "cols")),
+                arrays=(
+                    ("accumulator_0", "rows"),
+                    ("accumulator_1", "cols"),
+                ),
                 slots=2,
                 sweeps=1,
                 columns=1,
@@ -173,7 +201,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("accumulator", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass8",),
@@ -182,7 +213,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=9,
                 number=0,
-                arrays=(("accumulator", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=6,
                 sweeps=1,
                 passes=("pass8",),
@@ -209,7 +243,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=12,
                 number=0,
-                arrays=(("accumulator", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass10",),
@@ -218,7 +255,10 @@ class SM3(Optimizer):
             Kernel(
                 unit=13,
                 number=0,
-                arrays=(("accumulator", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("accumulator", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 passes=("pass10",),

@@ -77,7 +77,11 @@ class SophiaG(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("h", "element"), ("exp_avg", "element"), ("hessian", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("exp_avg", "element"),
+                    ("hessian", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass0",),
@@ -86,7 +90,11 @@ class SophiaG(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("h", "element"), ("exp_avg", "element"), ("hessian", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("exp_avg", "element"),
+                    ("hessian", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 passes=("pass1",),

@@ -87,7 +87,11 @@ class SophiaH(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("h", "element"), ("momentum", "element"), ("hessian_moment", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("momentum", "element"),
+                    ("hessian_moment", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass0",),
@@ -96,7 +100,11 @@ class SophiaH(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("h", "element"), ("momentum", "element"), ("hessian_moment", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("momentum", "element"),
+                    ("hessian_moment", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass1",),
@@ -105,7 +113,11 @@ class SophiaH(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("h", "element"), ("momentum", "element"), ("hessian_moment", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("momentum", "element"),
+                    ("hessian_moment", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass2",),
@@ -114,7 +126,11 @@ class SophiaH(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("h", "element"), ("momentum", "element"), ("hessian_moment", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("momentum", "element"),
+                    ("hessian_moment", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass3",),
@@ -123,7 +139,11 @@ class SophiaH(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("h", "element"), ("momentum", "element"), ("hessian_moment", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("momentum", "element"),
+                    ("hessian_moment", "element"),
+                ),
                 slots=9,
                 sweeps=1,
                 passes=("pass4",),
@@ -132,7 +152,11 @@ class SophiaH(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("h", "element"), ("momentum", "element"), ("hessian_moment", "element")),
+                arrays=(
+                    ("h", "element"),
+                    ("momentum", "element"),
+                    ("hessian_moment", "element"),
+                ),
                 slots=7,
                 sweeps=1,
                 passes=("pass5",),

@@ -76,7 +76,11 @@ class STORM(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("g2", "element"), ("sum_norm_squared", ""), ("estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_norm_squared", ""),
+                    ("estimate", "element"),
+                ),
                 slots=1,
                 sweeps=2,
                 groups=("sum_norm_squared",),
@@ -90,7 +94,11 @@ class STORM(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("g2", "element"), ("sum_norm_squared", ""), ("estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_norm_squared", ""),
+                    ("estimate", "element"),
+                ),
                 slots=2,
                 sweeps=2,
                 groups=("sum_norm_squared",),
@@ -104,7 +112,11 @@ class STORM(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("g2", "element"), ("sum_norm_squared", ""), ("estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_norm_squared", ""),
+                    ("estimate", "element"),
+                ),
                 slots=1,
                 sweeps=2,
                 groups=("sum_norm_squared",),
@@ -118,7 +130,11 @@ class STORM(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("g2", "element"), ("sum_norm_squared", ""), ("estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_norm_squared", ""),
+                    ("estimate", "element"),
+                ),
                 slots=2,
                 sweeps=2,
                 groups=("sum_norm_squared",),
@@ -132,7 +148,11 @@ class STORM(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("g2", "element"), ("sum_norm_squared", ""), ("estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_norm_squared", ""),
+                    ("estimate", "element"),
+                ),
                 slots=1,
                 sweeps=2,
                 groups=("sum_norm_squared",),
@@ -146,7 +166,11 @@ class STORM(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("g2", "element"), ("sum_norm_squared", ""), ("estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_norm_squared", ""),
+                    ("estimate", "element"),
+                ),
                 slots=2,
                 sweeps=2,
                 groups=("sum_norm_squared",),

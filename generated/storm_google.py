@@ -81,7 +81,12 @@ class StormGoogle(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("g2", "element"), ("sum_grad_squared", "element"), ("maximum_gradient", "scalar"), ("grad_estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_grad_squared", "element"),
+                    ("maximum_gradient", "scalar"),
+                    ("grad_estimate", "element"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=3,
@@ -92,7 +97,12 @@ class StormGoogle(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("g2", "element"), ("sum_grad_squared", "element"), ("maximum_gradient", "scalar"), ("grad_estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_grad_squared", "element"),
+                    ("maximum_gradient", "scalar"),
+                    ("grad_estimate", "element"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=3,
@@ -103,7 +113,12 @@ class StormGoogle(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("g2", "element"), ("sum_grad_squared", "element"), ("maximum_gradient", "scalar"), ("grad_estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_grad_squared", "element"),
+                    ("maximum_gradient", "scalar"),
+                    ("grad_estimate", "element"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=3,
@@ -114,7 +129,12 @@ class StormGoogle(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("g2", "element"), ("sum_grad_squared", "element"), ("maximum_gradient", "scalar"), ("grad_estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_grad_squared", "element"),
+                    ("maximum_gradient", "scalar"),
+                    ("grad_estimate", "element"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=3,
@@ -125,7 +145,12 @@ class StormGoogle(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("g2", "element"), ("sum_grad_squared", "element"), ("maximum_gradient", "scalar"), ("grad_estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_grad_squared", "element"),
+                    ("maximum_gradient", "scalar"),
+                    ("grad_estimate", "element"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=3,
@@ -136,7 +161,12 @@ class StormGoogle(Optimizer):
             Kernel(
                 unit=2,
                 number=1,
-                arrays=(("g2", "element"), ("sum_grad_squared", "element"), ("maximum_gradient", "scalar"), ("grad_estimate", "element")),
+                arrays=(
+                    ("g2", "element"),
+                    ("sum_grad_squared", "element"),
+                    ("maximum_gradient", "scalar"),
+                    ("grad_estimate", "element"),
+                ),
                 slots=3,
                 sweeps=2,
                 values=3,

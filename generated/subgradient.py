@@ -39,6 +39,7 @@ class Subgradient(Optimizer):
         differentiable: keep the autograd graph through the step
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
+        store: no effect on states, of which there are none per element
 
     Reference: Shor 1985, Minimization Methods for Non-Differentiable Functions, Springer
     """

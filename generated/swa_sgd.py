@@ -95,7 +95,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -105,7 +108,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -115,7 +121,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -125,7 +134,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=0,
                 number=3,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -135,7 +147,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=0,
                 number=4,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -145,7 +160,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=0,
                 number=5,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -155,7 +173,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=3,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -165,7 +186,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=1,
                 number=1,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -175,7 +199,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=1,
                 number=2,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=2,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -185,7 +212,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=1,
                 number=3,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=5,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -195,7 +225,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=1,
                 number=4,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
@@ -205,7 +238,10 @@ class SWASGD(Optimizer):
             Kernel(
                 unit=1,
                 number=5,
-                arrays=(("momentum_buffer", "element"), ("swa_buffer", "element")),
+                arrays=(
+                    ("momentum_buffer", "element"),
+                    ("swa_buffer", "element"),
+                ),
                 slots=4,
                 sweeps=1,
                 host_states=("n_avg",),

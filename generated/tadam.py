@@ -86,7 +86,12 @@ class TAdam(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("W_t", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("W_t", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=5,
@@ -97,7 +102,12 @@ class TAdam(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("W_t", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("W_t", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=5,
@@ -108,7 +118,12 @@ class TAdam(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element"), ("W_t", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                    ("W_t", "scalar"),
+                ),
                 slots=10,
                 sweeps=2,
                 values=5,
@@ -119,7 +134,11 @@ class TAdam(Optimizer):
             Kernel(
                 unit=3,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("W_t", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("W_t", "scalar"),
+                ),
                 slots=9,
                 sweeps=2,
                 values=5,
@@ -130,7 +149,11 @@ class TAdam(Optimizer):
             Kernel(
                 unit=4,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("W_t", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("W_t", "scalar"),
+                ),
                 slots=9,
                 sweeps=2,
                 values=5,
@@ -141,7 +164,11 @@ class TAdam(Optimizer):
             Kernel(
                 unit=5,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("W_t", "scalar")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("W_t", "scalar"),
+                ),
                 slots=9,
                 sweeps=2,
                 values=5,
@@ -152,7 +179,11 @@ class TAdam(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element"), ("max_exp_avg_sq", "element")),
+                arrays=(
+                    ("exp_avg", "element"),
+                    ("exp_avg_sq", "element"),
+                    ("max_exp_avg_sq", "element"),
+                ),
                 slots=8,
                 sweeps=1,
                 values=2,

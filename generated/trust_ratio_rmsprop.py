@@ -89,7 +89,11 @@ class TrustRatioRMSprop(Optimizer):
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=6,
@@ -100,7 +104,11 @@ class TrustRatioRMSprop(Optimizer):
             Kernel(
                 unit=1,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=6,
@@ -111,7 +119,11 @@ class TrustRatioRMSprop(Optimizer):
             Kernel(
                 unit=2,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element"), ("grad_avg", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                    ("grad_avg", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=6,
@@ -155,7 +167,10 @@ class TrustRatioRMSprop(Optimizer):
             Kernel(
                 unit=6,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=6,
@@ -166,7 +181,10 @@ class TrustRatioRMSprop(Optimizer):
             Kernel(
                 unit=7,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=6,
@@ -177,7 +195,10 @@ class TrustRatioRMSprop(Optimizer):
             Kernel(
                 unit=8,
                 number=0,
-                arrays=(("square_avg", "element"), ("momentum_buffer", "element")),
+                arrays=(
+                    ("square_avg", "element"),
+                    ("momentum_buffer", "element"),
+                ),
                 slots=7,
                 sweeps=2,
                 values=6,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -343,7 +344,15 @@ def _call(name: str, fields: list[str]) -> list[str]:
     line = f"{name}({', '.join(fields)}),"
     if len(line) <= WIDTH - 8:
         return [line]
-    return [f"{name}(", *(f"    {field}," for field in fields), "),"]
+    return [f"{name}(", *(f"    {line}" for field in fields for line in _field(field)), "),"]
+
+
+def _field(text: str) -> list[str]:
+    """A field, with the entries of a long tuple in lines of their own."""
+    name, _, value = text.partition("=")
+    if len(text) <= WIDTH - 24 or not value.startswith("("):
+        return [f"{text},"]
+    return [f"{name}=(", *(f"    {_spelled(item)}," for item in ast.literal_eval(value)), "),"]
 
 
 def _wrapped(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 import optdsl
 from optdsl import driver
-from tests.support import NAMES, PICKED, ROOT, class_of, files, good, module_of, python
+from tests.support import PICKED, ROOT, class_of, files, good, module_of, python
 
 pytestmark = pytest.mark.xdist_group("standalone")
 
@@ -100,7 +100,8 @@ torch.save(found, "found.pt")
 def folder(tmp_path_factory):
     """Standalone files of all shipped specs, and what a process without optdsl made of them."""
     folder = tmp_path_factory.mktemp("standalone")
-    optdsl.compile(ROOT / "specs", out=folder / "files", standalone=True)
+    specs = [ROOT / "specs" / f"{name}.opt" for name in PICKED]
+    optdsl.compile(specs, out=folder / "files", standalone=True)
     (folder / "run.py").write_text(PROCESS)
     good(python("-W", "error", "run.py", cwd=folder, PYTHONPATH=None))
     return folder
@@ -159,7 +160,7 @@ def test_a_standalone_file_shows_the_same_class(name, folder):
 
 
 def test_a_standalone_file_has_no_kernels(folder):
-    assert files(folder / "files") - {"__pycache__"} == {f"{name}.py" for name in NAMES}
+    assert files(folder / "files") - {"__pycache__"} == {f"{name}.py" for name in PICKED}
     cls, p = (
         class_of(module_of(folder / "files" / "lion.py", "without_kernels")),
         torch.nn.Parameter(torch.ones(2)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,18 @@ for _path in sorted(Path(__file__).parent.glob("*.py")):
     if not _path.stem.startswith("test_"):
         importlib.import_module(f"tests.zoo.{_path.stem}")
 
+#: Every rule in every setting by the loop and by the kernels of the CPU; by turns, or with OPTDSL_FULL all, the others.
+FULL = bool(os.environ.get("OPTDSL_FULL"))
+TURNS = {"loop": 1, "kernels": 1, "foreach": 2, "triton": 6}
+MARKS = {"kernels": [needs_compiler], "triton": [needs_compiler, needs_triton]}
+SETTINGS = [(rule, number) for rule in RULES for number in range(len(rule.settings))]
 CASES = [
-    pytest.param(rule, setting, id=f"{rule.spec}-{number}")
-    for rule in RULES
-    for number, setting in enumerate(rule.settings)
+    pytest.param(
+        rule, rule.settings[number], path, id=f"{rule.spec}-{number}-{path}", marks=MARKS.get(path, [])
+    )
+    for path, turn in TURNS.items()
+    for index, (rule, number) in enumerate(SETTINGS)
+    if FULL or index % turn == 0
 ]
 FLAGS: dict[str, dict[str, Any]] = {
     "loop": {"foreach": False},
@@ -51,16 +60,7 @@ def trajectory(rule: Rule, found: Problem, setting: dict[str, Any], path: str) -
     return steps
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "loop",
-        "foreach",
-        pytest.param("kernels", marks=needs_compiler),
-        pytest.param("triton", marks=[needs_compiler, needs_triton]),
-    ],
-)
-@pytest.mark.parametrize(("rule", "setting"), CASES)
+@pytest.mark.parametrize(("rule", "setting", "path"), CASES)
 def test_same_as_the_rule_in_numpy(rule: Rule, setting: dict[str, Any], path: str) -> None:
     """In float64, every tensor after every step, relative to max(1, |expected|)."""
     found = problem(SEED, rule.inputs)

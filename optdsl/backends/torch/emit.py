@@ -160,7 +160,9 @@ class _Module:
             "    differentiable: keep the autograd graph through the step",
             *self.fused_doc(),
         ]
-        if any(s.type.is_element for s in program.kept):
+        if not any(s.type.is_element for s in program.kept):
+            rows.append("    store: no effect on states, of which there are none per element")
+        else:
             rows.append("    store: format of states per element, such as bf16 or q8, for all or by key")
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
