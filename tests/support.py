@@ -53,8 +53,8 @@ WITHOUT_KERNELS = _with("_no_kernels =")
 def _picked() -> list[str]:
     """CORE and every eighth of the others, or with OPTDSL_FULL all: what takes time is tried on these.
 
-    Left out are those that the tests of all methods do not fit: with inputs, random numbers, without kernels or a learning
-    rate, without an effect in the first step.
+    Left out are those that the tests of all methods do not fit: with inputs or random numbers, without kernels or a
+    learning rate, without an effect in the first step.
     """
     odd = {
         *WITH_INPUTS,

@@ -21,7 +21,7 @@ ORDER: tuple[frozenset[str], ...] = (
     frozenset({"lang"}),
     frozenset({"ir"}),
     frozenset({"check", "passes", "runtime"}),
-    frozenset({"backends"}),
+    frozenset({"backends", "compose"}),
     frozenset({"driver"}),
     frozenset({"zoo", "analysis"}),
     frozenset({"search"}),

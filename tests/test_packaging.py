@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import COMPILER
+from tests.support import COMPILER, WITHOUT_KERNELS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,7 +111,8 @@ def test_the_wheel_holds_the_package_and_its_data(wheel: Path) -> None:
         assert any(name.startswith(f"optdsl/_data/{kind}/") for name in names), kind
     assert {f"optdsl/runtime/native/{name}" for name in ("table.h", "kernel.h", "driver.c")} <= names
     for file in (ROOT / "specs").glob("*.opt"):
-        assert {f"optdsl/_data/generated/{file.stem}{suffix}" for suffix in (".py", ".c")} <= names
+        suffixes = (".py",) if file.stem in WITHOUT_KERNELS else (".py", ".c", ".triton.py")
+        assert {f"optdsl/_data/generated/{file.stem}{suffix}" for suffix in suffixes} <= names
     assert "optdsl = optdsl.__main__:main" in entry_points
 
 

@@ -77,7 +77,7 @@ def _tokens(text: str, to: Notation) -> list[Token]:
         "num": r"[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?"
         if plain
         else r"10\^\{-?[0-9]+\}|[0-9.]+(?:\\mathrm\{e\}\{[+-]\}[0-9]+)?",
-        "str": r'"(?:[^"\\]|\\.)*"' if plain else r'(?:\\text\{"\}|\\text\{"[^}]*"\})',
+        "str": r'"(?:[^"\\]|\\.)*"' if plain else r'(?:\\text\{"\}|\\text\{"(?:[^}]|\}\\_\\text\{)*"\})',
         "word": r"(?:true|false|nan)(?![A-Za-z0-9_])" if plain else r"\\mathrm\{(?:true|false|nan)\}",
         "function": f"(?:{_any(functions)})"
         + (r"(?:_\w+|[₀-₉]+)?(?=\()" if plain else r"(?:_\{(?:[^{}]|\{[^{}]*\})*\})?(?= ?\\left\(|\()"),
@@ -102,7 +102,7 @@ def _tokens(text: str, to: Notation) -> list[Token]:
         elif kind == "var":
             tokens.append(("var", symbols[value]))
         elif kind != "skip":
-            tokens.append((kind, value))
+            tokens.append((kind, value.replace("}\\_\\text{", "_") if kind == "str" else value))
     return [*tokens, ("end of text", "")]
 
 

@@ -21,7 +21,7 @@ for _path in sorted(Path(__file__).parent.glob("*.py")):
     if not _path.stem.startswith("test_"):
         importlib.import_module(f"tests.zoo.{_path.stem}")
 
-#: Every rule in every setting by the loop and by the kernels of the CPU; by turns, or with OPTDSL_FULL all, the others.
+#: Every rule in every setting by the loop and by the kernels of the CPU; by the others in turns, or with OPTDSL_FULL.
 FULL = bool(os.environ.get("OPTDSL_FULL"))
 TURNS = {"loop": 1, "kernels": 1, "foreach": 2, "triton": 6}
 MARKS = {"kernels": [needs_compiler], "triton": [needs_compiler, needs_triton]}
