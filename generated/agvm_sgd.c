@@ -7,13 +7,13 @@
 #include "kernel.h"
 
 #if UNIT == 0
-/* Arrays: 0 p, 1 g, 2 momentum_buffer, 3 a, 4 b, 5 lr_factor */
+/* Arrays: 0 p, 1 g, 2 a, 3 b, 4 momentum_buffer, 5 lr_factor */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_3 = C(slots[3]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -23,8 +23,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_3;
         const real y_1 = b_0 * slot_3;
         ab_1_part += a_0 * b_0;
@@ -86,7 +86,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -98,7 +98,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
@@ -109,8 +109,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
-static const i64 kernel0_reads[] = {0x18, 0x3};
-static const i64 kernel0_writes[] = {0x0, 0x5};
+static const i64 kernel0_reads[] = {0xc, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x11};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -132,7 +132,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -144,13 +144,13 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
 static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x5};
+static const i64 kernel1_writes[] = {0x11};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -171,7 +171,7 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -182,13 +182,13 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_1 = slot_2 * g_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel2_folds0[] = {-1};
 static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x5};
+static const i64 kernel2_writes[] = {0x11};
 static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
 static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel2_columns[])(const i64 *) = {0};
@@ -204,8 +204,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_4 = C(slots[4]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -215,8 +215,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_4;
         const real y_1 = b_0 * slot_4;
         ab_1_part += a_0 * b_0;
@@ -279,13 +279,13 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
@@ -293,7 +293,7 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
@@ -304,8 +304,8 @@ static void kernel3_scalars2(const i64 *restrict x)
 }
 static const signed char kernel3_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel3_folds1[] = {-1};
-static const i64 kernel3_reads[] = {0x18, 0x7};
-static const i64 kernel3_writes[] = {0x0, 0x5};
+static const i64 kernel3_reads[] = {0xc, 0x13};
+static const i64 kernel3_writes[] = {0x0, 0x11};
 static void (*const kernel3_sweeps[])(const i64 *, i64, i64, double *) = {kernel3_sweep0, kernel3_sweep1};
 static void (*const kernel3_scalars[])(const i64 *) = {0, kernel3_scalars1, kernel3_scalars2};
 static void (*const kernel3_columns[])(const i64 *) = {0, 0};
@@ -328,13 +328,13 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
@@ -342,13 +342,13 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel4_folds0[] = {-1};
-static const i64 kernel4_reads[] = {0x7};
-static const i64 kernel4_writes[] = {0x5};
+static const i64 kernel4_reads[] = {0x13};
+static const i64 kernel4_writes[] = {0x11};
 static void (*const kernel4_sweeps[])(const i64 *, i64, i64, double *) = {kernel4_sweep0};
 static void (*const kernel4_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel4_columns[])(const i64 *) = {0};
@@ -370,26 +370,26 @@ static void kernel5_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
         const real update_1 = slot_3 * g_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel5_folds0[] = {-1};
-static const i64 kernel5_reads[] = {0x7};
-static const i64 kernel5_writes[] = {0x5};
+static const i64 kernel5_reads[] = {0x13};
+static const i64 kernel5_writes[] = {0x11};
 static void (*const kernel5_sweeps[])(const i64 *, i64, i64, double *) = {kernel5_sweep0};
 static void (*const kernel5_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel5_columns[])(const i64 *) = {0};
@@ -405,13 +405,13 @@ EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2, &ke
 #endif
 
 #if UNIT == 1
-/* Arrays: 0 p, 1 g, 2 momentum_buffer, 3 a, 4 b, 5 lr_factor */
+/* Arrays: 0 p, 1 g, 2 a, 3 b, 4 momentum_buffer, 5 lr_factor */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_3 = C(slots[3]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -421,8 +421,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_3;
         const real y_1 = b_0 * slot_3;
         ab_1_part += a_0 * b_0;
@@ -484,7 +484,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -496,7 +496,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
@@ -507,8 +507,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
-static const i64 kernel0_reads[] = {0x18, 0x3};
-static const i64 kernel0_writes[] = {0x0, 0x5};
+static const i64 kernel0_reads[] = {0xc, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x11};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -530,7 +530,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -542,13 +542,13 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
 static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x5};
+static const i64 kernel1_writes[] = {0x11};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -569,7 +569,7 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -580,13 +580,13 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_1 = slot_2 * g_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel2_folds0[] = {-1};
 static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x5};
+static const i64 kernel2_writes[] = {0x11};
 static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
 static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel2_columns[])(const i64 *) = {0};
@@ -602,8 +602,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_4 = C(slots[4]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -613,8 +613,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_4;
         const real y_1 = b_0 * slot_4;
         ab_1_part += a_0 * b_0;
@@ -677,13 +677,13 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
@@ -691,7 +691,7 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
@@ -702,8 +702,8 @@ static void kernel3_scalars2(const i64 *restrict x)
 }
 static const signed char kernel3_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel3_folds1[] = {-1};
-static const i64 kernel3_reads[] = {0x18, 0x7};
-static const i64 kernel3_writes[] = {0x0, 0x5};
+static const i64 kernel3_reads[] = {0xc, 0x13};
+static const i64 kernel3_writes[] = {0x0, 0x11};
 static void (*const kernel3_sweeps[])(const i64 *, i64, i64, double *) = {kernel3_sweep0, kernel3_sweep1};
 static void (*const kernel3_scalars[])(const i64 *) = {0, kernel3_scalars1, kernel3_scalars2};
 static void (*const kernel3_columns[])(const i64 *) = {0, 0};
@@ -726,13 +726,13 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
@@ -740,13 +740,13 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel4_folds0[] = {-1};
-static const i64 kernel4_reads[] = {0x7};
-static const i64 kernel4_writes[] = {0x5};
+static const i64 kernel4_reads[] = {0x13};
+static const i64 kernel4_writes[] = {0x11};
 static void (*const kernel4_sweeps[])(const i64 *, i64, i64, double *) = {kernel4_sweep0};
 static void (*const kernel4_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel4_columns[])(const i64 *) = {0};
@@ -768,26 +768,26 @@ static void kernel5_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
         const real update_1 = slot_3 * g_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel5_folds0[] = {-1};
-static const i64 kernel5_reads[] = {0x7};
-static const i64 kernel5_writes[] = {0x5};
+static const i64 kernel5_reads[] = {0x13};
+static const i64 kernel5_writes[] = {0x11};
 static void (*const kernel5_sweeps[])(const i64 *, i64, i64, double *) = {kernel5_sweep0};
 static void (*const kernel5_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel5_columns[])(const i64 *) = {0};
@@ -803,13 +803,13 @@ EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2, &ke
 #endif
 
 #if UNIT == 2
-/* Arrays: 0 p, 1 g, 2 momentum_buffer, 3 a, 4 b, 5 lr_factor */
+/* Arrays: 0 p, 1 g, 2 a, 3 b, 4 momentum_buffer, 5 lr_factor */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_3 = C(slots[3]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -819,8 +819,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_3;
         const real y_1 = b_0 * slot_3;
         ab_1_part += a_0 * b_0;
@@ -882,7 +882,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -894,7 +894,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
@@ -905,8 +905,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
-static const i64 kernel0_reads[] = {0x18, 0x3};
-static const i64 kernel0_writes[] = {0x0, 0x5};
+static const i64 kernel0_reads[] = {0xc, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x11};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -928,7 +928,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -940,13 +940,13 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
 static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x5};
+static const i64 kernel1_writes[] = {0x11};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -967,7 +967,7 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -978,13 +978,13 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_1 = slot_2 * g_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel2_folds0[] = {-1};
 static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x5};
+static const i64 kernel2_writes[] = {0x11};
 static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
 static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel2_columns[])(const i64 *) = {0};
@@ -1000,8 +1000,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_4 = C(slots[4]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -1011,8 +1011,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_4;
         const real y_1 = b_0 * slot_4;
         ab_1_part += a_0 * b_0;
@@ -1075,13 +1075,13 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
@@ -1089,7 +1089,7 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
@@ -1100,8 +1100,8 @@ static void kernel3_scalars2(const i64 *restrict x)
 }
 static const signed char kernel3_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel3_folds1[] = {-1};
-static const i64 kernel3_reads[] = {0x18, 0x7};
-static const i64 kernel3_writes[] = {0x0, 0x5};
+static const i64 kernel3_reads[] = {0xc, 0x13};
+static const i64 kernel3_writes[] = {0x0, 0x11};
 static void (*const kernel3_sweeps[])(const i64 *, i64, i64, double *) = {kernel3_sweep0, kernel3_sweep1};
 static void (*const kernel3_scalars[])(const i64 *) = {0, kernel3_scalars1, kernel3_scalars2};
 static void (*const kernel3_columns[])(const i64 *) = {0, 0};
@@ -1124,13 +1124,13 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
@@ -1138,13 +1138,13 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel4_folds0[] = {-1};
-static const i64 kernel4_reads[] = {0x7};
-static const i64 kernel4_writes[] = {0x5};
+static const i64 kernel4_reads[] = {0x13};
+static const i64 kernel4_writes[] = {0x11};
 static void (*const kernel4_sweeps[])(const i64 *, i64, i64, double *) = {kernel4_sweep0};
 static void (*const kernel4_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel4_columns[])(const i64 *) = {0};
@@ -1166,26 +1166,26 @@ static void kernel5_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real g_2 = g_1 + slot_1 * buf_2;
         const real update_1 = slot_3 * g_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel5_folds0[] = {-1};
-static const i64 kernel5_reads[] = {0x7};
-static const i64 kernel5_writes[] = {0x5};
+static const i64 kernel5_reads[] = {0x13};
+static const i64 kernel5_writes[] = {0x11};
 static void (*const kernel5_sweeps[])(const i64 *, i64, i64, double *) = {kernel5_sweep0};
 static void (*const kernel5_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel5_columns[])(const i64 *) = {0};
@@ -1201,13 +1201,13 @@ EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2, &ke
 #endif
 
 #if UNIT == 3
-/* Arrays: 0 p, 1 g, 2 momentum_buffer, 3 a, 4 b, 5 lr_factor */
+/* Arrays: 0 p, 1 g, 2 a, 3 b, 4 momentum_buffer, 5 lr_factor */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_2 = C(slots[2]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -1217,8 +1217,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_2;
         const real y_1 = b_0 * slot_2;
         ab_1_part += a_0 * b_0;
@@ -1279,7 +1279,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -1290,7 +1290,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
@@ -1301,8 +1301,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
-static const i64 kernel0_reads[] = {0x18, 0x3};
-static const i64 kernel0_writes[] = {0x0, 0x5};
+static const i64 kernel0_reads[] = {0xc, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x11};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1323,7 +1323,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -1334,13 +1334,13 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
 static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x5};
+static const i64 kernel1_writes[] = {0x11};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1360,7 +1360,7 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -1370,13 +1370,13 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_1 = slot_1 * g_1;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel2_folds0[] = {-1};
 static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x5};
+static const i64 kernel2_writes[] = {0x11};
 static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
 static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel2_columns[])(const i64 *) = {0};
@@ -1392,8 +1392,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_4 = C(slots[4]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -1403,8 +1403,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_4;
         const real y_1 = b_0 * slot_4;
         ab_1_part += a_0 * b_0;
@@ -1467,20 +1467,20 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
@@ -1491,8 +1491,8 @@ static void kernel3_scalars2(const i64 *restrict x)
 }
 static const signed char kernel3_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel3_folds1[] = {-1};
-static const i64 kernel3_reads[] = {0x18, 0x7};
-static const i64 kernel3_writes[] = {0x0, 0x5};
+static const i64 kernel3_reads[] = {0xc, 0x13};
+static const i64 kernel3_writes[] = {0x0, 0x11};
 static void (*const kernel3_sweeps[])(const i64 *, i64, i64, double *) = {kernel3_sweep0, kernel3_sweep1};
 static void (*const kernel3_scalars[])(const i64 *) = {0, kernel3_scalars1, kernel3_scalars2};
 static void (*const kernel3_columns[])(const i64 *) = {0, 0};
@@ -1515,26 +1515,26 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel4_folds0[] = {-1};
-static const i64 kernel4_reads[] = {0x7};
-static const i64 kernel4_writes[] = {0x5};
+static const i64 kernel4_reads[] = {0x13};
+static const i64 kernel4_writes[] = {0x11};
 static void (*const kernel4_sweeps[])(const i64 *, i64, i64, double *) = {kernel4_sweep0};
 static void (*const kernel4_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel4_columns[])(const i64 *) = {0};
@@ -1556,25 +1556,25 @@ static void kernel5_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel5_folds0[] = {-1};
-static const i64 kernel5_reads[] = {0x7};
-static const i64 kernel5_writes[] = {0x5};
+static const i64 kernel5_reads[] = {0x13};
+static const i64 kernel5_writes[] = {0x11};
 static void (*const kernel5_sweeps[])(const i64 *, i64, i64, double *) = {kernel5_sweep0};
 static void (*const kernel5_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel5_columns[])(const i64 *) = {0};
@@ -1590,13 +1590,13 @@ EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2, &ke
 #endif
 
 #if UNIT == 4
-/* Arrays: 0 p, 1 g, 2 momentum_buffer, 3 a, 4 b, 5 lr_factor */
+/* Arrays: 0 p, 1 g, 2 a, 3 b, 4 momentum_buffer, 5 lr_factor */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_2 = C(slots[2]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -1606,8 +1606,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_2;
         const real y_1 = b_0 * slot_2;
         ab_1_part += a_0 * b_0;
@@ -1668,7 +1668,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -1679,7 +1679,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
@@ -1690,8 +1690,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
-static const i64 kernel0_reads[] = {0x18, 0x3};
-static const i64 kernel0_writes[] = {0x0, 0x5};
+static const i64 kernel0_reads[] = {0xc, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x11};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -1712,7 +1712,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -1723,13 +1723,13 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
 static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x5};
+static const i64 kernel1_writes[] = {0x11};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -1749,7 +1749,7 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -1759,13 +1759,13 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_1 = slot_1 * g_1;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel2_folds0[] = {-1};
 static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x5};
+static const i64 kernel2_writes[] = {0x11};
 static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
 static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel2_columns[])(const i64 *) = {0};
@@ -1781,8 +1781,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_4 = C(slots[4]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -1792,8 +1792,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_4;
         const real y_1 = b_0 * slot_4;
         ab_1_part += a_0 * b_0;
@@ -1856,20 +1856,20 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
@@ -1880,8 +1880,8 @@ static void kernel3_scalars2(const i64 *restrict x)
 }
 static const signed char kernel3_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel3_folds1[] = {-1};
-static const i64 kernel3_reads[] = {0x18, 0x7};
-static const i64 kernel3_writes[] = {0x0, 0x5};
+static const i64 kernel3_reads[] = {0xc, 0x13};
+static const i64 kernel3_writes[] = {0x0, 0x11};
 static void (*const kernel3_sweeps[])(const i64 *, i64, i64, double *) = {kernel3_sweep0, kernel3_sweep1};
 static void (*const kernel3_scalars[])(const i64 *) = {0, kernel3_scalars1, kernel3_scalars2};
 static void (*const kernel3_columns[])(const i64 *) = {0, 0};
@@ -1904,26 +1904,26 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel4_folds0[] = {-1};
-static const i64 kernel4_reads[] = {0x7};
-static const i64 kernel4_writes[] = {0x5};
+static const i64 kernel4_reads[] = {0x13};
+static const i64 kernel4_writes[] = {0x11};
 static void (*const kernel4_sweeps[])(const i64 *, i64, i64, double *) = {kernel4_sweep0};
 static void (*const kernel4_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel4_columns[])(const i64 *) = {0};
@@ -1945,25 +1945,25 @@ static void kernel5_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel5_folds0[] = {-1};
-static const i64 kernel5_reads[] = {0x7};
-static const i64 kernel5_writes[] = {0x5};
+static const i64 kernel5_reads[] = {0x13};
+static const i64 kernel5_writes[] = {0x11};
 static void (*const kernel5_sweeps[])(const i64 *, i64, i64, double *) = {kernel5_sweep0};
 static void (*const kernel5_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel5_columns[])(const i64 *) = {0};
@@ -1979,13 +1979,13 @@ EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2, &ke
 #endif
 
 #if UNIT == 5
-/* Arrays: 0 p, 1 g, 2 momentum_buffer, 3 a, 4 b, 5 lr_factor */
+/* Arrays: 0 p, 1 g, 2 a, 3 b, 4 momentum_buffer, 5 lr_factor */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_2 = C(slots[2]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -1995,8 +1995,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_2;
         const real y_1 = b_0 * slot_2;
         ab_1_part += a_0 * b_0;
@@ -2057,7 +2057,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -2068,7 +2068,7 @@ static void kernel0_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
@@ -2079,8 +2079,8 @@ static void kernel0_scalars2(const i64 *restrict x)
 }
 static const signed char kernel0_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel0_folds1[] = {-1};
-static const i64 kernel0_reads[] = {0x18, 0x3};
-static const i64 kernel0_writes[] = {0x0, 0x5};
+static const i64 kernel0_reads[] = {0xc, 0x3};
+static const i64 kernel0_writes[] = {0x0, 0x11};
 static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0, kernel0_sweep1};
 static void (*const kernel0_scalars[])(const i64 *) = {0, kernel0_scalars1, kernel0_scalars2};
 static void (*const kernel0_columns[])(const i64 *) = {0, 0};
@@ -2101,7 +2101,7 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -2112,13 +2112,13 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel1_folds0[] = {-1};
 static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x5};
+static const i64 kernel1_writes[] = {0x11};
 static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
 static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel1_columns[])(const i64 *) = {0};
@@ -2138,7 +2138,7 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
@@ -2148,13 +2148,13 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         const real update_1 = slot_1 * g_1;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, g_1);
+        a4[i] = STORE(T4, g_1);
     }
     (void)out;
 }
 static const signed char kernel2_folds0[] = {-1};
 static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x5};
+static const i64 kernel2_writes[] = {0x11};
 static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
 static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel2_columns[])(const i64 *) = {0};
@@ -2170,8 +2170,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
 {
     const double *const slots = AT(double, x, SLOTS) + 1;
     const real slot_4 = C(slots[4]);
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
     const T3 *restrict const a3 = AT(const T3, x, ARRAYS + 3) + begin;
-    const T4 *restrict const a4 = AT(const T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     real ab_1_part = 0;
     real part_1_part = 0;
@@ -2181,8 +2181,8 @@ static void kernel3_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     real part_4_part = 0;
     #pragma omp simd reduction(+:ab_1_part) reduction(+:part_1_part) reduction(+:part_2_part) reduction(+:ab_2_part) reduction(+:part_3_part) reduction(+:part_4_part)
     for (i64 i = 0; i < n; i++) {
-        const real a_0 = LOAD(T3, a3[i]);
-        const real b_0 = LOAD(T4, a4[i]);
+        const real a_0 = LOAD(T2, a2[i]);
+        const real b_0 = LOAD(T3, a3[i]);
         const real x_1 = a_0 * slot_4;
         const real y_1 = b_0 * slot_4;
         ab_1_part += a_0 * b_0;
@@ -2245,20 +2245,20 @@ static void kernel3_sweep1(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real update_2 = factor_1 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
@@ -2269,8 +2269,8 @@ static void kernel3_scalars2(const i64 *restrict x)
 }
 static const signed char kernel3_folds0[] = {SUM, SUM, SUM, SUM, SUM, SUM, -1};
 static const signed char kernel3_folds1[] = {-1};
-static const i64 kernel3_reads[] = {0x18, 0x7};
-static const i64 kernel3_writes[] = {0x0, 0x5};
+static const i64 kernel3_reads[] = {0xc, 0x13};
+static const i64 kernel3_writes[] = {0x0, 0x11};
 static void (*const kernel3_sweeps[])(const i64 *, i64, i64, double *) = {kernel3_sweep0, kernel3_sweep1};
 static void (*const kernel3_scalars[])(const i64 *) = {0, kernel3_scalars1, kernel3_scalars2};
 static void (*const kernel3_columns[])(const i64 *) = {0, 0};
@@ -2293,26 +2293,26 @@ static void kernel4_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real update_2 = factor_0 * update_1;
         const real p_2 = p_0 - update_2;
         a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel4_folds0[] = {-1};
-static const i64 kernel4_reads[] = {0x7};
-static const i64 kernel4_writes[] = {0x5};
+static const i64 kernel4_reads[] = {0x13};
+static const i64 kernel4_writes[] = {0x11};
 static void (*const kernel4_sweeps[])(const i64 *, i64, i64, double *) = {kernel4_sweep0};
 static void (*const kernel4_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel4_columns[])(const i64 *) = {0};
@@ -2334,25 +2334,25 @@ static void kernel5_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
     const real sign = C(AT(double, x, SLOTS)[0]);
     T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
     const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
+    T4 *restrict const a4 = AT(T4, x, ARRAYS + 4) + begin;
     const i64 n = end - begin;
     #pragma omp simd
     for (i64 i = 0; i < n; i++) {
         const real p_0 = LOAD(T0, a0[i]);
         const real g_0 = sign * LOAD(T1, a1[i]);
-        const real buf_0 = LOAD(T2, a2[i]);
+        const real buf_0 = LOAD(T4, a4[i]);
         const real g_1 = g_0 + slot_0 * p_0;
         const real buf_2 = slot_1 * buf_0 + slot_2 * g_1;
         const real update_1 = slot_3 * buf_2;
         const real p_1 = p_0 - update_1;
         a0[i] = STORE(T0, p_1);
-        a2[i] = STORE(T2, buf_2);
+        a4[i] = STORE(T4, buf_2);
     }
     (void)out;
 }
 static const signed char kernel5_folds0[] = {-1};
-static const i64 kernel5_reads[] = {0x7};
-static const i64 kernel5_writes[] = {0x5};
+static const i64 kernel5_reads[] = {0x13};
+static const i64 kernel5_writes[] = {0x11};
 static void (*const kernel5_sweeps[])(const i64 *, i64, i64, double *) = {kernel5_sweep0};
 static void (*const kernel5_scalars[])(const i64 *) = {0, 0};
 static void (*const kernel5_columns[])(const i64 *) = {0};

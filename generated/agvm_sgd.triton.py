@@ -13,17 +13,17 @@ from optdsl.runtime.triton.library import ARRAYS, CHUNKS, FOLDED, N, PARTIALS, S
 @triton.jit
 def pass0_chunk(
     x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T3: tl.constexpr,
-    T4: tl.constexpr,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T2: tl.constexpr,
+    T3: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_3 = tl.load(slots + 3)
-    a_at = at(x + ARRAYS + 3, T3, ITEMS)
-    b_at = at(x + ARRAYS + 4, T4, ITEMS)
+    a_at = at(x + ARRAYS + 2, T2, ITEMS)
+    b_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    a_0 = read(a_at, x + ARRAYS + 12, i, live, MASKED, REAL)
-    b_0 = read(b_at, x + ARRAYS + 14, i, live, MASKED, REAL)
+    a_0 = read(a_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    b_0 = read(b_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     x_1 = a_0 * slot_3
     y_1 = b_0 * slot_3
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 6
@@ -39,14 +39,14 @@ def pass0_chunk(
 def pass0(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T3: tl.constexpr, T4: tl.constexpr,
+    WIDTH: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T3, T4)
+        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T2, T3)
     else:
-        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T3, T4)
+        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T2, T3)
 
 
 # of kernels 0, 6, 12
@@ -54,7 +54,7 @@ def pass0(
 def pass1_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -65,7 +65,7 @@ def pass1_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
@@ -76,21 +76,21 @@ def pass1_chunk(
     update_2 = factor_1 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass1(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 0, 6, 12
@@ -164,7 +164,7 @@ def between1(
 def pass2_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -174,7 +174,7 @@ def pass2_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
@@ -185,21 +185,21 @@ def pass2_chunk(
     update_2 = factor_0 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass2(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass2_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass2_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass2_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass2_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 2, 8, 14
@@ -207,7 +207,7 @@ def pass2(
 def pass3_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -216,7 +216,7 @@ def pass3_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
@@ -226,38 +226,38 @@ def pass3_chunk(
     update_1 = slot_2 * g_2
     p_1 = p_0 - update_1
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass3(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass3_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass3_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass3_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass3_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 3, 9, 15, 21, 27, 33
 @triton.jit
 def pass4_chunk(
     x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T3: tl.constexpr,
-    T4: tl.constexpr,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T2: tl.constexpr,
+    T3: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_4 = tl.load(slots + 4)
-    a_at = at(x + ARRAYS + 3, T3, ITEMS)
-    b_at = at(x + ARRAYS + 4, T4, ITEMS)
+    a_at = at(x + ARRAYS + 2, T2, ITEMS)
+    b_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    a_0 = read(a_at, x + ARRAYS + 12, i, live, MASKED, REAL)
-    b_0 = read(b_at, x + ARRAYS + 14, i, live, MASKED, REAL)
+    a_0 = read(a_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    b_0 = read(b_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     x_1 = a_0 * slot_4
     y_1 = b_0 * slot_4
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 6
@@ -273,14 +273,14 @@ def pass4_chunk(
 def pass4(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T3: tl.constexpr, T4: tl.constexpr,
+    WIDTH: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass4_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T3, T4)
+        pass4_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T2, T3)
     else:
-        pass4_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T3, T4)
+        pass4_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T2, T3)
 
 
 # of kernels 3, 9, 15
@@ -288,7 +288,7 @@ def pass4(
 def pass5_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -300,12 +300,12 @@ def pass5_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     g_2 = g_1 + slot_1 * buf_2
@@ -313,21 +313,21 @@ def pass5_chunk(
     update_2 = factor_1 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass5(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass5_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 3, 9, 15, 21, 27, 33
@@ -386,7 +386,7 @@ def between2(
 def pass6_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -397,12 +397,12 @@ def pass6_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     g_2 = g_1 + slot_1 * buf_2
@@ -410,21 +410,21 @@ def pass6_chunk(
     update_2 = factor_0 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass6(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass6_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 5, 11, 17
@@ -432,7 +432,7 @@ def pass6(
 def pass7_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -442,50 +442,50 @@ def pass7_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     g_2 = g_1 + slot_1 * buf_2
     update_1 = slot_3 * g_2
     p_1 = p_0 - update_1
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass7(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass7_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 18, 24, 30
 @triton.jit
 def pass8_chunk(
     x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T3: tl.constexpr,
-    T4: tl.constexpr,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T2: tl.constexpr,
+    T3: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_2 = tl.load(slots + 2)
-    a_at = at(x + ARRAYS + 3, T3, ITEMS)
-    b_at = at(x + ARRAYS + 4, T4, ITEMS)
+    a_at = at(x + ARRAYS + 2, T2, ITEMS)
+    b_at = at(x + ARRAYS + 3, T3, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
-    a_0 = read(a_at, x + ARRAYS + 12, i, live, MASKED, REAL)
-    b_0 = read(b_at, x + ARRAYS + 14, i, live, MASKED, REAL)
+    a_0 = read(a_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    b_0 = read(b_at, x + ARRAYS + 12, i, live, MASKED, REAL)
     x_1 = a_0 * slot_2
     y_1 = b_0 * slot_2
     partials = at(x + PARTIALS, tl.float64, 0) + chunk * 6
@@ -501,14 +501,14 @@ def pass8_chunk(
 def pass8(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T3: tl.constexpr, T4: tl.constexpr,
+    WIDTH: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T3, T4)
+        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T2, T3)
     else:
-        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T3, T4)
+        pass8_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T2, T3)
 
 
 # of kernels 18, 24, 30
@@ -516,7 +516,7 @@ def pass8(
 def pass9_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -526,7 +526,7 @@ def pass9_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
@@ -536,21 +536,21 @@ def pass9_chunk(
     update_2 = factor_1 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass9(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass9_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 18, 24, 30, 36, 39, 42
@@ -609,7 +609,7 @@ def between3(
 def pass10_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -618,7 +618,7 @@ def pass10_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
@@ -628,21 +628,21 @@ def pass10_chunk(
     update_2 = factor_0 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass10(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass10_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 20, 26, 32
@@ -650,7 +650,7 @@ def pass10(
 def pass11_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -658,7 +658,7 @@ def pass11_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
@@ -667,21 +667,21 @@ def pass11_chunk(
     update_1 = slot_1 * g_1
     p_1 = p_0 - update_1
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, g_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass11(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass11_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 21, 27, 33
@@ -689,7 +689,7 @@ def pass11(
 def pass12_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -701,33 +701,33 @@ def pass12_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     update_1 = slot_3 * buf_2
     update_2 = factor_1 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass12(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass12_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 22, 28, 34
@@ -735,7 +735,7 @@ def pass12(
 def pass13_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -746,33 +746,33 @@ def pass13_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     update_1 = slot_3 * buf_2
     update_2 = factor_0 * update_1
     p_2 = p_0 - update_2
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass13(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass13_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 23, 29, 35
@@ -780,7 +780,7 @@ def pass13(
 def pass14_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
+    T1: tl.constexpr, T4: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
@@ -790,32 +790,32 @@ def pass14_chunk(
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
-    momentum_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
+    momentum_buffer_at = at(x + ARRAYS + 4, T4, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 6, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    buf_0 = read(momentum_buffer_at, x + ARRAYS + 10, i, live, MASKED, REAL)
+    buf_0 = read(momentum_buffer_at, x + ARRAYS + 14, i, live, MASKED, REAL)
     g_1 = g_0 + slot_0 * p_0
     buf_2 = slot_1 * buf_0 + slot_2 * g_1
     update_1 = slot_3 * buf_2
     p_1 = p_0 - update_1
     write(p_at, x + ARRAYS + 6, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
-    write(momentum_buffer_at, x + ARRAYS + 10, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
+    write(momentum_buffer_at, x + ARRAYS + 14, chunk, n, i, buf_2, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit
 def pass14(
     table, chunks, gradients, skip,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T4: tl.constexpr,
 ):
     x, gradient, chunk = place(table, chunks, gradients, WIDTH)
     n = length(x + N, skip, GUARD)
     if chunk * BLOCK + BLOCK <= n:
-        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T4)
     else:
-        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+        pass14_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T4)
 
 
 # of kernels 36, 39, 42

@@ -146,7 +146,10 @@ def _build(session: Session, spec: syn.Spec, loaded: Loaded) -> Program | None:
             return None
         if not (isinstance(kept, Var) and kept.name == name):  # else the step leaves it alone
             results[name] = kept
-    hypers, states = tuple(declared.hypers), tuple(declared.states)
+    hypers = tuple(declared.hypers)
+    states = tuple(
+        sorted(declared.states, key=lambda state: not state.given)
+    )  # inputs first, as they are written
     program = Program(
         spec.name, spec.doc, spec.cite, hypers, states, _without_clashes(builder, declared), results
     )

@@ -1089,7 +1089,10 @@ def test_step_under_torch_compile():
 
 # --- as text ---
 
-ORDER = ("host", "random", "ops", "checks", "states", "rule", "joint", "groups", "units", "optimizer")
+ORDER = (
+    *("host", "random", "storage", "states", "ops", "checks", "rule", "joint", "groups", "inputs", "units"),
+    "optimizer",
+)
 
 
 def without_own_imports(path):
