@@ -72,6 +72,8 @@ def _picked() -> list[str]:
 
 PICKED = _picked()
 PICKED_PATHS = [path for path in SHIPPED if path.stem in PICKED]
+#: Fewer of them, for what takes longest.
+FEW_PATHS = [path for path in PICKED_PATHS if path.stem in CORE or os.environ.get("OPTDSL_FULL")]
 
 #: The C compiler, or None.
 COMPILER = shutil.which("cc")

@@ -106,8 +106,10 @@ def jobs(method: str, cls: Any, target: str, types: str) -> Iterator[tuple[Job, 
             seen.add(name)
             function = getattr(module, name)
             body = function.src + getattr(module, f"{name}_chunk", function).src
-            loads = len(re.findall(r" load\(\w+_at \+ i, live, ", body))
-            stores = len(re.findall(r"^ +store\(\w+_at \+ i, ", body, re.MULTILINE))
+            loads = len(
+                re.findall(r" (?:load\(\w+_at \+ i|read\(\w+_at, x \+ ARRAYS \+ \d+, i), live, ", body)
+            )
+            stores = len(re.findall(r"^ +(?:store\(\w+_at \+ i|write\(\w+_at), ", body, re.MULTILINE))
             reads = "partials" in body, "values" in body or "SHARED" in body
             yield Job(method, name, kernel.by_rows, loads, stores, *reads, target, types), kernel, function
 

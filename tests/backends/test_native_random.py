@@ -20,7 +20,7 @@ from tests.backends.differential import Tally, Way, problem
 from tests.backends.native import NoKernels, native_class
 from tests.backends.test_torch_random import held, made
 from tests.fuzz import count
-from tests.support import PICKED_PATHS, SHIPPED
+from tests.support import FEW_PATHS, SHIPPED
 
 BATCH = 25
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -63,7 +63,7 @@ def test_random_programs(batch: int) -> None:
     assert tally.share > 0.97, f"too little was checked: {tally}"
 
 
-@pytest.mark.parametrize("path", PICKED_PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FEW_PATHS, ids=lambda path: path.stem)
 def test_shipped_specs(path: Path) -> None:
     """Random settings of every shipped spec, in every type."""
     program = check_path(path).require()

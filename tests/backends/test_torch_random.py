@@ -45,7 +45,7 @@ from tests.backends.differential import (
     values,
 )
 from tests.fuzz import seeds
-from tests.support import PICKED_PATHS, SHIPPED
+from tests.support import FEW_PATHS, SHIPPED
 
 BATCH = 25
 HALVES = (torch.bfloat16, torch.float16)
@@ -322,7 +322,7 @@ def with_settings(program: Program, options: dict[str, Any], dtype: torch.dtype,
     return replace(given, hypers=hypers, rates={})
 
 
-@pytest.mark.parametrize("path", PICKED_PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FEW_PATHS, ids=lambda path: path.stem)
 def test_shipped_specs(path: Path) -> None:
     """From the same place in every step: tame gradients and hostile ones, in three types."""
     program = check_path(path).require()
@@ -335,7 +335,7 @@ def test_shipped_specs(path: Path) -> None:
     assert tally.share > 0.99, f"too little was checked: {tally}"
 
 
-@pytest.mark.parametrize("path", PICKED_PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FEW_PATHS, ids=lambda path: path.stem)
 def test_shipped_specs_over_several_steps(path: Path) -> None:
     """Eight steps on their own, in float64: what is kept agrees to 1e-12."""
     program = check_path(path).require()

