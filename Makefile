@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := "$(BIN)/python" -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fmt generate clean env-demo env-dev
+.PHONY: help demo test test-all fmt generate clean env-demo env-dev
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -30,7 +30,10 @@ test: env-dev ## lint, types, generated files, tests
 	  echo 'generated/ is not what the compiler makes of specs/: run `make generate`'; \
 	  exit 1; \
 	fi
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-0.4}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
+
+test-all: env-dev ## the tests on every method and many random programs, which takes hours
+	OMP_NUM_THREADS=1 OPTDSL_FULL=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-2}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
 
 fmt: env-dev ## format the Python files and the specs, and mend what the linter can
 	@"$(BIN)/ruff" check --fix-only --quiet .

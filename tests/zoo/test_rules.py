@@ -23,7 +23,7 @@ for _path in sorted(Path(__file__).parent.glob("*.py")):
 
 #: Every rule in every setting by the loop and by the kernels of the CPU; by the others in turns, or with OPTDSL_FULL.
 FULL = bool(os.environ.get("OPTDSL_FULL"))
-TURNS = {"loop": 1, "kernels": 1, "foreach": 2, "triton": 6}
+TURNS = {"loop": 1, "kernels": 1, "foreach": 3, "triton": 12}
 MARKS = {"kernels": [needs_compiler], "triton": [needs_compiler, needs_triton]}
 SETTINGS = [(rule, number) for rule in RULES for number in range(len(rule.settings))]
 CASES = [
