@@ -30,7 +30,7 @@ test: env-dev ## lint, types, generated files, tests
 	  echo 'generated/ is not what the compiler makes of specs/: run `make generate`'; \
 	  exit 1; \
 	fi
-	OMP_NUM_THREADS=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-0.4}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-0.25}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
 
 test-all: env-dev ## the tests on every method and many random programs, which takes hours
 	OMP_NUM_THREADS=1 OPTDSL_FULL=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-2}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup

@@ -7,6 +7,121 @@
 #include "kernel.h"
 
 #if UNIT == 0
+/* Arrays: 0 p, 1 g, 2 xi, 3 swa_buffer */
+static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_0 = C(slots[0]);
+    const real slot_1 = C(slots[1]);
+    const real slot_2 = C(slots[2]);
+    const real slot_3 = C(slots[3]);
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
+    T3 *restrict const a3 = AT(T3, x, ARRAYS + 3) + begin;
+    const i64 n = end - begin;
+    #pragma omp simd
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        const real xi_0 = LOAD(T2, a2[i]);
+        const real average_0 = LOAD(T3, a3[i]);
+        const real p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * xi_0;
+        const real average_1 = average_0 + (p_1 - average_0) * slot_3;
+        a0[i] = STORE(T0, p_1);
+        a3[i] = STORE(T3, average_1);
+    }
+    (void)out;
+}
+static const signed char kernel0_folds0[] = {-1};
+static const i64 kernel0_reads[] = {0xf};
+static const i64 kernel0_writes[] = {0x9};
+static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
+static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
+static void (*const kernel0_columns[])(const i64 *) = {0};
+static const signed char *const kernel0_folds[] = {kernel0_folds0};
+static const Kernel kernel0 = {
+    .sweeps = 1, .arrays = 4, .slots = 4,
+    .host_states = 1, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
+    .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
+    .folds = kernel0_folds,
+};
+static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_0 = C(slots[0]);
+    const real slot_1 = C(slots[1]);
+    const real slot_2 = C(slots[2]);
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
+    const i64 n = end - begin;
+    #pragma omp simd
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        const real xi_0 = LOAD(T2, a2[i]);
+        const real p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * xi_0;
+        a0[i] = STORE(T0, p_1);
+    }
+    (void)out;
+}
+static const signed char kernel1_folds0[] = {-1};
+static const i64 kernel1_reads[] = {0x7};
+static const i64 kernel1_writes[] = {0x1};
+static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
+static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
+static void (*const kernel1_columns[])(const i64 *) = {0};
+static const signed char *const kernel1_folds[] = {kernel1_folds0};
+static const Kernel kernel1 = {
+    .sweeps = 1, .arrays = 4, .slots = 3,
+    .host_states = 1, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
+    .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
+    .folds = kernel1_folds,
+};
+static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
+{
+    const double *const slots = AT(double, x, SLOTS) + 1;
+    const real slot_0 = C(slots[0]);
+    const real slot_1 = C(slots[1]);
+    const real slot_2 = C(slots[2]);
+    const real sign = C(AT(double, x, SLOTS)[0]);
+    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
+    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
+    const T2 *restrict const a2 = AT(const T2, x, ARRAYS + 2) + begin;
+    const i64 n = end - begin;
+    #pragma omp simd
+    for (i64 i = 0; i < n; i++) {
+        const real p_0 = LOAD(T0, a0[i]);
+        const real g_0 = sign * LOAD(T1, a1[i]);
+        const real xi_0 = LOAD(T2, a2[i]);
+        const real p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * xi_0;
+        a0[i] = STORE(T0, p_1);
+    }
+    (void)out;
+}
+static const signed char kernel2_folds0[] = {-1};
+static const i64 kernel2_reads[] = {0x7};
+static const i64 kernel2_writes[] = {0x1};
+static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
+static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
+static void (*const kernel2_columns[])(const i64 *) = {0};
+static const signed char *const kernel2_folds[] = {kernel2_folds0};
+static const Kernel kernel2 = {
+    .sweeps = 1, .arrays = 4, .slots = 3,
+    .host_states = 1, .width = 0, .by_rows = 0,
+    .real = sizeof(real), .reads = kernel2_reads, .writes = kernel2_writes,
+    .sweep = kernel2_sweeps, .scalars = kernel2_scalars, .columns = kernel2_columns,
+    .folds = kernel2_folds,
+};
+EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2};
+#endif
+
+#if UNIT == 1
 /* Arrays: 0 p, 1 g, 2 swa_buffer */
 static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
 {
@@ -31,9 +146,8 @@ static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
             const real p_0 = LOAD(T0, a0[i]);
             const real g_0 = sign * LOAD(T1, a1[i]);
             const real average_0 = LOAD(T2, a2[i]);
-            const real g_1 = g_0 + slot_0 * p_0;
-            const real part_1 = normal_(w0[i - start]);
-            const real p_1 = p_0 - slot_1 * g_1 + slot_2 * part_1;
+            const real noise_1 = normal_(w0[i - start]);
+            const real p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * noise_1;
             const real average_1 = average_0 + (p_1 - average_0) * slot_3;
             a0[i] = STORE(T0, p_1);
             a2[i] = STORE(T2, average_1);
@@ -75,9 +189,8 @@ static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         for (i64 i = start; i < stop; i++) {
             const real p_0 = LOAD(T0, a0[i]);
             const real g_0 = sign * LOAD(T1, a1[i]);
-            const real g_1 = g_0 + slot_0 * p_0;
-            const real part_1 = normal_(w0[i - start]);
-            const real p_1 = p_0 - slot_1 * g_1 + slot_2 * part_1;
+            const real noise_1 = normal_(w0[i - start]);
+            const real p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * noise_1;
             a0[i] = STORE(T0, p_1);
         }
     }
@@ -117,9 +230,8 @@ static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *re
         for (i64 i = start; i < stop; i++) {
             const real p_0 = LOAD(T0, a0[i]);
             const real g_0 = sign * LOAD(T1, a1[i]);
-            const real g_1 = g_0 + slot_0 * p_0;
-            const real part_1 = normal_(w0[i - start]);
-            const real p_1 = p_0 - slot_1 * g_1 + slot_2 * part_1;
+            const real noise_1 = normal_(w0[i - start]);
+            const real p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * noise_1;
             a0[i] = STORE(T0, p_1);
         }
     }
@@ -134,115 +246,6 @@ static void (*const kernel2_columns[])(const i64 *) = {0};
 static const signed char *const kernel2_folds[] = {kernel2_folds0};
 static const Kernel kernel2 = {
     .sweeps = 1, .arrays = 3, .slots = 4,
-    .host_states = 1, .width = 0, .by_rows = 0,
-    .real = sizeof(real), .reads = kernel2_reads, .writes = kernel2_writes,
-    .sweep = kernel2_sweeps, .scalars = kernel2_scalars, .columns = kernel2_columns,
-    .folds = kernel2_folds,
-};
-EXPORT const Kernel *const optdsl_kernels[] = {&kernel0, &kernel1, &kernel2};
-#endif
-
-#if UNIT == 1
-/* Arrays: 0 p, 1 g, 2 swa_buffer */
-static void kernel0_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_0 = C(slots[0]);
-    const real slot_1 = C(slots[1]);
-    const real slot_2 = C(slots[2]);
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    T2 *restrict const a2 = AT(T2, x, ARRAYS + 2) + begin;
-    const i64 n = end - begin;
-    #pragma omp simd
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        const real average_0 = LOAD(T2, a2[i]);
-        const real g_1 = g_0 + slot_0 * p_0;
-        const real p_2 = p_0 - slot_1 * g_1;
-        const real average_1 = average_0 + (p_2 - average_0) * slot_2;
-        a0[i] = STORE(T0, p_2);
-        a2[i] = STORE(T2, average_1);
-    }
-    (void)out;
-}
-static const signed char kernel0_folds0[] = {-1};
-static const i64 kernel0_reads[] = {0x7};
-static const i64 kernel0_writes[] = {0x5};
-static void (*const kernel0_sweeps[])(const i64 *, i64, i64, double *) = {kernel0_sweep0};
-static void (*const kernel0_scalars[])(const i64 *) = {0, 0};
-static void (*const kernel0_columns[])(const i64 *) = {0};
-static const signed char *const kernel0_folds[] = {kernel0_folds0};
-static const Kernel kernel0 = {
-    .sweeps = 1, .arrays = 3, .slots = 3,
-    .host_states = 1, .width = 0, .by_rows = 0,
-    .real = sizeof(real), .reads = kernel0_reads, .writes = kernel0_writes,
-    .sweep = kernel0_sweeps, .scalars = kernel0_scalars, .columns = kernel0_columns,
-    .folds = kernel0_folds,
-};
-static void kernel1_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_0 = C(slots[0]);
-    const real slot_1 = C(slots[1]);
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    const i64 n = end - begin;
-    #pragma omp simd
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        const real g_1 = g_0 + slot_0 * p_0;
-        const real p_2 = p_0 - slot_1 * g_1;
-        a0[i] = STORE(T0, p_2);
-    }
-    (void)out;
-}
-static const signed char kernel1_folds0[] = {-1};
-static const i64 kernel1_reads[] = {0x3};
-static const i64 kernel1_writes[] = {0x1};
-static void (*const kernel1_sweeps[])(const i64 *, i64, i64, double *) = {kernel1_sweep0};
-static void (*const kernel1_scalars[])(const i64 *) = {0, 0};
-static void (*const kernel1_columns[])(const i64 *) = {0};
-static const signed char *const kernel1_folds[] = {kernel1_folds0};
-static const Kernel kernel1 = {
-    .sweeps = 1, .arrays = 3, .slots = 2,
-    .host_states = 1, .width = 0, .by_rows = 0,
-    .real = sizeof(real), .reads = kernel1_reads, .writes = kernel1_writes,
-    .sweep = kernel1_sweeps, .scalars = kernel1_scalars, .columns = kernel1_columns,
-    .folds = kernel1_folds,
-};
-static void kernel2_sweep0(const i64 *restrict x, i64 begin, i64 end, double *restrict out)
-{
-    const double *const slots = AT(double, x, SLOTS) + 1;
-    const real slot_0 = C(slots[0]);
-    const real slot_1 = C(slots[1]);
-    const real sign = C(AT(double, x, SLOTS)[0]);
-    T0 *restrict const a0 = AT(T0, x, ARRAYS + 0) + begin;
-    const T1 *restrict const a1 = AT(const T1, x, ARRAYS + 1) + begin;
-    const i64 n = end - begin;
-    #pragma omp simd
-    for (i64 i = 0; i < n; i++) {
-        const real p_0 = LOAD(T0, a0[i]);
-        const real g_0 = sign * LOAD(T1, a1[i]);
-        const real g_1 = g_0 + slot_0 * p_0;
-        const real p_2 = p_0 - slot_1 * g_1;
-        a0[i] = STORE(T0, p_2);
-    }
-    (void)out;
-}
-static const signed char kernel2_folds0[] = {-1};
-static const i64 kernel2_reads[] = {0x3};
-static const i64 kernel2_writes[] = {0x1};
-static void (*const kernel2_sweeps[])(const i64 *, i64, i64, double *) = {kernel2_sweep0};
-static void (*const kernel2_scalars[])(const i64 *) = {0, 0};
-static void (*const kernel2_columns[])(const i64 *) = {0};
-static const signed char *const kernel2_folds[] = {kernel2_folds0};
-static const Kernel kernel2 = {
-    .sweeps = 1, .arrays = 3, .slots = 2,
     .host_states = 1, .width = 0, .by_rows = 0,
     .real = sizeof(real), .reads = kernel2_reads, .writes = kernel2_writes,
     .sweep = kernel2_sweeps, .scalars = kernel2_scalars, .columns = kernel2_columns,

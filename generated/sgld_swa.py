@@ -19,11 +19,8 @@ class SGLDSWA(Optimizer):
 
     One step (`p` parameter, `g` gradient, `t` this parameter's step count from 1)::
 
-        g = g + weight_decay * p
-        if temperature > 0:
-            p = p - lr * g + sqrt(2 * lr * temperature) * normal(stream=0)
-        else:
-            p = p - lr * g
+        noise = xi if given_noise else normal(stream=0)
+        p = p - lr * (g + weight_decay * p) + sqrt(2 * lr * temperature) * noise
         if mod(t - 1, swa_freq) == swa_freq - 1:
             if t > swa_start:
                 average = average + (p - average) / (n + 1)
@@ -33,6 +30,9 @@ class SGLDSWA(Optimizer):
 
         p = average if n > 0 else p
 
+    Given as `step(inputs={name: tensors})`:
+        xi: standard normal numbers, with given_noise
+
     State:
         n: state, one per [host], kept as `n_avg`
         average: state, kept as `swa_buffer`
@@ -40,8 +40,9 @@ class SGLDSWA(Optimizer):
     Args:
         params: parameters or parameter groups to optimize, plain or named
         lr: learning rate, in [0, inf) (default 0.001)
-        temperature: variance of the noise, relative to the posterior's; 0 has none, in [0, inf) (default 1)
-        weight_decay: L2 penalty, added to the gradient, in [0, inf) (default 0)
+        temperature: of what is sampled; 0 is plain descent, in [0, inf) (default 1)
+        weight_decay: precision of a normal prior, added to the gradient, in [0, inf) (default 0)
+        given_noise: take the noise from `xi` (default False)
         swa_start: steps before averaging, in [0, 1000000000] (default 10)
         swa_freq: steps from one that counts to the next, in [1, 1000000000] (default 5)
         seed: seed of the random numbers, a whole number from 0 (default 0)
@@ -60,10 +61,12 @@ class SGLDSWA(Optimizer):
         Hyper("lr", "float", "[0, inf)"),
         Hyper("temperature", "float", "[0, inf)"),
         Hyper("weight_decay", "float", "[0, inf)"),
+        Hyper("given_noise", "bool"),
         Hyper("swa_start", "int", "[0, 1000000000]"),
         Hyper("swa_freq", "int", "[1, 1000000000]"),
     )
     _states = (
+        State("xi", "element", given=True),
         State("n_avg", "host"),
         State("swa_buffer", "element"),
     )
@@ -71,40 +74,37 @@ class SGLDSWA(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="sgld_swa.c",
-        c_sha256="9bfb3e81386b84fe60063ce65311670222aa67a87b96e5987cca727a3f13e76c",
+        c_sha256="a3feb2f27abeed643e607d6f1398c32a3602920d03cfa7267d0ee56472a147b5",
         triton="sgld_swa.triton.py",
-        triton_sha256="0e3985f4bbb738e76812c609346a116e43fd0d261909817f5784d82a41ae04cb",
+        triton_sha256="53350974d27a3667f3e6c9e6c58dc815bf49f4a9948850a3c207124fb7631bec",
         kernels=(
             Kernel(
                 unit=0,
                 number=0,
-                arrays=(("swa_buffer", "element"),),
-                slots=5,
+                arrays=(("xi", "element"), ("swa_buffer", "element")),
+                slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
-                draws=True,
                 passes=("pass0",),
                 between=("", ""),
             ),
             Kernel(
                 unit=0,
                 number=1,
-                arrays=(("swa_buffer", "element"),),
-                slots=4,
+                arrays=(("xi", "element"), ("swa_buffer", "element")),
+                slots=3,
                 sweeps=1,
                 host_states=("n_avg",),
-                draws=True,
                 passes=("pass1",),
                 between=("", ""),
             ),
             Kernel(
                 unit=0,
                 number=2,
-                arrays=(("swa_buffer", "element"),),
-                slots=4,
+                arrays=(("xi", "element"), ("swa_buffer", "element")),
+                slots=3,
                 sweeps=1,
                 host_states=("n_avg",),
-                draws=True,
                 passes=("pass1",),
                 between=("", ""),
             ),
@@ -112,9 +112,10 @@ class SGLDSWA(Optimizer):
                 unit=1,
                 number=0,
                 arrays=(("swa_buffer", "element"),),
-                slots=3,
+                slots=5,
                 sweeps=1,
                 host_states=("n_avg",),
+                draws=True,
                 passes=("pass2",),
                 between=("", ""),
             ),
@@ -122,9 +123,10 @@ class SGLDSWA(Optimizer):
                 unit=1,
                 number=1,
                 arrays=(("swa_buffer", "element"),),
-                slots=2,
+                slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
+                draws=True,
                 passes=("pass3",),
                 between=("", ""),
             ),
@@ -132,9 +134,10 @@ class SGLDSWA(Optimizer):
                 unit=1,
                 number=2,
                 arrays=(("swa_buffer", "element"),),
-                slots=2,
+                slots=4,
                 sweeps=1,
                 host_states=("n_avg",),
+                draws=True,
                 passes=("pass3",),
                 between=("", ""),
             ),
@@ -155,6 +158,7 @@ class SGLDSWA(Optimizer):
         lr: float | Tensor = 0.001,
         temperature: float = 1.0,
         weight_decay: float = 0.0,
+        given_noise: bool = False,
         swa_start: int = 10,
         swa_freq: int = 5,
         *,
@@ -173,6 +177,7 @@ class SGLDSWA(Optimizer):
                 "lr": lr,
                 "temperature": temperature,
                 "weight_decay": weight_decay,
+                "given_noise": given_noise,
                 "swa_start": swa_start,
                 "swa_freq": swa_freq,
                 "seed": seed,
@@ -189,7 +194,20 @@ class SGLDSWA(Optimizer):
     @staticmethod
     def _live(group: dict[str, Any], facts: Facts) -> tuple[str, ...]:
         """Keys of the states that the branches taken use."""
-        return ("n_avg", "swa_buffer")
+        given_noise = group["given_noise"]
+        keys: tuple[str, ...] = ("n_avg", "swa_buffer")
+        if given_noise:
+            keys += ("xi",)
+        return keys
+
+    @staticmethod
+    def _wanted(group: dict[str, Any], t: Any, facts: Facts) -> tuple[str, ...]:
+        """Keys of the inputs that this step reads."""
+        given_noise = group["given_noise"]
+        keys: tuple[str, ...] = ()
+        if given_noise:
+            keys += ("xi",)
+        return keys
 
     @staticmethod
     def _update(
@@ -205,13 +223,15 @@ class SGLDSWA(Optimizer):
         lr = group["lr"]
         temperature = group["temperature"]
         weight_decay = group["weight_decay"]
+        given_noise = group["given_noise"]
         swa_start = group["swa_start"]
         swa_freq = group["swa_freq"]
-        g = g + weight_decay * p
-        if temperature > 0:
-            p = p - lr * g + host.sqrt(2 * lr * temperature) * random.normal(0)
+        if given_noise:
+            xi = state["xi"]
+            noise = xi
         else:
-            p = p - lr * g
+            noise = random.normal(0)
+        p = p - lr * (g + weight_decay * p) + host.sqrt(2 * lr * temperature) * noise
         if host.mod(t - 1, swa_freq) == swa_freq - 1:
             if t > swa_start:
                 n = state["n_avg"]
@@ -236,17 +256,19 @@ class SGLDSWA(Optimizer):
         lr = group["lr"]
         temperature = group["temperature"]
         weight_decay = group["weight_decay"]
+        given_noise = group["given_noise"]
         swa_start = group["swa_start"]
         swa_freq = group["swa_freq"]
-        g = foreach.add_scaled(g, p, weight_decay)
-        if temperature > 0:
-            p = foreach.add_scaled_(
-                foreach.add_scaled_(p, g, -lr),
-                [r.normal(0) for r in random],
-                host.sqrt(2 * lr * temperature),
-            )
+        if given_noise:
+            xi = state["xi"]
+            noise = xi
         else:
-            p = foreach.add_scaled_(p, g, -lr)
+            noise = [r.normal(0) for r in random]
+        p = foreach.add_scaled_(
+            foreach.add_scaled(p, foreach.add_scaled(g, p, weight_decay), -lr),
+            noise,
+            host.sqrt(2 * lr * temperature),
+        )
         if host.mod(t - 1, swa_freq) == swa_freq - 1:
             if t > swa_start:
                 n = state["n_avg"]
@@ -273,49 +295,64 @@ class SGLDSWA(Optimizer):
         group: dict[str, Any], t: Any, facts: Facts, state: dict[str, Any]
     ) -> tuple[int, tuple[Any, ...], tuple[Any, ...]]:
         """Which plan this step follows, the numbers that its kernel takes, the new host states."""
-        temperature = group["temperature"]
-        if temperature > 0:
+        given_noise = group["given_noise"]
+        if given_noise:
             swa_freq = group["swa_freq"]
             if host.mod(t - 1, swa_freq) == swa_freq - 1:
                 swa_start = group["swa_start"]
                 if t > swa_start:
                     lr = group["lr"]
+                    temperature = group["temperature"]
                     weight_decay = group["weight_decay"]
                     n_old = state["n_avg"]
                     n_1 = n_old + 1
                     return (
                         0,
                         (
-                            weight_decay,
                             lr,
+                            weight_decay,
                             host.sqrt(2 * lr * temperature),
                             host.div(1.0, n_old + 1),
-                            t,
                         ),
                         (n_1,),
                     )
                 lr = group["lr"]
+                temperature = group["temperature"]
                 weight_decay = group["weight_decay"]
                 n_old = state["n_avg"]
-                return 1, (weight_decay, lr, host.sqrt(2 * lr * temperature), t), (n_old,)
+                return 1, (lr, weight_decay, host.sqrt(2 * lr * temperature)), (n_old,)
             lr = group["lr"]
+            temperature = group["temperature"]
             weight_decay = group["weight_decay"]
             n_old = state["n_avg"]
-            return 2, (weight_decay, lr, host.sqrt(2 * lr * temperature), t), (n_old,)
+            return 2, (lr, weight_decay, host.sqrt(2 * lr * temperature)), (n_old,)
         swa_freq = group["swa_freq"]
         if host.mod(t - 1, swa_freq) == swa_freq - 1:
             swa_start = group["swa_start"]
             if t > swa_start:
                 lr = group["lr"]
+                temperature = group["temperature"]
                 weight_decay = group["weight_decay"]
                 n_old = state["n_avg"]
                 n_1 = n_old + 1
-                return 3, (weight_decay, lr, host.div(1.0, n_old + 1)), (n_1,)
+                return (
+                    3,
+                    (
+                        lr,
+                        weight_decay,
+                        host.sqrt(2 * lr * temperature),
+                        host.div(1.0, n_old + 1),
+                        t,
+                    ),
+                    (n_1,),
+                )
             lr = group["lr"]
+            temperature = group["temperature"]
             weight_decay = group["weight_decay"]
             n_old = state["n_avg"]
-            return 4, (weight_decay, lr), (n_old,)
+            return 4, (lr, weight_decay, host.sqrt(2 * lr * temperature), t), (n_old,)
         lr = group["lr"]
+        temperature = group["temperature"]
         weight_decay = group["weight_decay"]
         n_old = state["n_avg"]
-        return 5, (weight_decay, lr), (n_old,)
+        return 5, (lr, weight_decay, host.sqrt(2 * lr * temperature), t), (n_old,)

@@ -14,6 +14,87 @@ from optdsl.runtime.triton.library import ARRAYS, INDEX, N, SEED, SLOTS, at, len
 def pass0_chunk(
     x, gradient, chunk, n,
     REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
+    slot_3 = tl.load(slots + 3)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    xi_at = at(x + ARRAYS + 2, T2, ITEMS)
+    swa_buffer_at = at(x + ARRAYS + 3, T3, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    xi_0 = read(xi_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    average_0 = read(swa_buffer_at, x + ARRAYS + 11, i, live, MASKED, REAL)
+    p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * xi_0
+    average_1 = average_0 + (p_1 - average_0) * slot_3
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+    write(swa_buffer_at, x + ARRAYS + 11, chunk, n, i, average_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass0(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr, T3: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2, T3)
+    else:
+        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2, T3)
+
+
+# of kernels 1, 2
+@triton.jit
+def pass1_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
+    T1: tl.constexpr, T2: tl.constexpr,
+):
+    slots = at(x + SLOTS, REAL, 0) + 1
+    slot_0 = tl.load(slots + 0)
+    slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
+    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    p_at = at(x + ARRAYS, T0, ITEMS)
+    g_at = at(gradient, T1, ITEMS)
+    xi_at = at(x + ARRAYS + 2, T2, ITEMS)
+    i = chunk * BLOCK + tl.arange(0, BLOCK)
+    live = i < n
+    p_0 = read(p_at, x + ARRAYS + 5, i, live, MASKED, REAL)
+    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
+    xi_0 = read(xi_at, x + ARRAYS + 9, i, live, MASKED, REAL)
+    p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * xi_0
+    write(p_at, x + ARRAYS + 5, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
+
+
+@triton.jit
+def pass1(
+    table, chunks, gradients, skip,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
+    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
+):
+    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
+    n = length(x + N, skip, GUARD)
+    if chunk * BLOCK + BLOCK <= n:
+        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
+    else:
+        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
+
+
+# of kernel 3
+@triton.jit
+def pass2_chunk(
+    x, gradient, chunk, n,
+    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
     T1: tl.constexpr, T2: tl.constexpr,
 ):
     slots = at(x + SLOTS, REAL, 0) + 1
@@ -33,93 +114,10 @@ def pass0_chunk(
     p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
     average_0 = read(swa_buffer_at, x + ARRAYS + 8, i, live, MASKED, REAL)
-    g_1 = g_0 + slot_0 * p_0
-    part_1 = normal(words(seed, count, tensor, 0, i), REAL)
-    p_1 = p_0 - slot_1 * g_1 + slot_2 * part_1
+    noise_1 = normal(words(seed, count, tensor, 0, i), REAL)
+    p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * noise_1
     average_1 = average_0 + (p_1 - average_0) * slot_3
     write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
-    write(swa_buffer_at, x + ARRAYS + 8, chunk, n, i, average_1, live, MASKED, REAL, BLOCK)
-
-
-@triton.jit
-def pass0(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr, T2: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1, T2)
-    else:
-        pass0_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1, T2)
-
-
-# of kernels 1, 2
-@triton.jit
-def pass1_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr,
-):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    seed = tl.load(x + SEED)
-    tensor = tl.load(x + INDEX)
-    count = tl.load(at(x + SLOTS, REAL, 0) + 4)
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_1 = g_0 + slot_0 * p_0
-    part_1 = normal(words(seed, count, tensor, 0, i), REAL)
-    p_1 = p_0 - slot_1 * g_1 + slot_2 * part_1
-    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
-
-
-@triton.jit
-def pass1(
-    table, chunks, gradients, skip,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, GUARD: tl.constexpr,
-    WIDTH: tl.constexpr, T0: tl.constexpr, T1: tl.constexpr,
-):
-    x, gradient, chunk = place(table, chunks, gradients, WIDTH)
-    n = length(x + N, skip, GUARD)
-    if chunk * BLOCK + BLOCK <= n:
-        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, False, T0, T1)
-    else:
-        pass1_chunk(x, gradient, chunk, n, REAL, BLOCK, ITEMS, True, T0, T1)
-
-
-# of kernel 3
-@triton.jit
-def pass2_chunk(
-    x, gradient, chunk, n,
-    REAL: tl.constexpr, BLOCK: tl.constexpr, ITEMS: tl.constexpr, MASKED: tl.constexpr, T0: tl.constexpr,
-    T1: tl.constexpr, T2: tl.constexpr,
-):
-    slots = at(x + SLOTS, REAL, 0) + 1
-    slot_0 = tl.load(slots + 0)
-    slot_1 = tl.load(slots + 1)
-    slot_2 = tl.load(slots + 2)
-    sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
-    p_at = at(x + ARRAYS, T0, ITEMS)
-    g_at = at(gradient, T1, ITEMS)
-    swa_buffer_at = at(x + ARRAYS + 2, T2, ITEMS)
-    i = chunk * BLOCK + tl.arange(0, BLOCK)
-    live = i < n
-    p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
-    g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    average_0 = read(swa_buffer_at, x + ARRAYS + 8, i, live, MASKED, REAL)
-    g_1 = g_0 + slot_0 * p_0
-    p_2 = p_0 - slot_1 * g_1
-    average_1 = average_0 + (p_2 - average_0) * slot_2
-    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
     write(swa_buffer_at, x + ARRAYS + 8, chunk, n, i, average_1, live, MASKED, REAL, BLOCK)
 
 
@@ -147,16 +145,20 @@ def pass3_chunk(
     slots = at(x + SLOTS, REAL, 0) + 1
     slot_0 = tl.load(slots + 0)
     slot_1 = tl.load(slots + 1)
+    slot_2 = tl.load(slots + 2)
     sign_of_g = tl.load(at(x + SLOTS, REAL, 0))
+    seed = tl.load(x + SEED)
+    tensor = tl.load(x + INDEX)
+    count = tl.load(at(x + SLOTS, REAL, 0) + 4)
     p_at = at(x + ARRAYS, T0, ITEMS)
     g_at = at(gradient, T1, ITEMS)
     i = chunk * BLOCK + tl.arange(0, BLOCK)
     live = i < n
     p_0 = read(p_at, x + ARRAYS + 4, i, live, MASKED, REAL)
     g_0 = sign_of_g * load(g_at + i, live, MASKED, REAL)
-    g_1 = g_0 + slot_0 * p_0
-    p_2 = p_0 - slot_1 * g_1
-    write(p_at, x + ARRAYS + 4, chunk, n, i, p_2, live, MASKED, REAL, BLOCK)
+    noise_1 = normal(words(seed, count, tensor, 0, i), REAL)
+    p_1 = p_0 - slot_0 * (g_0 + slot_1 * p_0) + slot_2 * noise_1
+    write(p_at, x + ARRAYS + 4, chunk, n, i, p_1, live, MASKED, REAL, BLOCK)
 
 
 @triton.jit

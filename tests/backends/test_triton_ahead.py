@@ -25,7 +25,7 @@ AHEAD = PICKED if os.environ.get("OPTDSL_FULL") else [name for name in PICKED if
 BY_LENGTH = sorted(AHEAD, key=lambda name: -len((ROOT / "generated" / f"{name}.triton.py").read_text()))
 GROUPS = [tuple(BY_LENGTH[first::4]) for first in range(4)]
 #: What every target is tried with; the others are compiled for sm_90.
-EVERYWHERE = ("adamw", "lion", "lamb", "adagradnorm", "sm3")
+EVERYWHERE = ("adamw", "lamb", "sm3")
 SAMPLE = ("adamw", "lion", "signsgd")
 
 

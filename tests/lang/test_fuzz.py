@@ -28,7 +28,7 @@ SEEDS = [
 ]
 
 BATCHES = 8
-MUTANTS = 500 * int(os.environ.get("OPTDSL_FUZZ", "1"))
+MUTANTS = int(500 * float(os.environ.get("OPTDSL_FUZZ", "1")))
 # ---- what must hold of every answer ------------------------------------------------------------------------
 
 
