@@ -1,0 +1,159 @@
+"""Transforms and formats asked for from outside of a spec: `load`, `compile` and the command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import optdsl
+from optdsl import driver
+from optdsl.analysis.explain import explain
+from optdsl.analysis.setting import Setting
+from optdsl.compose import module_of, store_of
+from optdsl.lang.diagnostics import SpecError
+from tests.support import TRANSFORM, class_of, command, environment, good
+from tests.support import module_of as imported
+
+BY_HAND = """optimizer ByHand:
+    use ClipByGlobalNorm(max_norm = 0.5)
+    use AdamW()
+    use Cautious()
+"""
+
+
+def steps(cls: type[torch.optim.Optimizer], **options: object) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    params = [torch.nn.Parameter(torch.randn(s, generator=generator)) for s in ((5, 7), (3,))]
+    optimizer = cls(params, lr=0.1, weight_decay=0.1, **options)
+    for _ in range(4):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+def test_the_same_as_a_composition_in_a_spec(tmp_path: Path) -> None:
+    """Whatever the order they are named in: what changes the gradient comes first, what changes the update last."""
+    (tmp_path / "by_hand.opt").write_text(BY_HAND)
+    theirs = steps(optdsl.load(tmp_path / "by_hand.opt"))
+    for order in (
+        ["cautious", "clip_by_global_norm(max_norm = 0.5)"],
+        ["clip_by_global_norm(max_norm=0.5)", "cautious"],
+    ):
+        cls = optdsl.load("adamw", with_=order)
+        assert all(torch.equal(a, b) for a, b in zip(steps(cls), theirs, strict=True))
+        assert cls.__name__.startswith("AdamWWith")
+
+
+def test_its_plan_is_as_small_as_one_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "by_hand.opt").write_text(BY_HAND)
+    costs = []
+    for path, with_ in (
+        (tmp_path / "by_hand.opt", []),
+        (driver.locate("adamw"), ["clip_by_global_norm(max_norm = 0.5)", "cautious"]),
+    ):
+        program, _ = driver.program_of(path, with_)
+        usual = explain(program, driver.simplify(program), Setting()).usual.account
+        costs.append((usual.moved, len(usual.sweeps), usual.launches))
+    assert costs[0] == costs[1]
+
+
+def test_clipping_costs_one_read_of_the_gradient() -> None:
+    program, _ = driver.program_of(driver.locate("adamw"), ["clip_by_global_norm"])
+    usual = explain(program, driver.simplify(program), Setting()).usual.account
+    assert (usual.moved, len(usual.sweeps), usual.launches) == (28 + 4, 2, 2)
+
+
+def test_a_transform_beside_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - 0.1 * g\n")
+    (tmp_path / "halve.opt").write_text(TRANSFORM)
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optdsl.load(tmp_path / "mine.opt", with_="halve.opt")([p]).step()
+    torch.testing.assert_close(p.detach(), torch.full((3,), 0.95))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("clip_global", "there is no transform `clip_global`; did you mean `clip_by_global_norm`"),
+        ("clip_by_value(", "is not a transform, as in"),
+        ("../halve.opt", "its file stands beside the spec"),
+        ("schedules", "`schedules` holds no transform"),
+    ],
+)
+def test_transforms_that_there_are_not(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        optdsl.load("adamw", with_=text)
+
+
+def test_options_that_a_transform_has_not() -> None:
+    with pytest.raises(SpecError, match="no hyperparameter `max`"):
+        optdsl.load("adamw", with_="clip_by_global_norm(max = 1.0)")
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    words = ("compile", "adamw", "-o", "out", "--with", "clip_by_global_norm", "--store", "exp_avg=q8")
+    assert "AdamWWithClipByGlobalNorm" in good(command(*words, cwd=tmp_path))
+    stem = "adamw_with_clip_by_global_norm_exp_avg_q8"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{stem}{suffix}" for suffix in (".py", ".c", ".triton.py")
+    }
+    cls = class_of(imported(tmp_path / "out" / f"{stem}.py", "composed_outside"))
+    p = torch.nn.Parameter(torch.ones(70, 70))
+    p.grad = torch.ones(70, 70)
+    optimizer = cls([p])
+    optimizer.step()
+    assert optimizer.state[p]["exp_avg"].dtype is torch.uint8
+    assert optimizer.state[p]["exp_avg_sq"].dtype is torch.float32
+    refused = command("compile", "adamw", "-o", "out", "--store", "exp=q8", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "AdamW has no state `exp`" in refused.stderr
+
+
+def test_names_and_formats_as_they_are_written() -> None:
+    assert store_of([]) is None
+    assert store_of(["q8"]) == "q8"
+    assert store_of(["a=q8", "b = bf16"]) == {"a": "q8", "b": "bf16"}
+    with pytest.raises(ValueError, match="is for all states"):
+        store_of(["q8", "a=q4"])
+    assert module_of(Path("x/my.opt"), ["clip(a = 1)", "b.opt"], "q8") == "my_with_clip_b_q8"
+
+
+# ---- the same output everywhere -----------------------------------------------------------------------------------
+
+
+def test_the_output_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
+    (tmp_path / "x.opt").write_text(
+        "optimizer X:\n    hyper:\n        w = 0.1 in [0, inf)\n        decouple = true\n    step:\n"
+        "        s = norm(g)\n        p = p - s * (g + (w * p if decouple else 0))\n"
+    )
+    shown = {
+        subprocess.run(
+            [sys.executable, "-m", "optdsl", "show", "x.opt"],
+            cwd=tmp_path,
+            env=environment(PYTHONHASHSEED=seed),
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "3", "5")
+    }
+    assert len(shown) == 1
+
+
+def test_a_learning_rate_of_zero_where_the_range_leaves_it_out(tmp_path: Path) -> None:
+    """Schedulers may end there: a division by it gives an infinity and raises nothing."""
+    (tmp_path / "r.opt").write_text(
+        "optimizer R:\n    hyper:\n        lr = 1e-3 in (0, inf)\n    step:\n        p = p - g / ((1 - 0.9^t) / lr)\n"
+    )
+    for flags in ({"foreach": False}, {"foreach": True}, {}):
+        p = torch.nn.Parameter(torch.ones(3))
+        optimizer = optdsl.load(tmp_path / "r.opt")([p], **flags)
+        optimizer.param_groups[0]["lr"] = 0.0
+        p.grad = torch.ones(3)
+        optimizer.step()
+        assert torch.equal(p, torch.ones(3))
