@@ -573,7 +573,10 @@ def test_an_interrupted_process(tmp_path):
     ) as process:
         process.stdout.readline()  # the machine: from here on peers are measured
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()  # or leaving the block waits for it without end
     assert process.returncode == 130
     assert "Traceback" not in said
     assert said.startswith("interrupted")
