@@ -43,7 +43,7 @@ optimizer Mixed:
 FLAGS = [{"foreach": False}, {"foreach": True}, {}]
 
 
-@pytest.mark.skipif(not FREE, reason="no recorded trajectories")
+@pytest.mark.skipif(not FREE, reason="no recorded trajectories; set OPTDSL_REFERENCE to their folder")
 @pytest.mark.parametrize("entry", FREE, ids=lambda e: f"{e['optimizer']}-{e['setting']}-{e['dtype']}")
 def test_recorded_averages(entry: dict) -> None:  # type: ignore[type-arg]
     """After every step: x in evaluation, y behind it, bit for bit, z as a state."""
