@@ -29,7 +29,7 @@ from triton.compiler import ASTSource
 
 from optdsl.runtime.native.batch import ARRAYS
 from optdsl.runtime.native.spec import Kernel, Native
-from optdsl.runtime.triton.batch import BLOCK, OPTIONS, load, shape_of_pass
+from optdsl.runtime.triton.batch import BLOCK, OPTIONS, load, registers_of_pass, shape_of_pass
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -129,17 +129,20 @@ def compiled(job: Job, kernel: Kernel, function: Any) -> Any:
     }
     widest = 1000 if job.by_rows else None
     if job.function in kernel.passes:
-        shape, items = shape_of_pass(of_arrays, widest, target.warp_size)
-        settings |= {"BLOCK": shape["BLOCK"], "ITEMS": items}
-        warps = shape["num_warps"]
+        places = ["element", "element", *(place for _, place in kernel.arrays)]
+        elements = [type_ for type_, place in zip(given, places, strict=True) if place == "element"]
+        shape, items = shape_of_pass(elements, widest, target.warp_size)
+        if target.backend == "cuda":
+            shape |= registers_of_pass(elements, widest)
+        settings |= {"BLOCK": shape.pop("BLOCK"), "ITEMS": items}
     else:
         settings |= {"BLOCK": BLOCK, "FOLD": True, "COMPUTE": True}
-        warps = 4
+        shape = {"num_warps": 4}
     settings = {name: value for name, value in settings.items() if name in function.arg_names}
     pointers = {"table": "*i64", "chunks": "*i32", "gradients": "*i64"}
     signature = {name: pointers.get(name, "constexpr") for name in function.arg_names}
     source = ASTSource(function, signature=signature, constexprs=settings, attrs={})
-    options = {**OPTIONS, "num_warps": warps}
+    options = {**OPTIONS, **shape}
     if target.backend == "hip":
         del options["enable_reflect_ftz"]
     return triton.compile(source, target=target, options=options)

@@ -34,6 +34,7 @@ from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
 
 _TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
+_HALVES = (tl.bfloat16, tl.float16)
 #: Elements that one program takes, and lanes that fold partial results.
 BLOCK = 1024
 #: The lowest bytes of addresses at which a thread can load 16 bytes at a time.
@@ -103,10 +104,21 @@ def shape_of_pass(types: Sequence[Any], widest: int | None, lanes: int) -> tuple
     elements begin anywhere; `lanes` are the threads of a warp.
     """
     if widest is not None:
-        block = min(BLOCK, max(64, 1 << (max(widest, 1) - 1).bit_length()))
-        return {"BLOCK": block, "num_warps": max(1, block // (lanes * 4))}, 0
+        # no load is wide, so that many threads with few elements are best
+        block = min(BLOCK // 2, max(64, 1 << (max(widest, 1) - 1).bit_length()))
+        return {"BLOCK": block, "num_warps": max(1, block // (lanes * 2))}, 0
     items = 8 if all(type_.primitive_bitwidth == 16 for type_ in types) else 4
     return {"BLOCK": BLOCK, "num_warps": BLOCK // (lanes * items)}, items
+
+
+def registers_of_pass(types: Sequence[Any], widest: int | None) -> dict[str, int]:
+    """The registers that a thread may take, which NVIDIA's assembler is told: left to choose, it sometimes spills
+    two or three in order to run more warps at a time.
+    """
+    if widest is not None:
+        return {}
+    few = len(types) <= 8 and tl.float32 in types and all(t in (tl.float32, *_HALVES) for t in types)
+    return {"maxnreg": 64 if few else 128}
 
 
 class TritonBatch(Batch):
@@ -157,6 +169,8 @@ class TritonBatch(Batch):
         widest = max(row.facts.cols for row in self.rows) if self.kernel.by_rows else None
         self.settings = {"REAL": self.real, "GUARD": False, "WIDTH": self.width}
         self.of_pass, self.items = shape_of_pass(types, widest, 64 if torch.version.hip else 32)
+        if not INTERPRETED and not torch.version.hip:
+            self.of_pass |= registers_of_pass(types, widest)
         self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
         self.known_settings: dict[tuple[int, bool, bool], Mapping[str, Any]] = {}
 
