@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime import Facts, Hyper, Optimizer, State, as_matrix, foreach, host, like
+from optdsl.runtime import Facts, Hyper, Kernel, Native, Optimizer, State, as_matrix, foreach, host, like
 
 __all__ = ["Muon"]
 
@@ -83,8 +83,8 @@ class Muon(Optimizer):
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
         differentiable: keep the autograd graph through the step
-        fused: not available here; None or False
-        overwrite_grad: no effect here
+        fused: run native kernels (default: where there are some, unless `foreach` is set)
+        overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
 
     Reference: Jordan et al. 2024, Muon: An optimizer for hidden layers in neural networks, kellerjordan.github.io
@@ -106,7 +106,29 @@ class Muon(Optimizer):
     )
     _bucket_facts = ("ndim", "rows", "cols")
     _elementwise = False
-    _no_kernels = "it works on matrices"
+    _native = Native(
+        c="muon.c",
+        c_sha256="7ca40e2dd06eda9adcd1c946172c0fe48a739f5410e83b3bdf306ae00588a1a7",
+        triton="muon.triton.py",
+        triton_sha256="1787e6571764cfc628dabdc3035b9bfcf50a8b014298d27b9e8cc398fe291e19",
+        kernels=(
+            Kernel(
+                unit=0,
+                number=0,
+                arrays=(("exp_avg", "element"), ("exp_avg_sq", "element")),
+                slots=9,
+                sweeps=1,
+                passes=("pass0",),
+                between=("", ""),
+            ),
+        ),
+        modes=(
+            (-1, -1, -1),
+            (-1, -1, -1),
+            (0, 0, 0),
+        ),
+        lacking="it works on matrices",
+    )
 
     def __init__(
         self,
@@ -402,3 +424,36 @@ class Muon(Optimizer):
                 [like(x, y) for x, y in zip(v, state["exp_avg_sq"], strict=True)]
             )
         return [like(x, y) for x, y in zip(p, shaped, strict=True)]
+
+    @staticmethod
+    def _kernel(
+        group: dict[str, Any], t: Any, facts: Facts, state: dict[str, Any]
+    ) -> tuple[int, tuple[Any, ...], tuple[Any, ...]]:
+        """Which plan this step follows, the numbers that its kernel takes, the new host states."""
+        use_muon = group["use_muon"]
+        ndim = facts.ndim
+        if use_muon and ndim > 1:
+            rows = facts.rows
+            cols = facts.cols
+            if rows > cols:
+                return 0, (), ()  # no kernel
+            return 1, (), ()  # no kernel
+        weight_decay = group["weight_decay"]
+        adam_lr = group["adam_lr"]
+        beta1, beta2 = group["betas"]
+        eps = group["eps"]
+        return (
+            2,
+            (
+                beta1,
+                1 - beta1,
+                beta2,
+                1 - beta2,
+                1.0 / (1 - beta1**t),
+                1.0 / host.sqrt(1 - beta2**t),
+                eps,
+                1 - adam_lr * weight_decay,
+                adam_lr,
+            ),
+            (),
+        )

@@ -395,11 +395,13 @@ def show(path: Path, stage: str) -> str:
 
 def plans(program: Program) -> str:
     """The plans of a program, already simplified, one for each setting and branch."""
+    from optdsl.backends.kernels import NoKernels
     from optdsl.backends.kernels import plans as all_plans
     from optdsl.ir.text import show_plan
 
-    found, reason = all_plans(program)
-    if reason is not None:
+    try:
+        found = all_plans(program)
+    except NoKernels as reason:
         return f"no plan: {reason}\n"
     return "\n".join(show_plan(conditions, plan) for conditions, plan in found)
 

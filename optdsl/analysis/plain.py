@@ -37,7 +37,7 @@ class Unicode(Notation):
     }
     FUNCTIONS: ClassVar[Mapping[str, str]] = {name: name for name in _AS_THEY_ARE} | {
         **{"reduce_sum": "Σ", "reduce_mean": "mean", "reduce_max": "max", "reduce_min": "min"},
-        **{"newton_schulz": "NewtonSchulz", "truth": "𝟙"},
+        **{"reduce_kth_largest": "kth_largest", "newton_schulz": "NewtonSchulz", "truth": "𝟙"},
         **{"normal": "𝒩", "uniform": "𝒰", "rademacher": "Rademacher", "bernoulli": "Bernoulli"},
     }
 

@@ -50,38 +50,42 @@ class Source:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def plans(program: Program) -> tuple[list[tuple[tuple[tuple[Expr, bool], ...], Plan]], str | None]:
-    """The plan of every branch with the conditions that lead there, and None; or none and why there is none."""
-    try:
-        tree, found = _plans(program)
-    except NoKernels as reason:
-        return [], str(reason)
+def plans(program: Program) -> list[tuple[tuple[tuple[Expr, bool], ...], Plan | str]]:
+    """The plan of every branch, or why it has none, with the conditions that lead there. Raises NoKernels."""
+    tree, found, lacking = _plans(program)
 
     def walk(
         tree: Tree, path: tuple[tuple[Expr, bool], ...]
-    ) -> list[tuple[tuple[tuple[Expr, bool], ...], Plan]]:
+    ) -> list[tuple[tuple[tuple[Expr, bool], ...], Plan | str]]:
         if isinstance(tree, Leaf):
-            return [(path, found[id(tree)][0])]
+            return [(path, found[id(tree)][0] if id(tree) in found else lacking[id(tree)])]
         then, other = (tree.condition, True), (tree.condition, False)
         return walk(tree.then, (*path, then)) + walk(tree.other, (*path, other))
 
-    return walk(tree, ()), None
+    return walk(tree, ())
 
 
-def _plans(program: Program) -> tuple[Tree, dict[int, list[Plan]]]:
-    """The tree of settings and, by the identity of each leaf, its plans in the order of MODES. Raises NoKernels."""
+def _plans(program: Program) -> tuple[Tree, dict[int, list[Plan]], dict[int, str]]:
+    """The tree of settings and, by the identity of each leaf, its plans in the order of MODES, or why it has none.
+
+    Raises NoKernels if none has any.
+    """
     try:
         tree = specialise(program)
-        plans = {}
-        for leaf in leaves(tree):
+    except TooManyBranches:
+        raise NoKernels("its options and branches multiply to too many kernels") from None
+    plans: dict[int, list[Plan]] = {}
+    lacking: dict[int, str] = {}
+    for leaf in leaves(tree):
+        try:
             exact = schedule(leaf, EXACT)
             modes = [exact] + [schedule(leaf, m) if len(exact.sweeps) > 1 else exact for m in MODES[1:]]
             plans[id(leaf)] = [exact if mode.sweeps == exact.sweeps else mode for mode in modes]
-        return tree, plans
-    except TooManyBranches:
-        raise NoKernels("its options and branches multiply to too many kernels") from None
-    except Unsupported as reason:
-        raise NoKernels(str(reason)) from None
+        except Unsupported as reason:
+            lacking[id(leaf)] = str(reason)
+    if not plans:
+        raise NoKernels(next(iter(lacking.values())))
+    return tree, plans, lacking
 
 
 @record(frozen=False)
@@ -99,7 +103,9 @@ class Kernels:
     def __init__(self, program: Program, names: Mapping[str, str]) -> None:
         """`names` maps hyperparameters to the names they have in Python. Raises NoKernels."""
         self.program = program
-        self.tree, self.plans = _plans(program)
+        self.tree, self.plans, lacking = _plans(program)
+        #: Why some settings or branches have no kernels, "" if all have.
+        self.lacking = next(iter(lacking.values()), "")
         self.leaves = list(leaves(self.tree))
         self.number = {id(leaf): index for index, leaf in enumerate(self.leaves)}
         self.names = self._names(names)
@@ -107,8 +113,10 @@ class Kernels:
         self.units: list[Unit] = []
         #: For each leaf, by its identity, the host-level states that its setting reads or writes.
         self.hosts: dict[int, list[str]] = {}
-        #: For each leaf the number of its kernel in each mode.
-        self.kernels: list[list[int]] = [[] for _ in self.leaves]
+        #: For each leaf the number of its kernel in each mode, -1 for none.
+        self.kernels: list[list[int]] = [
+            [] if id(leaf) in self.plans else [-1] * len(MODES) for leaf in self.leaves
+        ]
         #: Every kernel with its unit, in the order in which they are numbered.
         self.cells: list[tuple[Unit, Cells]] = []
         self._gather()
@@ -134,8 +142,13 @@ class Kernels:
         """Sorts the plans of all leaves into units."""
         settings: dict[tuple[tuple[Expr, bool], ...], list[Leaf]] = {}
         for leaf in self.leaves:
-            settings.setdefault(leaf.setting, []).append(leaf)
-        read = {id(leaf): self._host_reads(leaf, path) for leaf, path in _paths(tree=self.tree)}
+            if id(leaf) in self.plans:
+                settings.setdefault(leaf.setting, []).append(leaf)
+        read = {
+            id(leaf): self._host_reads(leaf, path)
+            for leaf, path in _paths(tree=self.tree)
+            if id(leaf) in self.plans
+        }
         for members in settings.values():
             together = set().union(*(read[id(leaf)] for leaf in members))
             hosts = [s.name for s in self.program.states if s.name in together]
@@ -193,8 +206,10 @@ class Kernels:
         modes = [tuple(numbers) for numbers in self.kernels]
         lines.append("    modes=(")
         lines += [f"        {mode}," for mode in modes]
-        lines += ["    ),", ")"]
-        return lines
+        lines.append("    ),")
+        if self.lacking:
+            lines.append(f"    lacking={quoted(self.lacking)},")
+        return [*lines, ")"]
 
     def kernel(self, unit: Unit, cells: Cells, named: Functions | None) -> list[str]:
         plan = cells.plan
@@ -260,6 +275,8 @@ class Kernels:
 
     def branch(self, tree: Tree, known: frozenset[str]) -> list[str]:
         if isinstance(tree, Leaf):
+            if id(tree) not in self.plans:
+                return [f"return {self.number[id(tree)]}, (), ()  # no kernel"]
             plan = self.plans[id(tree)][0]
             new = dict(plan.host_states)
             states = [self.program.state(name) for name in self.hosts[id(tree)]]

@@ -27,6 +27,9 @@ def fault_of(
     if type_.kind is Kind.CHOICE and (row.takes == "number" or row.rule is not Rule.ELEMENTWISE):
         return "E0404", f"{text} is a choice, not a number", 'compare it, as in `mode == "l2"`'
     match row.rule:
+        case Rule.REDUCE if index == 1:
+            message = f"`k` is the same for all tensors of a group; {text} is {describe(type_)}"
+            return "E0405", message, "reduce it with `over=group`"
         case Rule.REDUCE:
             return _reduction(type_, text, over)
         case Rule.MATMUL if index is None:

@@ -20,7 +20,7 @@ class Rule(Enum):
     """How an operator's type follows from its arguments'."""
 
     ELEMENTWISE = "elementwise"  # join of levels and shapes
-    REDUCE = "reduce"  # attribute `over`
+    REDUCE = "reduce"  # attribute `over`; a second argument is one number, the same for the group
     RANDOM = "random"  # element; attribute `site`
     MATMUL = "matmul"
     TRANSPOSE = "transpose"
@@ -96,6 +96,7 @@ CORE: dict[str, CoreOp] = _table(
     CoreOp("reduce_mean", 1, Rule.REDUCE),
     CoreOp("reduce_max", 1, Rule.REDUCE),
     CoreOp("reduce_min", 1, Rule.REDUCE),
+    CoreOp("reduce_kth_largest", 2, Rule.REDUCE, flops=20),
     CoreOp("normal", 0, Rule.RANDOM, flops=40),
     CoreOp("uniform", 0, Rule.RANDOM, flops=30),
     CoreOp("rademacher", 0, Rule.RANDOM, flops=30),
@@ -317,6 +318,14 @@ BUILTINS: dict[str, Builtin] = _functions(
         "count",
         "how many entries are true or non-zero",
         _count,
+    ),
+    Builtin(
+        "kth_largest",
+        (2, 2),
+        lambda make, args, over: make("reduce_kth_largest", *args, over=over),
+        "kth_largest(x, k, over=tensor)",
+        "the k-th of the entries, largest first, nan before all; inf for k < 1, -inf for k beyond their number",
+        reduction=True,
     ),
     Builtin("normal", (0, 0), _core("normal"), "normal()", "standard normal draws, one per element"),
     Builtin("uniform", (0, 0), _core("uniform"), "uniform()", "uniform draws from [0, 1), one per element"),

@@ -206,6 +206,8 @@ def _result(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> Type:
         if len(kinds) == 1:
             kind = kinds.pop()
     if row.rule is Rule.REDUCE:
+        if len(args) > 1 and args[1].type.level > Level.GROUP:
+            raise TypeFault(f"`{row.name}` takes one k for a parameter group", 1)
         return Type(Kind.FLOAT, *_reduced(args[0].type, over))
     if row.rule is Rule.BROADCAST:
         level = ty.LEVELS.get(over or "")

@@ -60,12 +60,16 @@ class Group:
 
 @record
 class _Joint:
-    """What a tensor waits for: the joint reduction `op` of the values `x` of all who come to `site`."""
+    """What a tensor waits for: the joint reduction `op` of the values `x` of all who come to `site`.
+
+    `more` are its other operands, of which those of the first tensor count.
+    """
 
     op: str
     over: str
     site: int
     x: Array
+    more: tuple[Value, ...] = ()
 
 
 class Interpreter:
@@ -322,7 +326,8 @@ class _TensorStep:
         """The joint reduction `node`."""
         assert isinstance(node, Call)
         assert node.site is not None
-        return _Joint(node.op, str(node.attr), node.site, self.values[id(node.args[0])])
+        x, *more = (self.values[id(arg)] for arg in node.args)
+        return _Joint(node.op, str(node.attr), node.site, x, tuple(more))
 
     def perturbed(self, node: Expr, value: Value) -> Value:
         """`value`, changed if a test wants so."""
@@ -421,13 +426,19 @@ def _drive(runs: Sequence[_TensorStep]) -> None:
                 meeting = runs[number].group if request.over == "group" else None
                 meetings.setdefault(meeting, []).append(number)
         for numbers in meetings.values():
-            together = reduce_jointly(waiting[numbers[0]].op, [waiting[number].x for number in numbers])
+            first = waiting[numbers[0]]
+            together = reduce_jointly(first.op, [waiting[number].x for number in numbers], *first.more)
             for number in numbers:
                 resume(number, together.astype(runs[number].owner.dtype))
 
 
-def reduce_jointly(op: str, arrays: Sequence[Array]) -> Array:
-    """One (1, 1) float64 array for the arrays of several tensors: partial results first, then these."""
+def reduce_jointly(op: str, arrays: Sequence[Array], *more: Value) -> Array:
+    """One (1, 1) float64 array for the arrays of several tensors: partial results first, then these.
+
+    `more` are the other operands of `op`.
+    """
+    if op == "reduce_kth_largest":
+        return NUMPY[op](np.concatenate([x.reshape(-1).astype(np.float64) for x in arrays]), *more)
     if op == "reduce_mean":
         return np.asarray(reduce_jointly("reduce_sum", arrays) / sum(x.size for x in arrays))
     partials = [NUMPY[op](x).astype(np.float64) for x in arrays if x.size]

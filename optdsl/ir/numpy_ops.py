@@ -9,7 +9,9 @@ raises; call them under `np.errstate(all="ignore")`, which also keeps them from 
 - `round` goes to even at halves. `mod` has the sign of its second operand, and is nan where that is 0.
 - `pow(x, 2)` is `x * x`, exactly.
 - `nan_to_num` gives the largest finite number of the float type of its operand.
-- A reduction of nothing is 0 (sum), nan (mean), -inf (max) or inf (min).
+- A reduction of nothing is 0 (sum), nan (mean), -inf (max, k-th largest) or inf (min).
+- The k-th largest goes by k rounded down: inf where that is less than 1 or nan, -inf beyond the number of entries. nan
+  is larger than all numbers.
 """
 
 from __future__ import annotations
@@ -54,6 +56,18 @@ def _reduction(function: Callable[..., Any], empty: float) -> Callable[..., Arra
     return reduce
 
 
+def _kth_largest(x: Array, k: Any, axis: int | None = None) -> Array:
+    """Entry k of those along an axis (None: of all), sorted from the largest down; keeps the dimensions."""
+    if axis is None:
+        x, axis = x.reshape(1, -1), 1
+    rank = float(np.asarray(k).reshape(()))
+    count = x.shape[axis]
+    if not 1 <= rank < count + 1:
+        shape = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
+        return np.full(shape, -math.inf if rank >= 1 else math.inf, x.dtype)
+    return np.take(np.sort(x, axis=axis), [count - math.floor(rank)], axis=axis)
+
+
 def _newton_schulz(x: Array, steps: Any) -> Array:
     """`steps` (rounded down) times X <- a X + (b A + c A^2) X with A = X X', in the float type of `x`."""
     a, b, c = NEWTON_SCHULZ
@@ -66,7 +80,7 @@ def _newton_schulz(x: Array, steps: Any) -> Array:
     return x.T if tall else x
 
 
-#: Elementwise operators take their operands; reductions take (x, axis); draws take (seed, t, index of the
+#: Elementwise operators take their operands; reductions take (x, axis) or (x, k, axis); draws take (seed, t, index of the
 #: tensor, site, number of elements) and then their operands; matrix operators take their operands.
 NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
@@ -114,6 +128,7 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "reduce_mean": _reduction(np.mean, math.nan),
     "reduce_max": _reduction(np.max, -math.inf),
     "reduce_min": _reduction(np.min, math.inf),
+    "reduce_kth_largest": _kth_largest,
     "normal": random.normal,
     "uniform": random.uniform,
     "rademacher": random.rademacher,

@@ -266,12 +266,14 @@ def _listing(program: Program) -> list[str]:
 __all__ = ["expression", "literal", "number", "quote", "show", "to_opt"]
 
 
-def show_plan(conditions: Sequence[tuple[Expr, bool]], plan: Plan) -> str:
-    """A plan as text: under which conditions it is followed, and what its sweeps do."""
+def show_plan(conditions: Sequence[tuple[Expr, bool]], plan: Plan | str) -> str:
+    """A plan as text: under which conditions it is followed, and what its sweeps do; or why there is none."""
     when = (
         " and ".join(expression(c, {}) if w else f"not ({expression(c, {})})" for c, w in conditions)
         or "always"
     )
+    if isinstance(plan, str):
+        return f"no plan when {when}: {plan}\n"
     lines = [f"plan when {when}"]
     lines += [f"    {plan.slot_name}.{k} = {expression(slot, {})}" for k, slot in enumerate(plan.slots)]
     lines += [f"    {name} = {expression(expr, {})}" for name, expr in plan.host_states]

@@ -187,6 +187,8 @@ class _Flat:
 
     def reduce(self, expr: Call, name: str | None) -> Expr:
         """A reduction, as a value of its own unless a row is an element."""
+        if len(expr.args) > 1:
+            raise Unsupported("it ranks the entries of tensors")
         operand, over = expr.args[0], str(expr.attr)
         at = self.place(operand.type)
         if at is Place.HOST:

@@ -12,19 +12,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from optdsl.runtime.ops import tensor_kth_largest
 from optdsl.runtime.states import sharded
 
 
 class Joint(NamedTuple):
-    """A request: `kind` ("sum", "mean", "max", "min") of the entries of `x`, over "group" or "all".
+    """A request: `kind` ("sum", "mean", "max", "min", "kth_largest") of the entries of `x`, over "group" or "all".
 
-    `site` is the place in the rule; `x` is a tensor, or a list of them for an update of several tensors.
+    `site` is the place in the rule; `x` is a tensor, or a list of them for an update of several tensors. Of `k`, for
+    the k-th largest, that of the first tensor counts.
     """
 
     kind: str
     over: str
     site: int
     x: Tensor | Sequence[Tensor]
+    k: Any = None
 
 
 class JointTask(NamedTuple):
@@ -89,10 +92,14 @@ def _reduce_jointly(parties: Sequence[tuple[JointTask, Joint]]) -> Tensor:
         if x.numel()
     ]
     if not entries:
-        empty = {"sum": 0.0, "mean": math.nan, "max": -math.inf, "min": math.inf}[kind]
+        empty = {"sum": 0.0, "mean": math.nan, "max": -math.inf, "min": math.inf, "kth_largest": -math.inf}[kind]
         return torch.full((), empty, dtype=torch.float64, device=parties[0][0].device)
     entries.sort(key=lambda entry: entry[0])
     device = entries[0][1].device
+    if kind == "kth_largest":
+        first = min(parties, key=lambda party: party[0].indices[0])[1]
+        flat = [_whole(x).reshape(-1).to(device=device, dtype=torch.float64) for _, x in entries]
+        return tensor_kth_largest(torch.cat(flat), first.k)
     partials = [_partial(kind, x).to(device=device, dtype=torch.float64) for _, x in entries]
     together = torch.stack(partials)
     if kind == "max":
@@ -110,5 +117,9 @@ def _each(x: Tensor | Sequence[Tensor], count: int) -> Sequence[Tensor]:
 
 def _partial(kind: str, x: Tensor) -> Tensor:
     """The part of one tensor, 0-dim: its maximum, minimum or sum; over all shards of a sharded tensor."""
-    part = x.amax() if kind == "max" else x.amin() if kind == "min" else x.sum()
-    return part.full_tensor() if sharded(part) else part  # type: ignore[attr-defined]
+    return _whole(x.amax() if kind == "max" else x.amin() if kind == "min" else x.sum())
+
+
+def _whole(x: Tensor) -> Tensor:
+    """All shards of a sharded tensor."""
+    return x.full_tensor() if sharded(x) else x  # type: ignore[attr-defined]

@@ -95,6 +95,47 @@ def tensor_min(x: Tensor) -> Tensor:
     return x.amin() if x.numel() else x.new_full((), math.inf)
 
 
+def _kth_largest(x: Tensor, k: Any) -> Tensor:
+    """The k-th largest along the last dimension, which stays with one entry; nan is larger than all numbers.
+
+    `k`, a number or a 0-dim tensor, is rounded down. inf where that is less than 1 or nan, -inf beyond the number of
+    entries.
+    """
+    count = x.shape[-1]
+    if isinstance(k, Tensor):
+        if count == 0:
+            x, count = x.new_full((*x.shape[:-1], 1), -math.inf), 1
+        within = (k >= 1) & (k < count + 1)
+        place = torch.where(within, count - k.floor(), 0).to(device=x.device, dtype=torch.long)
+        found = x.sort(dim=-1).values.index_select(-1, place.reshape(1))
+        return torch.where(within, found, torch.where(k >= 1, -math.inf, math.inf).to(x.dtype))
+    if not 1 <= k < count + 1:
+        return x.new_full((*x.shape[:-1], 1), -math.inf if k >= 1 else math.inf)
+    return x.kthvalue(count - math.floor(k) + 1, dim=-1, keepdim=True).values
+
+
+def row_kth_largest(x: Tensor, k: Any) -> Tensor:
+    """The k-th largest entry of every row; see `tensor_kth_largest`."""
+    rows = x.reshape(-1, 1) if x.dim() <= 1 else x.flatten(1)
+    return _kth_largest(rows, k).reshape(x.shape if x.dim() <= 1 else (x.shape[0],) + (1,) * (x.dim() - 1))
+
+
+def col_kth_largest(x: Tensor, k: Any) -> Tensor:
+    """The k-th largest entry over the rows; see `tensor_kth_largest`."""
+    if x.dim() == 0:
+        return _kth_largest(x.reshape(1), k).reshape(())
+    return _kth_largest(x.movedim(0, -1), k).movedim(-1, 0)
+
+
+def tensor_kth_largest(x: Tensor, k: Any) -> Tensor:
+    """The k-th largest of all entries, 0-dim; nan is larger than all numbers.
+
+    `k`, a number or a 0-dim tensor, is rounded down. inf where that is less than 1 or nan, -inf beyond the number of
+    entries.
+    """
+    return _kth_largest(x.reshape(-1), k).reshape(())
+
+
 def broadcast(x: Any, level: str, p: Tensor) -> Tensor:
     """`x`, a number or a coarser value, with an entry for each one that the parameter `p` has at `level`."""
     if "1" in level:  # the transpose of rows or of columns, which only matrices have

@@ -389,7 +389,8 @@ class _Maker:
         row = CORE[op]
         match row.rule:
             case Rule.REDUCE:
-                return self.reduce(op, self.reducible(place, depth), place)
+                more = [self.rank()] if row.arity > 1 else []
+                return self.reduce(op, self.reducible(place, depth), place, *more)
             case Rule.RANDOM:
                 return self.draw(op, place, depth)
             case Rule.MATMUL:
@@ -428,19 +429,23 @@ class _Maker:
             return as_number(self.truth(source, depth))
         return self.number(source, depth)
 
-    def reduce(self, op: str, x: Expr, place: Place) -> Expr | None:
+    def rank(self) -> Expr:
+        """A number known on the host, often the rank of something."""
+        return const(self.rng.randrange(1, 5)) if self.chance(0.7) else self.operand(_HOST, 1)
+
+    def reduce(self, op: str, x: Expr, place: Place, *more: Expr) -> Expr | None:
         """`op` of `x`, ending at `place`, or None when `x` has nothing to reduce there."""
         level, shape = place
         if level is Level.ARRAY:
             if x.type.level is not Level.ARRAY or Dim.ONE in x.type.shape:
                 return None
-            return call(op, x, over="rows" if shape[1] is Dim.ONE else "cols")
+            return call(op, x, *more, over="rows" if shape[1] is Dim.ONE else "cols")
         if level is Level.TENSOR:
-            return call(op, x, over="tensor") if x.type.level is Level.ARRAY else None
+            return call(op, x, *more, over="tensor") if x.type.level is Level.ARRAY else None
         if x.type.level < Level.TENSOR or self.available.site is None:
             return None
         self.available.site += 1
-        return call(op, x, over=self.rng.choice(("group", "all")), site=self.available.site - 1)
+        return call(op, x, *more, over=self.rng.choice(("group", "all")), site=self.available.site - 1)
 
     def draw(self, op: str, place: Place, depth: int = 0) -> Expr | None:
         """A random draw."""

@@ -47,6 +47,11 @@ def _class(program: Program, simplified: bool, backend: str) -> Any:
     return getattr(sys.modules[module], program.name)
 
 
+def all_kernels(cls: Any) -> bool:
+    """Whether every branch of a class has kernels, so that they may be demanded."""
+    return not cls._native.lacking
+
+
 def native_class(program: Program, simplified: bool = True) -> Any:
     """The class of a program, with native kernels for the CPU. Raises NoKernels."""
     return _class(program, simplified, "cpu")

@@ -16,13 +16,9 @@ from tests.check.helpers import check, found, only, program, run, same, spec
 @pytest.mark.parametrize("name", BUILTINS)
 def test_every_built_in_takes_its_arguments(name: str) -> None:
     row = BUILTINS[name]
+    special = {("where", 0): "g > 0", ("newton_schulz", 1): "5", ("kth_largest", 1): "5"}
     for count in {row.arity[0], row.arity[1]}:
-        args = ", ".join(
-            [
-                "g > 0" if name == "where" and n == 0 else "5" if (name, n) == ("newton_schulz", 1) else "g"
-                for n in range(count)
-            ]
-        )
+        args = ", ".join(special.get((name, n), "g") for n in range(count))
         program(spec(f"p = p - {name}({args})"))
     for count in {row.arity[0] - 1, row.arity[1] + 1} - {-1}:
         message = only(spec(f"p = p - {name}({', '.join(['g'] * count)})"), "E0303")
@@ -31,7 +27,7 @@ def test_every_built_in_takes_its_arguments(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in BUILTINS if BUILTINS[name].reduction])
 def test_places_to_reduce_over(name: str) -> None:
-    args = ", ".join(["g"] * BUILTINS[name].arity[0])
+    args = "g, 3" if name == "kth_largest" else ", ".join(["g"] * BUILTINS[name].arity[0])
     for over in ("tensor", "rows", "cols", "group", "all"):
         program(spec(f"p = p - {name}({args}, over={over})"))
     assert only(spec(f"p = p - {name}({args}, over=row)"), "E0407", "row").help == "did you mean `rows`?"

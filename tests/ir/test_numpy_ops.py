@@ -322,6 +322,20 @@ def test_reductions_of_hostile_values() -> None:
     assert overflow == INF
 
 
+def test_the_kth_largest(rng: np.random.Generator) -> None:
+    g = np.array([[3.0, NAN, 1.0, 3.0], [-INF, 2.0, INF, 0.0]])
+    wanted = [INF, NAN, INF, 3.0, 3.0, 2.0, 1.0, 0.0, -INF, -INF]
+    for k, want in enumerate(wanted):
+        for over, site in (("tensor", None), ("group", 0), ("all", 0)):
+            np.testing.assert_equal(float(value_of(call("reduce_kth_largest", G, k, over=over, site=site), g, g)), want)
+    by_row = value_of(call("reduce_kth_largest", G, 2.5, over="rows"), g, g)
+    np.testing.assert_array_equal(by_row, [[3.0], [2.0]])
+    by_col = value_of(call("reduce_kth_largest", G, 2, over="cols"), g, g)
+    np.testing.assert_array_equal(by_col, [[-INF, 2.0, 1.0, 0.0]])
+    for k, want in ((NAN, INF), (INF, -INF), (-1, INF), (9, -INF)):
+        assert float(value_of(call("reduce_kth_largest", G, k, over="tensor"), g, g)) == want
+
+
 # ---- draws ------------------------------------------------------------------------------------------------
 
 

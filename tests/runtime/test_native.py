@@ -1395,3 +1395,48 @@ def test_rounding_errors_are_those_of_torch():
     )
     assert ours.mean() <= 1.2 * theirs.mean()
     assert ours.max() <= 1.2 * theirs.max()
+
+
+def test_some_branches_without_kernels() -> None:
+    """Muon's matrices take torch's operations, its other tensors kernels; who demands kernels is told."""
+    torch.manual_seed(3)
+    start = [torch.randn(6, 4), torch.randn(5), torch.randn(3, 3), torch.randn(())]
+    muon = optdsl.load("muon")
+    ours, peers = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    optimizer, peer = muon(ours, weight_decay=0.1), muon(peers, weight_decay=0.1, fused=False)
+    for _ in range(4):
+        for a, b in zip(ours, peers, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        optimizer.step()
+        peer.step()
+        assert optimizer._launcher.tables[0].skipped == {0, 2}
+        assert [row.p is ours[1] or row.p is ours[3] for row in optimizer._launcher.tables[0].rows] == [True] * 2
+        for a, b in zip(ours, peers, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    before = [x.detach().clone() for x in ours]
+    strict = muon(ours, fused=True)
+    with pytest.raises(RuntimeError, match=r"Muon has no fused kernel for parameter 0, of shape \(6, 4\), .* matrices"):
+        strict.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, before, strict=True))
+    only = muon([ours[1]], fused=True)
+    only.step()
+    assert only._launcher.tables[0].rows
+
+
+def test_a_branch_without_kernels_comes_and_goes() -> None:
+    """An option of a group may lead to a branch without kernels and back again; its states go along."""
+    lion = optdsl.load("lion_k")
+    p, q = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
+    optimizer, peer = lion([p], lr=0.01, weight_decay=0.1, k=7), lion([q], lr=0.01, weight_decay=0.1, k=7, fused=False)
+    torch.manual_seed(4)
+    for kappa in ("l1", "topk", "topk", "soft", "l1", "topk", "l2"):
+        p.grad = torch.randn(50)
+        q.grad = p.grad.clone()
+        for each in (optimizer, peer):
+            each.param_groups[0]["kappa"] = kappa
+            each.step()
+        assert bool(optimizer._launcher.tables[0].rows) == (kappa != "topk")
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+        for key, kept in peer.state[q].items():
+            torch.testing.assert_close(optimizer.state[p][key], kept, rtol=1e-5, atol=1e-7)

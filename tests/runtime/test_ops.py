@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -127,3 +128,33 @@ def test_newton_schulz_of_hostile_matrices():
 def test_newton_schulz_is_differentiable():
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda m: newton_schulz(m, 3), x)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (0,), (0, 3), (3, 0)])
+@pytest.mark.parametrize("k", [-1.0, 0, 1, 2.9, 3, 5, 1e9, math.inf, math.nan])
+@pytest.mark.parametrize("given", [float, torch.tensor])
+def test_kth_largest(shape, k, given):
+    """Against sorting in Python, with ties, infinities and nan."""
+    rng = np.random.default_rng(5)
+    x = rng.choice([*rng.standard_normal(4), math.inf, -math.inf, math.nan, 0.0], size=shape)
+    rows = shape[0] if shape else 1
+    matrix = x.reshape(rows, -1 if x.size else math.prod(shape[1:]))
+
+    def ranked(entries):
+        numbers = sorted((e for e in entries if not math.isnan(e)), reverse=True)
+        order = [math.nan] * (len(entries) - len(numbers)) + numbers
+        if math.isnan(k) or k < 1:
+            return math.inf
+        return -math.inf if k >= len(order) + 1 else order[math.floor(k) - 1]
+
+    wanted = {
+        "row": [ranked(row) for row in matrix.tolist()],
+        "col": [ranked(col) for col in matrix.T.tolist()],
+        "tensor": [ranked(matrix.reshape(-1).tolist())],
+    }
+    for level, want in wanted.items():
+        found = getattr(runtime, f"{level}_kth_largest")(torch.tensor(x), given(k))
+        assert found.dtype is torch.float64
+        np.testing.assert_array_equal(found.reshape(-1).numpy(), want, err_msg=level)
+    assert runtime.row_kth_largest(torch.tensor(x), given(k)).shape == runtime.row_max(torch.tensor(x)).shape
+    assert runtime.col_kth_largest(torch.tensor(x), given(k)).shape == runtime.col_max(torch.tensor(x)).shape

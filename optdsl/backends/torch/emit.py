@@ -108,7 +108,9 @@ class _Module:
         names = ["Facts", "Joint", "Kernel", "Native", "foreach", "host"]
         names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz"]
         names += [
-            f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")
+            f"{over}_{kind}"
+            for over in ("row", "col", "tensor")
+            for kind in ("sum", "mean", "max", "min", "kth_largest")
         ]
         used = {*names} & {*re.findall(r"\w+", code)} | {"Hyper", "Optimizer", "Facts"}
         if self.program.states:

@@ -42,7 +42,7 @@ _OVERWRITING = _FOREACH_UNARY | {"neg", "add", "sub", "mul", "div"}
 SPELLED = frozenset(
     {*_INFIX, *_COMPARES, *_METHODS, "and", "or", "not", "neg", "pow", "mod", "min", "max", "select", "atan2"}
     | {"isfinite", "broadcast", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"}
-    | {"normal", "uniform", "rademacher", "bernoulli", "matmul", "transpose", "newton_schulz"}
+    | {"reduce_kth_largest", "normal", "uniform", "rademacher", "bernoulli", "matmul", "transpose", "newton_schulz"}
 )
 
 #: The largest number in float32.
@@ -119,8 +119,8 @@ class Printer:
 
     def joint(self, expr: Call) -> str:
         kind = expr.op.removeprefix("reduce_")
-        value = self.text(expr.args[0])
-        return f'yield Joint("{kind}", "{expr.attr}", {expr.site}, {value})'
+        values = ", ".join(map(self.text, expr.args))
+        return f'yield Joint("{kind}", "{expr.attr}", {expr.site}, {values})'
 
     # ---- host ------------------------------------------------------------------------------------
 
@@ -259,7 +259,8 @@ class Printer:
         if expr.attr == "tensor" and kind in ("sum", "mean"):
             return f"{name or self.wrap(expr.args[0], _ATOM)}.{kind}()"
         prefix = {"rows": "row", "cols": "col"}.get(str(expr.attr), "tensor")
-        return f"{prefix}_{kind}({name or self.text(expr.args[0])})"
+        more = "".join(f", {self.text(arg)}" for arg in expr.args[1:])
+        return f"{prefix}_{kind}({name or self.text(expr.args[0])}{more})"
 
     def random(self, expr: Call, source: str) -> str:
         arguments = [*(self.shaped(q, self.text(q)) for q in expr.args), str(expr.attr)]

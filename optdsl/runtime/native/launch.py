@@ -460,10 +460,18 @@ class Launcher:
             if packed and not self._takes_codes():
                 skipped.add(number)
                 continue
-            if any(key not in state for key in keys) or not states.get(p):
-                fresh.append((p, state))
+            new = not states.get(p) or any(key not in state for key in keys)
             row.given = {key: x for key in given if (x := group.given(key, p)) is not None}
-            self._complete(row, group, keys, options)
+            if not self._complete(row, group, keys, options):
+                if group.group["fused"]:
+                    raise RuntimeError(
+                        f"{name} has no fused kernel for parameter {first + number}, of shape {tuple(p.shape)}, with "
+                        f"these options: {self.native.lacking}"
+                    )
+                skipped.add(number)
+                continue
+            if new:
+                fresh.append((p, state))
             rows.append(row)
         if rows and not self.export:
             self.export = _export()
@@ -508,8 +516,8 @@ class Launcher:
 
     def _complete(
         self, row: Row, group: GroupStep, keys: tuple[str, ...], options: Mapping[str, Any]
-    ) -> None:
-        """Makes missing states, and finds the plan and the tensors of a row."""
+    ) -> bool:
+        """Makes missing states, and finds the plan and the tensors of a row. False if the plan has no kernel."""
         rule, p, state = group.rule, row.p, row.state
         made: ParamState = {}
         hosts: dict[str, float] = {}
@@ -531,10 +539,14 @@ class Launcher:
                 hosts[key] = 0.0 if row.counts_here else held.item()
         row.leaf, _, _ = rule._kernel(options, row.t, row.facts, hosts)
         # all kernels of one plan have the same states
-        kernel = self.native.kernels[self.native.modes[row.leaf][0]]
+        number = self.native.modes[row.leaf][0]
+        if number < 0:
+            return False
+        kernel = self.native.kernels[number]
         row.hosts = tuple(hosts[key] for key in kernel.host_states)
         state.update(made)
         self._arrange(row, kernel, group)
+        return True
 
     def _arrange(self, row: Row, kernel: Kernel, group: GroupStep) -> None:
         """The tensors of a row, with stand-ins for those that a kernel cannot take as they are."""

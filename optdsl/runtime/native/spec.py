@@ -46,7 +46,8 @@ class Native:
     `c` and `triton` name the files of kernels, "" for one that there is not; they lie beside the module of the class.
     `c_sha256` and `triton_sha256` are the hashes of their bytes: kernels of another compilation take other
     arguments. `modes` has for every plan that `_kernel` may name its kernel where arrays hold what is stored in
-    them, where storing rounds, and where the gradient may be overwritten.
+    them, where storing rounds, and where the gradient may be overwritten; -1 where it has none, for the reason
+    `lacking`.
     """
 
     kernels: tuple[Kernel, ...]
@@ -55,6 +56,7 @@ class Native:
     c_sha256: str = ""
     triton: str = ""
     triton_sha256: str = ""
+    lacking: str = ""
 
     @staticmethod
     def path(rule: Any, file: str) -> Path | None:
