@@ -438,7 +438,7 @@ def reduce_jointly(op: str, arrays: Sequence[Array], *more: Value) -> Array:
     `more` are the other operands of `op`.
     """
     if op == "reduce_kth_largest":
-        return NUMPY[op](np.concatenate([x.reshape(-1).astype(np.float64) for x in arrays]), *more)
+        return np.asarray(NUMPY[op](np.concatenate([x.ravel().astype(np.float64) for x in arrays]), *more))
     if op == "reduce_mean":
         return np.asarray(reduce_jointly("reduce_sum", arrays) / sum(x.size for x in arrays))
     partials = [NUMPY[op](x).astype(np.float64) for x in arrays if x.size]

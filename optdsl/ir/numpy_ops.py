@@ -10,8 +10,8 @@ raises; call them under `np.errstate(all="ignore")`, which also keeps them from 
 - `pow(x, 2)` is `x * x`, exactly.
 - `nan_to_num` gives the largest finite number of the float type of its operand.
 - A reduction of nothing is 0 (sum), nan (mean), -inf (max, k-th largest) or inf (min).
-- The k-th largest goes by k rounded down: inf where that is less than 1 or nan, -inf beyond the number of entries. nan
-  is larger than all numbers.
+- The k-th largest goes by k rounded down: inf where that is less than 1 or nan, -inf beyond the number of
+  entries. nan is larger than all numbers.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def _newton_schulz(x: Array, steps: Any) -> Array:
     return x.T if tall else x
 
 
-#: Elementwise operators take their operands; reductions take (x, axis) or (x, k, axis); draws take (seed, t, index of the
-#: tensor, site, number of elements) and then their operands; matrix operators take their operands.
+#: Elementwise operators take their operands; reductions take (x, axis) or (x, k, axis); draws take (seed, t,
+#: index of the tensor, site, number of elements) and then their operands; matrix operators take their operands.
 NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,

@@ -92,7 +92,9 @@ def _reduce_jointly(parties: Sequence[tuple[JointTask, Joint]]) -> Tensor:
         if x.numel()
     ]
     if not entries:
-        empty = {"sum": 0.0, "mean": math.nan, "max": -math.inf, "min": math.inf, "kth_largest": -math.inf}[kind]
+        empty = {"sum": 0.0, "mean": math.nan, "max": -math.inf, "min": math.inf, "kth_largest": -math.inf}[
+            kind
+        ]
         return torch.full((), empty, dtype=torch.float64, device=parties[0][0].device)
     entries.sort(key=lambda entry: entry[0])
     device = entries[0][1].device

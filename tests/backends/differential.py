@@ -190,7 +190,8 @@ def problem(
             now.append(of_group)
         grads.append(now)
     rates = {}
-    if steps > 2 and not any("lr" in variables(c) for c in conditions(program)):
+    has_rate = any(hyper.argument == "lr" for hyper in program.hypers)
+    if steps > 2 and has_rate and not any("lr" in variables(c) for c in conditions(program)):
         rates = {2: [float(rng.choice((0.0, 1e-3, 0.5))) for _ in shapes]}
     hypers = [arguments(program, rng) for _ in shapes]
     return Problem(dtype, params, hypers, grads, rates, bool(rng.random() < 0.2), int(rng.integers(2**63)))

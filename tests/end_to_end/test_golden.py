@@ -67,7 +67,13 @@ LEFT_OUT = {("adagradnorm", "adadagrad"): {"bias"}}
 INPUTS = {"sophia_g": {"h": "hgrad"}, "sophia_h": {"h": "hvp"}, "adahessian": {"h": "hvp"}}
 
 #: Methods, and settings of some, for which there are no native kernels: on matrices, or on ranks.
-NO_KERNELS = {("muon", ""), ("muon_torch", ""), ("lion_k", "topk"), ("sgd_coord_clip", ""), ("adam_coord_clip", "")}
+NO_KERNELS = {
+    ("muon", ""),
+    ("muon_torch", ""),
+    ("lion_k", "topk"),
+    ("sgd_coord_clip", ""),
+    ("adam_coord_clip", ""),
+}
 
 METHODS = {
     *("adamp", "spam", "grams", "cautious_adamw", "cautious_lion", "adamod", "tiger", "lion_k", "lookahead"),

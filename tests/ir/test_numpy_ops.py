@@ -327,7 +327,9 @@ def test_the_kth_largest(rng: np.random.Generator) -> None:
     wanted = [INF, NAN, INF, 3.0, 3.0, 2.0, 1.0, 0.0, -INF, -INF]
     for k, want in enumerate(wanted):
         for over, site in (("tensor", None), ("group", 0), ("all", 0)):
-            np.testing.assert_equal(float(value_of(call("reduce_kth_largest", G, k, over=over, site=site), g, g)), want)
+            np.testing.assert_equal(
+                float(value_of(call("reduce_kth_largest", G, k, over=over, site=site), g, g)), want
+            )
     by_row = value_of(call("reduce_kth_largest", G, 2.5, over="rows"), g, g)
     np.testing.assert_array_equal(by_row, [[3.0], [2.0]])
     by_col = value_of(call("reduce_kth_largest", G, 2, over="cols"), g, g)

@@ -42,7 +42,16 @@ _OVERWRITING = _FOREACH_UNARY | {"neg", "add", "sub", "mul", "div"}
 SPELLED = frozenset(
     {*_INFIX, *_COMPARES, *_METHODS, "and", "or", "not", "neg", "pow", "mod", "min", "max", "select", "atan2"}
     | {"isfinite", "broadcast", "reduce_sum", "reduce_mean", "reduce_max", "reduce_min"}
-    | {"reduce_kth_largest", "normal", "uniform", "rademacher", "bernoulli", "matmul", "transpose", "newton_schulz"}
+    | {
+        "reduce_kth_largest",
+        "normal",
+        "uniform",
+        "rademacher",
+        "bernoulli",
+        "matmul",
+        "transpose",
+        "newton_schulz",
+    }
 )
 
 #: The largest number in float32.
