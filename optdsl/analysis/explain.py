@@ -123,14 +123,14 @@ def explain(
     words = _Words(simplified)
     used = set().union(*({array.name for array in phase.plan.arrays} for phase in found.phases))
     used |= _host_states(found, simplified)
-    states = tuple(_state(s, setting) for s in simplified.kept if s.name in used)
+    states = tuple(_state(s, setting, hypers) for s in simplified.kept if s.name in used)
     plans = tuple(_plan(phase, words) for phase in found.phases)
     conditions = tuple(words.decision(*each) for each in found.conditions)
     return Explanation(program, setting, hypers, states, conditions, plans, None, bandwidth)
 
 
 def _without(program: Program, setting: Setting, hypers: Mapping[str, Literal], reason: str) -> Explanation:
-    states = tuple(_state(state, setting) for state in program.kept)
+    states = tuple(_state(state, setting, hypers) for state in program.kept)
     return Explanation(program, setting, hypers, states, (), (), reason)
 
 
@@ -139,10 +139,16 @@ def _host_states(found: Phases, program: Program) -> set[str]:
     return {name for phase in found.phases for name, _ in phase.plan.host_states}
 
 
-def _state(state: State, setting: Setting) -> StateAccount:
+def _delay(state: State, hypers: Mapping[str, Literal]) -> float:
+    """For how many steps a state is kept."""
+    delay = hypers[state.delay] if isinstance(state.delay, str) else state.delay
+    return 1.0 if delay is None else float(delay)
+
+
+def _state(state: State, setting: Setting, hypers: Mapping[str, Literal]) -> StateAccount:
     facts = {Dim.ONE: 1.0, Dim.R: setting.facts["rows"], Dim.C: setting.facts["cols"]}
     rows, cols = state.type.shape
-    entries = int(facts[rows] * facts[cols])
+    entries = int(facts[rows] * facts[cols] * _delay(state, hypers))
     if state.type.is_element:
         dtype = state.stored or setting.dtype
     else:

@@ -11,6 +11,7 @@ from optdsl.core import types as ty
 from optdsl.core.storage import FORMATS
 from optdsl.core.types import Kind, Type
 from optdsl.ir.expr import (
+    Const,
     Expr,
     Var,
     as_number,
@@ -45,9 +46,10 @@ class States(Statements):
                 continue
             type_ = instance.state_types[name] = self.state_type(item)
             self.check_stored(item, type_)
+            delay = self.delay(item, type_)
             self.builder.values[(self.scope.number, name)] = POISON
             if type_ is not None:
-                self.declare_state(item, type_, instance)
+                self.declare_state(item, type_, instance, delay)
 
     def check_stored(self, item: syn.StateSyntax, type_: Type | None) -> None:
         """Reports a format that there is not, or that a state of this level cannot have."""
@@ -62,6 +64,46 @@ class States(Statements):
         elif not type_.is_element:
             message = f"`stored {text}`: `{shown(item.name)}` keeps {describe(type_)}"
             self.report("E0207", item.stored_span, message, "remove it: such a state takes little memory")
+
+    def delay(self, item: syn.StateSyntax, type_: Type | None) -> int | str | None:
+        """The delay of a state, None for none or after a message."""
+        if item.delay is None or type_ is None:
+            return None
+        name, span = shown(item.name), item.delay.span
+        if not type_.is_element:
+            message = f"`{name}` keeps {describe(type_)}; a delay is for one value per element"
+            self.report("E0210", span, message, "remove it")
+            return None
+        if item.init is None:
+            message = f"`{name}` has no initial value, which the first steps read"
+            self.report("E0210", span, message, f"write it, as in `{name} = 0 delay ...`")
+            return None
+        value = self.check(item.delay)
+        if value is POISON:
+            return None
+        if isinstance(value, Const) and type(value.value) is int and value.value >= 1:
+            return value.value
+        hyper = self.builder.hypers.get(value.name) if isinstance(value, Var) else None
+        at_least = 1 if hyper is None or hyper.interval is None else hyper.interval.low
+        if (
+            hyper is not None
+            and hyper.kind is Kind.INT
+            and not hyper.is_part
+            and hyper.interval
+            and at_least >= 1
+        ):
+            return hyper.name
+        text = self.why.text(item.delay)
+        if hyper is not None and hyper.kind is Kind.INT and not hyper.is_part:
+            self.report(
+                "E0210", span, f"{text} may be less than 1", "give it an interval, as in `in [1, inf)`"
+            )
+        else:
+            message = f"{text} is neither a whole number from 1 nor a hyperparameter that is an int"
+            self.report(
+                "E0210", span, message, "an int is written without a point, as in `keep = 3 in [1, inf)`"
+            )
+        return None
 
     def is_new(
         self, item: syn.StateSyntax | syn.InputSyntax, lines: dict[str, int], instance: Instance, what: str
@@ -94,7 +136,9 @@ class States(Statements):
         declared.states.append(State(name, name, type_, None, given=True, doc=item.doc))
         self.builder.values[slot] = self.builder.inputs[slot] = var(name, type_)
 
-    def declare_state(self, item: syn.StateSyntax, type_: Type, instance: Instance) -> None:
+    def declare_state(
+        self, item: syn.StateSyntax, type_: Type, instance: Instance, delay: int | str | None
+    ) -> None:
         """Adds one state to the program."""
         declared, builder, slot = self.session.declared, self.builder, (self.scope.number, item.name)
         init = self.initial_value(item, type_)
@@ -102,7 +146,7 @@ class States(Statements):
         key = self.state_key(item, instance)
         name = free_name(item.name, instance.prefix, declared.names())
         first = const(0) if init is not None and pure is None else pure
-        declared.states.append(State(name, key, type_, first, stored=item.stored))
+        declared.states.append(State(name, key, type_, first, stored=item.stored, delay=delay))
         declared.slots[name] = slot
         state = builder.values[slot] = builder.stored[slot] = var(name, type_)
         if init is None:
@@ -111,6 +155,10 @@ class States(Statements):
                 fact("first_step") if self.is_always_run() else None,
             )
             builder.values[slot] = Undefined(reason, item.span.line, first, None, state, state)
+        elif pure is None and delay is not None:
+            message = f"the initial value of `{shown(item.name)}` is not known before the step"
+            where = item.delay.span if item.delay else item.span
+            self.report("E0210", where, message, "start it from a constant: several steps read it")
         elif pure is None:
             self.start_here(item, init, instance)
 

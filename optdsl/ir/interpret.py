@@ -76,7 +76,8 @@ class Interpreter:
     """Runs a program on numpy arrays.
 
     `params`, `states` and `steps` are lists of lists: by group, by parameter. A parameter keeps its shape,
-    and so does a state per element; one per row, per column or with a matrix of its own is two-dimensional,
+    and so does a state per element; with a delay of n there are n of these in one array, and step t has to do
+    with the one at (t - 1) mod n; one per row, per column or with a matrix of its own is two-dimensional,
     one per tensor or group is 0-dim, one of the host is a number. States are in dictionaries by their keys,
     those of groups in `group_states`. `hypers` holds the constructor arguments of each group. All these may
     be changed between steps.
@@ -225,7 +226,8 @@ class _TensorStep:
         for what, x in {"gradient": g, **inputs}.items():
             if x is not None and x.shape != self.p.shape:
                 raise ValueError(f"the {what} has shape {x.shape}, its parameter {self.p.shape}")
-        self.t = owner.steps[group][number] + (g is not None)
+        self.before: int = owner.steps[group][number]
+        self.t = self.before + (g is not None)
         shape = self.p.shape
         rows, cols = shape[0] if shape else 1, math.prod(shape[1:])
         self.sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
@@ -249,7 +251,10 @@ class _TensorStep:
         for state in program.states:
             held = self.inputs if state.given else self.held(state)
             if state.key in held:
-                value = held[state.key] if state.type.is_host else self.matrix(held[state.key], state.type)
+                value = held[state.key]
+                if state.delay is not None:
+                    value = value[self.before % len(value)]
+                value = value if state.type.is_host else self.matrix(value, state.type)
                 environment[state.name] = self.conform(value, state.type)
             elif state.init is not None:
                 value = self.conform((yield from self.evaluate(state.init)), state.type)
@@ -386,6 +391,12 @@ class _TensorStep:
         if not state.type.is_host:
             shape = self.p.shape if state.type.is_element else value.shape
             value = value.reshape(shape if state.type.level is Level.ARRAY else ()).copy()
+        if state.delay is not None:
+            count = int(self.environment[state.delay]) if isinstance(state.delay, str) else state.delay
+            first = self.environment[state.name].reshape(self.p.shape)
+            ring = np.stack(kept.get(state.key, [first] * count))
+            ring[self.before % count] = value
+            value = ring
         kept[state.key] = value
 
     def assigns(self, state: State) -> bool:

@@ -79,6 +79,8 @@ class State:
     `init` may read `p`, `g`, facts and hyperparameters. `key` is the name in `state_dict`. One that is `given` is an
     input: no step assigns or keeps it, each gets it from outside as `key`; `doc` says what it is. `stored` is the
     format in which a state per element is kept, one of `optdsl.core.storage`; without it, that of the parameter.
+    With a `delay` of n, a number or the name of a hyperparameter, a step reads what the n-th step before it left, and
+    `init` in the first n steps; without one, n is 1.
     """
 
     name: str
@@ -88,6 +90,7 @@ class State:
     given: bool = False
     doc: str = ""
     stored: str | None = None
+    delay: int | str | None = None
 
 
 @record

@@ -127,7 +127,8 @@ def to_opt(program: Program) -> str:
             init = "" if state.init is None else f" = {expression(state.init, {})}"
             key = "" if state.key == name else f" as {state.key}"
             stored = f" stored {state.stored}" if state.stored else ""
-            lines.append(f"        {name}{level}{init}{key}{stored}")
+            delay = "" if state.delay is None else f" delay {state.delay}"
+            lines.append(f"        {name}{level}{init}{key}{stored}{delay}")
     lines += ["", "    step:", *_block(program)]
     if program.view is not None:
         lines += ["", "    eval:", *_block(program.view)]
@@ -241,7 +242,8 @@ def show(program: Program) -> str:
             continue
         init = "none" if state.init is None else expression(state.init, {})
         stored = f" stored {state.stored}" if state.stored else ""
-        lines.append(f"  state {state.name}: {state.type} = {init} as {quote(state.key)}{stored}")
+        delay = "" if state.delay is None else f" delay {state.delay}"
+        lines.append(f"  state {state.name}: {state.type} = {init} as {quote(state.key)}{stored}{delay}")
     lines += _listing(program)
     if program.view is not None:
         lines += ["  in evaluation", *_listing(program.view)]

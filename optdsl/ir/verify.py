@@ -33,7 +33,8 @@ def verify(program: Program, stage: str = "check") -> Program:
     - Names are unique: hyperparameters, states, their keys, assignments (which carry a version, `m.1`).
     - Nodes are interned, their types follow from their operands, reductions and draws have their attributes,
       and a joint site belongs to one reduction.
-    - Inputs have the types that their declarations say. A state without an initial value is not read.
+    - Inputs have the types that their declarations say. A state without an initial value is not read. A delay is a
+      number from 1, or a hyperparameter that is an int from 1, of a state per element with an initial value.
     - A guard is a list of conditions known on the host.
     - A value is read only after its assignment, and only where every condition of its guard is known to hold:
       by the guard of the reader, or by a choice on a host condition in whose side it stands.

@@ -37,6 +37,7 @@ CODES: dict[str, str] = {
     "E0207": "a format that a state cannot be stored in",
     "E0208": "two states with the same key",
     "E0209": "parts of a tuple of different types",
+    "E0210": "a delay that a state cannot have",
     "E0301": "an unknown name",
     "E0302": "an unknown function",
     "E0303": "the wrong number of arguments",

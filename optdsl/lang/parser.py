@@ -243,7 +243,7 @@ class _Parser(StatementReader):
 
     def state(self, tree: Tree[Token], line: LogicalLine) -> syn.StateSyntax:
         name, *rest = tree.children
-        *levels, init, key, stored = rest
+        *levels, init, key, stored, delay = rest
         named = [level for level in levels if isinstance(level, Token)]
         assert isinstance(name, Token)
 
@@ -264,6 +264,7 @@ class _Parser(StatementReader):
             token_span(key),
             str(stored) if stored is not None else None,
             token_span(stored),
+            self.expression(delay, line) if delay is not None else None,
             line.whole,
         )
 

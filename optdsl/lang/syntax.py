@@ -198,6 +198,7 @@ class StateSyntax:
     key_span: Span
     stored: str | None
     stored_span: Span
+    delay: Expression | None
     span: Span
 
 

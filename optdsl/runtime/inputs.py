@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened
+from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened, turn
 from optdsl.runtime.storage import SCALES, Coded, Packed, code
 
 #: Tensors for parameters by the name of an input: see `Optimizer.step`.
@@ -78,6 +78,8 @@ def _fitting(name: str, key: str, p: Tensor, x: Any) -> Tensor:
 def _opened(spec: State, p: Tensor, state: Mapping[str, Any], dtype: torch.dtype) -> Tensor:
     """A state as the rule sees it."""
     held: Tensor = state[spec.key]
+    if spec.delay is not None:  # what the next step is to read
+        held = turn(spec, held, int(state["step"].item()))
     if not spec.in_codes:
         return opened(held, dtype)
     table = code(str(spec.stored), spec.positive, p.device)

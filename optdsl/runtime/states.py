@@ -34,7 +34,9 @@ class State:
     `level` is "element", "rows", "cols", "tensor", "host", "group" or a pair such as "rows,rows" for a
     matrix. `stored` is a format of `optdsl.runtime.storage`; without it an element-level state has the parameter's
     dtype (as in torch) and a coarser one the dtype that the step computes in. `positive` says that it is never
-    negative. One that is `given` is an input: it comes with each step and is not kept.
+    negative. One that is `given` is an input: it comes with each step and is not kept. With a `delay` of n, a number
+    or the option that says it, there are n of them behind each other in one tensor: that of step t, which reads what
+    step t - n left, is at (t - 1) mod n.
     """
 
     key: str
@@ -42,6 +44,7 @@ class State:
     stored: str | None = None
     given: bool = False
     positive: bool = False
+    delay: int | str | None = None
 
     def __post_init__(self) -> None:
         """Brings "rows, cols" into the form in which this module compares levels."""
@@ -57,23 +60,24 @@ class State:
 
 
 @functools.lru_cache(maxsize=4096)
-def _stored_as(spec: State, name: str | None) -> State:
-    return replace(spec, stored=name)
+def _stored_as(spec: State, name: str | None, delay: int | str | None = None) -> State:
+    return replace(spec, stored=name, delay=delay)
 
 
 def kept(spec: State, group: Mapping[str, Any], p: Tensor) -> State:
-    """The state of a parameter with the format in which the options of its group have it kept.
+    """The state of a parameter with the format in which the options of its group have it kept, and for how long.
 
-    Codes need a scale beside them: small tensors, and complex ones, are kept in float32 instead.
+    Codes need a scale beside them: small tensors, complex ones and delayed states are kept in float32 instead.
     """
     if spec.level != "element" or spec.given:
         return spec
     store = group.get("store")
     name = store.get(spec.key) if isinstance(store, Mapping) else store
     name = name or spec.stored
-    if name in CODES and (p.numel() < LEAST or p.is_complex()):
+    if name in CODES and (p.numel() < LEAST or p.is_complex() or spec.delay is not None):
         name = "f32"
-    return spec if name == spec.stored else _stored_as(spec, name)
+    delay = int(group[spec.delay]) if isinstance(spec.delay, str) else spec.delay
+    return spec if (name, delay) == (spec.stored, spec.delay) else _stored_as(spec, name, delay)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -135,6 +139,24 @@ def state_shape(level: str, shape: torch.Size) -> tuple[int, ...]:
     return getattr(facts, rows), getattr(facts, cols)
 
 
+def shape_of(spec: State, shape: torch.Size) -> tuple[int, ...]:
+    """Shape in which a state of a parameter of shape `shape` is kept; its delay is a number."""
+    one = state_shape(spec.level, shape)
+    return one if spec.delay is None else (int(spec.delay), *one)
+
+
+def turn(spec: State, held: Tensor, before: int) -> Tensor:
+    """Of a state that is kept the part that the step after `before` others has to do with. Raises RuntimeError."""
+    if spec.delay is None:
+        return held
+    if held.shape[0] != spec.delay:
+        raise RuntimeError(
+            f"state {spec.key!r} was kept for {held.shape[0]} steps and is now to be for {spec.delay}; "
+            "a delay cannot change once there is such a state"
+        )
+    return held[before % held.shape[0]]
+
+
 def group_prototype(params: Sequence[Tensor]) -> Tensor:
     """A tensor with the device and the dtype of the group-level states of a group of these parameters."""
     wide = any(compute_dtype(p.dtype) is torch.float64 for p in params)
@@ -148,6 +170,9 @@ def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
     follows it if it follows `value`.
     """
     dtype = state_dtype(spec, p)
+    if spec.delay is not None:
+        one = create_state(replace(spec, delay=None), p, value)
+        return torch.stack([one] * int(spec.delay))
     if spec.level == "element":
         empty = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     else:
@@ -195,7 +220,7 @@ def restored(key: str, spec: State | None, value: Any, p: Tensor, capturable: bo
         return value
     new = value.detach().to(device=p.device, dtype=value.dtype if spec is None else state_dtype(spec, p))
     if spec is not None:
-        shape = state_shape(spec.level, p.shape)
+        shape = shape_of(spec, p.shape)
         if new.shape != shape:
             if new.numel() != math.prod(shape):
                 raise ValueError(

@@ -26,6 +26,7 @@ from optdsl.runtime.states import (
     opened,
     replaced,
     sharded,
+    turn,
 )
 from optdsl.runtime.storage import LOW, SCALES, Coded, Packed, Split, code
 
@@ -112,7 +113,7 @@ class Unit:
             group.capturable and held.device != param.device
         ):  # a host-level state made before the flag was set
             held = self.states[number][key] = held.to(param.device)
-        return held
+        return held if spec.delay is None else turn(spec, held, int(self.t) - 1)
 
     def _given(self, key: str) -> list[Tensor | None]:
         """An input of each parameter as the update gets it; None where it was not given."""
@@ -186,7 +187,7 @@ class Single(Unit):
             if key not in self._held:
                 self.group.write(key, self.t, new)
             elif self.group.differentiable:
-                self.states[0][key] = replaced(self._held[key][0], new)
+                self._replace(key, new)
             else:
                 writes.append((self._held[key][0], new))
         if self.group.differentiable and writes:
@@ -194,6 +195,14 @@ class Single(Unit):
         else:
             overwrite(writes)
         self.states[0]["step"].add_(1.0)
+
+    def _replace(self, key: str, new: Any) -> None:
+        """Puts a new tensor in the place of a state; autograd follows."""
+        value, old = replaced(self._held[key][0], new), self.states[0][key]
+        if self.group.rule._specs[key].delay is not None:
+            place = torch.tensor([(int(self.t) - 1) % len(old)], device=old.device)
+            value = old.index_copy(0, place, value.unsqueeze(0))
+        self.states[0][key] = value
 
 
 class Bucket(Unit):
@@ -300,10 +309,11 @@ def gather(
             raise RuntimeError(f"{name} does not support sparse gradients")
         if not rule._elementwise and p.is_complex():
             raise RuntimeError(f"{name} does not support complex parameters")
-        if (rule._random or not rule._elementwise) and sharded(p):
-            reason = (
-                "it needs whole rows, columns or matrices" if not rule._elementwise else "it draws at random"
-            )
+        delays = any(spec.delay is not None for spec in rule._states)
+        if (rule._random or delays or not rule._elementwise) and sharded(p):
+            reason = "it draws at random" if rule._random else "it delays states"
+            if not rule._elementwise:
+                reason = "it needs whole rows, columns or matrices"
             raise RuntimeError(f"{name} does not support sharded parameters: {reason}")
         state = states.get(p)
         if is_new := not state:

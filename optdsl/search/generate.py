@@ -696,7 +696,8 @@ def _random_states(rng: random.Random, weights: Weights, hypers: tuple[Hyper, ..
                 _HOST if place == _GROUP and rng.random() < 0.5 else place, 1
             )
         key = rng.choice((name, f"exp_{name}", f"{name}_buffer"))
-        states.append(State(name, key, type_, init))
+        delay = rng.randrange(1, 4) if type_.is_element and init is not None and rng.random() < 0.1 else None
+        states.append(State(name, key, type_, init, delay=delay))
     return tuple(states)
 
 

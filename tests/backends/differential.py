@@ -361,7 +361,7 @@ class Reference:
         assert index is not None
         whole = tuple(self.problem.params[group][index].shape)
         if state.type.is_element:
-            return whole
+            return whole if state.delay is None else (int(state.delay), *whole)
         sizes = {"1": 1, "rows": whole[0] if whole else 1, "cols": math.prod(whole[1:])}
         return tuple(sizes[dim.value] for dim in state.type.shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -288,3 +289,22 @@ def test_chained_comparisons() -> None:
     assert same(
         run(spec("p = p - (-1 < g + p <= 0.5)")), run(spec("x = g + p\np = p - (-1 < x and x <= 0.5)"))
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ("d [rows] = 0 delay 3", "one value per row"),
+        ("d delay 3", "no initial value"),
+        ("d = 0 delay 0", "neither a whole number from 1"),
+        ("d = 0 delay lr", "neither a whole number from 1"),
+        ("d = 0 delay t", "neither a whole number from 1"),
+        ("d = 0 delay few", "may be less than 1"),
+        ("d = 0 delay first", "neither a whole number from 1"),
+    ],
+)
+def test_delays_that_a_state_cannot_have(state: str, said: str) -> None:
+    hyper = "lr = 0.1 in [0, inf)\nfew = 2 in [0, 9]\npair = (first: 1, second: 2) in [1, 9]"
+    step = f"d = {'mean(g, over=rows)' if 'rows' in state else 'g'}\np = p - lr * few * first * second * d"
+    message = only(spec(step, hyper, state), "E0210")
+    assert re.search(said, message.message)

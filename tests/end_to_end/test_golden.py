@@ -42,6 +42,7 @@ OPTIONS: dict[tuple[str, str], dict[str, Any]] = {
     ("tiger", "authors"): {"kinds": None},
     ("lion_k", ""): {"p": "power"},
     ("adam_coord_clip", ""): {"amsgrad": None},
+    ("adashift", "keep2_elementwise"): {"reduce_func": None, "+reduce_func": "none"},
     ("lookahead", "adam"): {"inner": None, "pullback_momentum": None},
     ("lookahead", ""): {"inner": None},
     ("gradient_centralization", ""): {"use_gc": None},
@@ -78,6 +79,7 @@ NO_KERNELS = {
 METHODS = {
     *("adamp", "spam", "grams", "cautious_adamw", "cautious_lion", "adamod", "tiger", "lion_k", "lookahead"),
     *("gradient_centralization", "dadapt_adam", "muon", "muon_torch", "sgd_coord_clip", "adam_coord_clip"),
+    "adashift",
     *("sgd", "adam", "adamw", "amsgrad", "adagrad", "adadelta", "rmsprop", "adamax", "nadam", "rprop"),
     *("sophia_g", "sophia_h", "adahessian", "schedule_free_adamw", "schedule_free_sgd"),
     *("asgd", "lion", "adabelief", "diffgrad", "lamb", "lars", "adagradnorm", "signsgd", "orthograd"),

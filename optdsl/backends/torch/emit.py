@@ -223,7 +223,7 @@ class _Module:
         if program.states:
             lines.append("_states = (")
             positive = never_negative(self.original)
-            lines += [f"    {_state(s, positive)}," for s in program.states]
+            lines += [f"    {_state(s, program, positive)}," for s in program.states]
             lines.append(")")
         facts = self.bucket_facts()
         if facts:
@@ -270,6 +270,8 @@ class _Module:
         counts = [n.args[1] for n in self.program.nodes() if isinstance(n, Call) and n.op == "newton_schulz"]
         if not all(is_static(count, self.definitions, self.dynamic) for count in counts):
             return "its step repeats something as often as the step count says"
+        if any(state.delay is not None for state in self.program.states):
+            return "it finds delayed states by the step count"
         return "it draws random numbers by the step count" if self.program.draws else None
 
     def arguments(self) -> list[str]:
@@ -468,8 +470,11 @@ def _inlined(expr: Expr, body: Body) -> Expr:
     return expr
 
 
-def _state(state: State, positive: Collection[str]) -> str:
+def _state(state: State, program: Program, positive: Collection[str]) -> str:
     more = f", stored={quoted(state.stored)}" if state.stored else ""
+    if state.delay is not None:
+        delay = state.delay
+        more += f", delay={quoted(program.hyper(delay).argument) if isinstance(delay, str) else delay}"
     more += ", given=True" if state.given else ""
     more += ", positive=True" if state.name in positive and state.type.is_element else ""
     return f"State({quoted(state.key)}, {quoted(state.type.level_name)}{more})"

@@ -47,6 +47,7 @@ from optdsl.runtime.states import (
     kept,
     opened,
     state_dtype,
+    turn,
 )
 from optdsl.runtime.storage import LOW, SCALES, Bits, Split, code
 
@@ -111,6 +112,8 @@ class Table:
         #: For each input that needs no stand-in: its row and key, its cell in the table, what its tensor is like.
         self.takers = [row for row in rows if row.given]
         self.given: list[tuple[Row, str, ctypes.c_int64, Any]] = []
+        #: For each delayed state its batch and position there, its key, and its cell in the table.
+        self.turning: list[tuple[Batch, int, str, ctypes.c_int64]] = []
         self._entries(group, export)
 
     def _entries(self, group: GroupStep, export: int) -> None:
@@ -137,6 +140,9 @@ class Table:
             held = [key for key, _ in placed(batch.kernel)]
             count = 0
             for k, (place, tensor) in enumerate(zip(places, row.tensors, strict=True)):
+                if 0 <= k - 2 < len(held) and held[k - 2] in row.rings:
+                    self.turning.append((batch, i, held[k - 2], ctypes.c_int64.from_address(place)))
+                    continue
                 if 0 <= k - 2 < len(held) and held[k - 2] in row.given:
                     assert tensor is not None
                     self._give(row, held[k - 2], place, tensor)
@@ -191,6 +197,13 @@ class Table:
         for row in self.staged:
             if any(form_of(row.original(key)) != form for _, key, form in row.staged):
                 return False
+        for batch, position, key, cell in self.turning:
+            row = batch.rows[position]
+            ring = row.rings[key]
+            if row.state.get(key) is not ring:
+                return False
+            spec = kept(group.rule._specs[key], group.group, row.p)
+            cell.value = turn(spec, ring, batch.cohorts[batch.cohort_of[position]].t - 1).data_ptr()
         params = group.group["params"]
         listed = params if type(params) is list else list(params)
         return not self.batches[0].driver.gather(listed, "grad", "is_neg", None, self._call)
@@ -457,7 +470,10 @@ class Launcher:
                     state[key] = state[key].to(counter)
             row = Row(first + number, p, state, counts_here)
             packed = any(spec.in_codes for spec in specs) or isinstance(group.held_p(p, state), Split)
-            if packed and not self._takes_codes():
+            delayed = any(spec.delay is not None for spec in specs)
+            if (packed and not self._takes_codes()) or (
+                delayed and (p.is_complex() or not p.is_contiguous())
+            ):
                 skipped.add(number)
                 continue
             new = not states.get(p) or any(key not in state for key in keys)
@@ -597,7 +613,10 @@ class Launcher:
                 row.tensors.append(held)
                 row.types.append("f64" if row.real is torch.float64 else "f32")
                 continue
-            if place == "element" and spec.level == "element":
+            if spec.delay is not None:
+                row.rings[key] = held
+                tensor: Tensor | None = turn(kept(spec, group.group, p), held, 0)
+            elif place == "element" and spec.level == "element":
                 tensor = arranged(held, key, True, None)
             else:
                 tensor = arranged(held, key, False, row.real)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
-from optdsl.runtime.states import State, compute_dtype, facts_of, state_shape
+from optdsl.runtime.states import State, compute_dtype, facts_of, shape_of
 from optdsl.runtime.storage import BLOCK, SCALES, Bits, Code
 
 CPU = torch.device("cpu")
@@ -75,9 +75,10 @@ def _fitting(spec: State, state: ParamState, p: Tensor) -> bool:
             and scales.is_contiguous()
             and held.device == scales.device == p.device
         )
-    shape = state_shape(spec.level, p.shape)
+    shape = shape_of(spec, p.shape)
     if spec.level == "element":
-        return held.shape == shape and held.is_complex() == p.is_complex()
+        whole = spec.delay is None or held.is_contiguous()
+        return whole and held.shape == shape and held.is_complex() == p.is_complex()
     return held.numel() == math.prod(shape) and not held.is_complex()
 
 
@@ -117,6 +118,7 @@ class Row:
         "numel",
         "p",
         "real",
+        "rings",
         "staged",
         "state",
         "t",
@@ -143,6 +145,8 @@ class Row:
         self.types: list[str] = []
         #: For each array of the kernel the table of the codes in which it is kept, or None.
         self.codes: list[Code | Bits | None] = []
+        #: Delayed states by their keys: all that is kept of them.
+        self.rings: dict[str, Tensor] = {}
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
         self.staged: list[tuple[Tensor, str, Form | None]] = []
 
@@ -155,7 +159,10 @@ class Row:
 
     def aligned(self) -> bool:
         """Whether the numbers per element, but for the gradient's, lie where 16 bytes are read at once."""
-        return all(x is None or x.data_ptr() % 16 == 0 for x in self.tensors)
+        strides = [ring.stride(0) * ring.element_size() for ring in self.rings.values()]
+        return all(x is None or x.data_ptr() % 16 == 0 for x in self.tensors) and not any(
+            s % 16 for s in strides
+        )
 
     def original(self, key: str) -> Any:
         """The tensor that has a stand-in."""

@@ -134,8 +134,8 @@ class TritonBatch(Batch):
         self.moving = (ctypes.c_int64 * (2 * len(rows)))()
         self.moving_here = torch.frombuffer(self.moving, dtype=torch.int64).view(2, len(rows))
         super().__init__(group, native, number, rows)
-        #: Inputs come with each step, and may lie elsewhere then.
-        self.takes_inputs = any(row.given for row in rows)
+        #: Inputs come with each step and may lie elsewhere then, and so do delayed states.
+        self.takes_inputs = any(row.given or row.rings for row in rows)
         module = load(native.path(group.rule, native.triton), native.triton_sha256)
         functions = self.kernel.passes, self.kernel.between
         self.passes, self.between = (
