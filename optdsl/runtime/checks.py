@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optdsl.runtime.storage import CODES, FORMATS, SPLITS
+from optdsl.runtime.storage import AT_RANDOM, CODES, FORMATS, SPLITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,8 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
     keys = [spec.key for spec in rule._states if spec.level == "element" and not spec.given]
     if isinstance(store, Mapping):
         store = group["store"] = dict(store)
-        if (form := store.get("p")) is not None and form not in SPLITS:
-            listed = ", ".join(map(repr, SPLITS))
+        if (form := store.get("p")) is not None and form not in (*SPLITS, AT_RANDOM):
+            listed = ", ".join(map(repr, (*SPLITS, AT_RANDOM)))
             raise ValueError(
                 f"Invalid store value for 'p': {form!r} (must be one of {listed}, for parameters of bfloat16)"
             )
@@ -157,10 +157,21 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
             raise ValueError(
                 f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
             )
-        if given in CODES and group["differentiable"]:
-            raise RuntimeError(
-                f"`store={given!r}` does not support `differentiable`: codes have no derivative"
-            )
+        if given in (*CODES, AT_RANDOM) and group["differentiable"]:
+            what = "codes have" if given in CODES else "rounding at random has"
+            raise RuntimeError(f"`store={given!r}` does not support `differentiable`: {what} no derivative")
+
+
+def check_seed(rule: Any, group: dict[str, Any]) -> None:
+    """Gives a group that draws or rounds at random a seed, if it has none. Raises ValueError for what is none."""
+    store = group["store"]
+    formats = [spec.stored for spec in rule._states]
+    formats += store.values() if isinstance(store, Mapping) else [store]
+    if not rule._random and AT_RANDOM not in formats:
+        return
+    seed = group.setdefault("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"Invalid seed value: {seed} (must be an int in [0, 2^64))")
 
 
 def has_tensor(value: Any) -> bool:

@@ -27,7 +27,7 @@ from optdsl.runtime.states import (
     replaced,
     sharded,
 )
-from optdsl.runtime.storage import LOW, SCALES, Coded, Packed, Split, code
+from optdsl.runtime.storage import AT_RANDOM, LOW, SCALES, Coded, Packed, Rounded, Split, code
 
 ParamState = dict[str, Any]
 
@@ -69,7 +69,9 @@ class Unit:
         self.params.append(p)
         self.grads.append(grad)
         self.states.append(state)
-        held = self.group.held_p(p, state)
+        held: Any = self.group.held_p(p, state)
+        if self.group.form_of(p) == AT_RANDOM:
+            held = self._rounded(len(self.kept_p), "p", p)
         self.kept_p.append(held)
         if isinstance(held, Split) and state.get(LOW) is not held.low:
             self._fresh.append((state, LOW, held.low))
@@ -104,15 +106,19 @@ class Unit:
                 return made
             on_host = spec.level == "host" and not group.capturable
             held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value)
-            self._fresh.append((self.states[number], key, held))
+            self._fresh.append((state, key, held))
         elif spec.in_codes:
             table = code(str(spec.stored), spec.positive, param.device)
             return Coded(held, state[key + SCALES], table, param.shape)
         elif (
             group.capturable and held.device != param.device
         ):  # a host-level state made before the flag was set
-            held = self.states[number][key] = held.to(param.device)
-        return held
+            held = state[key] = held.to(param.device)
+        return self._rounded(number, key, held) if spec.at_random else held
+
+    def _rounded(self, number: int, key: str, held: Tensor) -> Rounded:
+        """A parameter, or a state of one, that is rounded at random."""
+        return Rounded(held, self._random(number, held), self.group.rule._sites[key])
 
     def _given(self, key: str) -> list[Tensor | None]:
         """An input of each parameter as the update gets it; None where it was not given."""
@@ -129,10 +135,11 @@ class Unit:
 
     def _draws(self, number: int, x: Tensor) -> Random | None:
         """The random numbers of one parameter, whose opened form is `x`."""
-        if not self.group.rule._random:
-            return None
-        t: Any = self.t
-        return Random(self.group.group["seed"], t, self.indices[number], x.shape, x.dtype, x.device)
+        return self._random(number, x) if self.group.rule._random else None
+
+    def _random(self, number: int, x: Tensor) -> Random:
+        """The random numbers of one parameter, for tensors like `x`."""
+        return Random(self.group.group["seed"], self.t, self.indices[number], x.shape, x.dtype, x.device)
 
     def _commit(self, states: MutableMapping[Tensor, ParamState]) -> None:
         """Keeps the new states, which need not have their final values yet."""
@@ -300,10 +307,10 @@ def gather(
             raise RuntimeError(f"{name} does not support sparse gradients")
         if not rule._elementwise and p.is_complex():
             raise RuntimeError(f"{name} does not support complex parameters")
-        if (rule._random or not rule._elementwise) and sharded(p):
-            reason = (
-                "it needs whole rows, columns or matrices" if not rule._elementwise else "it draws at random"
-            )
+        if sharded(p) and (rule._random or not rule._elementwise or group.rounds(p)):
+            reason = "it draws at random" if rule._random else "`store` rounds at random"
+            if not rule._elementwise:
+                reason = "it needs whole rows, columns or matrices"
             raise RuntimeError(f"{name} does not support sharded parameters: {reason}")
         state = states.get(p)
         if is_new := not state:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
 from optdsl.runtime.states import State, compute_dtype, facts_of, state_shape
-from optdsl.runtime.storage import BLOCK, SCALES, Bits, Code
+from optdsl.runtime.storage import BLOCK, SCALES, Code, Half
 
 CPU = torch.device("cpu")
 #: How a dtype is called in kernel.h, and its code and bits in DLPack.
@@ -75,6 +75,8 @@ def _fitting(spec: State, state: ParamState, p: Tensor) -> bool:
             and scales.is_contiguous()
             and held.device == scales.device == p.device
         )
+    if spec.at_random and held.dtype is not torch.bfloat16:
+        return False
     shape = state_shape(spec.level, p.shape)
     if spec.level == "element":
         return held.shape == shape and held.is_complex() == p.is_complex()
@@ -141,8 +143,8 @@ class Row:
         #: What the table refers to: the parameter, None for the gradient, states, the step count, host states.
         self.tensors: list[Tensor | None] = []
         self.types: list[str] = []
-        #: For each array of the kernel the table of the codes in which it is kept, or None.
-        self.codes: list[Code | Bits | None] = []
+        #: For each array of the kernel the table of the codes in which it is kept, or its form, or None.
+        self.codes: list[Code | Half | None] = []
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
         self.staged: list[tuple[Tensor, str, Form | None]] = []
 

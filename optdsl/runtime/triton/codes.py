@@ -1,6 +1,11 @@
 """Arrays that are kept in codes, in Triton: what optdsl/runtime/storage.py says, for a block of elements.
 
-An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. The cell of its scales holds the
+An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. One in bfloat16 with 16 bits beside
+it is one of tl.int16, with 8 bits one of tl.uint16, with what is left one of tl.uint32; one that is rounded at random
+is one of tl.int32: its cell holds the address of the step number, in type REAL, and the next one the site and, from bit
+12 on, how far behind the first cell of the row it is.
+
+The cell of its scales holds the
 address of float32 numbers, the next one that of a table: 256 values, 256 bounds (the largest number that belongs to
 an entry), and for every bucket of numbers with the same sign, exponent and upper 8 bits of the mantissa the first
 entry in it, of which one bucket has two at most.
@@ -14,8 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optdsl.runtime.storage import Bits, Code
-from optdsl.runtime.triton.library import div, load, store
+from optdsl.runtime.storage import AT_RANDOM, Code, Half
+from optdsl.runtime.triton.library import INDEX, SEED, div, load, philox, store
 
 #: Buckets of numbers of one sign: magnitudes below 2^-24 are in the first, 1 is in the last.
 _BUCKETS = 24 * 256 + 1
@@ -43,10 +48,13 @@ def table_of(code: Code) -> Tensor:
     return table.to(code.values.device)
 
 
-def type_of(code: Code | Bits) -> Any:
-    """The type by which a kernel knows an array in these codes."""
-    if isinstance(code, Bits):
-        return tl.int16 if code.bits == 32 else tl.uint16
+_FORMS = {AT_RANDOM: tl.int32, "bf16+16": tl.int16, "bf16+8": tl.uint16, "bf16+kahan": tl.uint32}
+
+
+def type_of(code: Code | Half) -> Any:
+    """The type by which a kernel knows an array that is kept so."""
+    if isinstance(code, Half):
+        return _FORMS[code.form]
     return tl.uint8 if code.bits == 8 else tl.int8
 
 
@@ -66,8 +74,20 @@ def read(pointer, cell, i, live, MASKED: tl.constexpr, REAL: tl.constexpr):
         low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, mask=live, other=0).to(tl.int32)
         bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + (low << 8)
         return bits.to(tl.float32, bitcast=True)
+    elif pointer.dtype.element_ty == tl.int32:
+        return _wide(pointer.to(tl.pointer_type(tl.uint16)), i, live).to(REAL)
+    elif pointer.dtype.element_ty == tl.uint32:
+        high = _wide(pointer.to(tl.pointer_type(tl.uint16)), i, live)
+        low = _wide(tl.load(cell).to(tl.pointer_type(tl.uint16)), i, live)
+        return tl.where(low == 0.0, high, high + low)  # -0 stays
     else:
         return load(pointer + i, live, MASKED, REAL)
+
+
+@triton.jit
+def _wide(pointer, i, live):
+    """Numbers in bfloat16, by their bits: the interpreter has none."""
+    return (tl.load(pointer + i, mask=live, other=0).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -98,8 +118,39 @@ def write(pointer, cell, chunk, n, i, x, live, MASKED: tl.constexpr, REAL: tl.co
         tl.store(pointer + i, high.to(tl.uint16), mask=live)
         short = tl.minimum((low + 128) >> 8, 127)
         tl.store(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, short.to(tl.int8), mask=live)
+    elif pointer.dtype.element_ty == tl.int32:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        sum_ = bits + (_words(cell, chunk, REAL, BLOCK) >> 16)
+        half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, sum_ >> 16)
+        tl.store(pointer.to(tl.pointer_type(tl.uint16)) + i, half.to(tl.uint16), mask=live)
+    elif pointer.dtype.element_ty == tl.uint32:
+        high = _nearest(x)
+        left = x - (high << 16).to(tl.float32, bitcast=True)
+        low = tl.where((high & 0x7F80) == 0x7F80, 0, _nearest(left))
+        tl.store(pointer.to(tl.pointer_type(tl.uint16)) + i, high.to(tl.uint16), mask=live)
+        tl.store(tl.load(cell).to(tl.pointer_type(tl.uint16)) + i, low.to(tl.uint16), mask=live)
     else:
         store(pointer + i, x, live, MASKED)
+
+
+@triton.jit
+def _nearest(x):
+    """The bits of the nearest bfloat16 to float32 numbers, the even one of two; a whole number."""
+    bits = x.to(tl.uint32, bitcast=True)
+    near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, near)
+
+
+@triton.jit
+def _words(cell, chunk, REAL: tl.constexpr, BLOCK: tl.constexpr):
+    """The random words of the elements of a chunk, for an array whose cell this is: each block of four once."""
+    where = tl.load(cell + 1)
+    row = cell - (where >> 12)
+    step = tl.load(tl.load(cell).to(tl.pointer_type(REAL)))
+    block = chunk * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    third = tl.load(row + INDEX) + (where & 4095) * 1048576
+    a, b, c, d = philox(tl.load(row + SEED), step, third, block)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
 
 
 @triton.jit
