@@ -176,7 +176,8 @@ def _philox_normal(w: torch.Tensor) -> torch.Tensor:
 class Random:
     """The random numbers of one tensor at one step; the module docstring defines their values.
 
-    `seed` in [0, 2^64); step `t` in [0, 2^32), or a 0-dim tensor of it on `device`; `index` of the tensor among the parameters in [0, 2^20);
+    `seed` in [0, 2^64); step `t` in [0, 2^32), as a 0-dim tensor on `device` where the host does not know it;
+    `index` of the tensor among the parameters in [0, 2^20);
     `shape`, `dtype` and `device` of the tensors to return.  Every method takes the draw `site` in [0, 2^12)
     and returns a new contiguous tensor; called again it returns the same values.
     """

@@ -13,8 +13,8 @@ Tables (8 bits have 256 entries, 4 bits 16), signed or, for states that are neve
   4-bit States, arXiv:2309.01507): a small second moment that became 0 would make a step without bound.
 - `q8_sqrt`, `q4`: squares of these.
 
-`bf16_sr` is bfloat16 that is rounded at random (see `rounded`). Parameters in bfloat16 may be rounded so, too, or have
-what they lack beside them: `bf16+16`, `bf16+8`, `bf16+kahan` (see `Split`).
+`bf16_sr` is bfloat16 that is rounded at random (see `rounded`). Parameters in bfloat16 may be rounded so, too, or
+have what they lack beside them: `bf16+16`, `bf16+8`, `bf16+kahan` (see `Split`).
 """
 
 import functools
@@ -190,7 +190,8 @@ def _single(value: Any, like: Tensor) -> Tensor:
     """A tensor, or the same number everywhere, in float32 and the shape of `like`."""
     if not isinstance(value, Tensor):
         value = torch.tensor(float(value), dtype=torch.float32, device=like.device)
-    return value.detach().to(torch.float32).expand(like.shape)
+    single: Tensor = value.detach().to(torch.float32)
+    return single.expand(like.shape)
 
 
 #: Formats of parameters in bfloat16 with something beside them, and its type; the key of it in the state.
@@ -202,9 +203,10 @@ LOW = "p_low"
 class Split(Packed):
     """A parameter in bfloat16 with what it lacks beside it, so that small steps are not lost.
 
-    `low` in int16 or int8: the parameter is the nearest bfloat16 (of two, that of the larger magnitude), `low` what the
-    bits of the float32 number are above its own, all 16 or the upper 8 of them. `low` in bfloat16: the parameter is
-    the nearest bfloat16 (of two, the even one), `low` the nearest one to what is left, or 0 if that is not finite.
+    - `low` in int16 or int8: the parameter is the nearest bfloat16 (of two, that of the larger magnitude), `low` what
+      the bits of the float32 number are above its own: all 16, or the upper 8 of them.
+    - `low` in bfloat16: the parameter is the nearest bfloat16 (of two, the even one), `low` the nearest one to what is
+      left of the float32 number, or 0 if that is not finite.
     """
 
     high: Tensor
@@ -253,13 +255,13 @@ def rounded(x: Tensor, bits: Tensor) -> Tensor:
     They are added to the 16 bits that are then cut off. If all are equally likely, a number becomes one of its two
     neighbours, on average itself, and one that is a bfloat16 always itself; beyond the largest one there is infinity.
     """
-    found = torch.where(x == x, x.view(torch.int32) + bits, 0x7FC00000)
-    return (found >> 16).to(torch.int16).view(torch.bfloat16)
+    found = torch.where(x == x, x.view(torch.int32) + bits, 0x7FC00000) >> 16
+    return found.to(torch.int16).view(torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
 class Rounded(Packed):
-    """A tensor in bfloat16 that is rounded at random; `random` are the random numbers of this step, drawn at `site`."""
+    """A tensor in bfloat16 that is rounded at random, by the numbers that `random` has for this step at `site`."""
 
     held: Tensor
     random: Random

@@ -286,7 +286,9 @@ class TritonBatch(Batch):
                 rows[:, SLOTS] = self.slots_at
                 rows[:, ARRAYS] = self.moving_here[0]
                 for number in self.rounded:
-                    rows[:, self.behind + 2 * number] = self.slots_at + (1 + self.kernel.slots) * self.slots.itemsize
+                    rows[:, self.behind + 2 * number] = (
+                        self.slots_at + (1 + self.kernel.slots) * self.slots.itemsize
+                    )
                 self._copy(self.rows_here, rows)
             self.sent_addresses = addresses
             # the lowest bytes, those of multiples of 16 left out

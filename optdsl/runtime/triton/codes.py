@@ -1,14 +1,13 @@
 """Arrays that are kept in codes, in Triton: what optdsl/runtime/storage.py says, for a block of elements.
 
-An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. One in bfloat16 with 16 bits beside
-it is one of tl.int16, with 8 bits one of tl.uint16, with what is left one of tl.uint32; one that is rounded at random
-is one of tl.int32: its cell holds the address of the step number, in type REAL, and the next one the site and, from bit
-12 on, how far behind the first cell of the row it is.
+An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. One in bfloat16 is one of tl.int16
+with 16 bits beside it, of tl.uint16 with 8 bits, of tl.uint32 with what is left, and of tl.int32 if it is rounded at
+random. The latter's cell holds the address of the step number, in type REAL, and the next one the site and, from bit 12
+on, how many cells it is behind the first one of the row.
 
-The cell of its scales holds the
-address of float32 numbers, the next one that of a table: 256 values, 256 bounds (the largest number that belongs to
-an entry), and for every bucket of numbers with the same sign, exponent and upper 8 bits of the mantissa the first
-entry in it, of which one bucket has two at most.
+For codes, the cell of the scales holds the address of float32 numbers, the next one that of a table: 256 values, 256
+bounds (the largest number that belongs to an entry), and for every bucket of numbers with the same sign, exponent and
+upper 8 bits of the mantissa the first entry in it, of which one bucket has two at most.
 """
 
 import functools
@@ -75,19 +74,29 @@ def read(pointer, cell, i, live, MASKED: tl.constexpr, REAL: tl.constexpr):
         bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + (low << 8)
         return bits.to(tl.float32, bitcast=True)
     elif pointer.dtype.element_ty == tl.int32:
-        return _wide(pointer.to(tl.pointer_type(tl.uint16)), i, live).to(REAL)
+        return _wide(pointer, i, live, MASKED).to(REAL)
     elif pointer.dtype.element_ty == tl.uint32:
-        high = _wide(pointer.to(tl.pointer_type(tl.uint16)), i, live)
-        low = _wide(tl.load(cell).to(tl.pointer_type(tl.uint16)), i, live)
+        high = _wide(pointer, i, live, MASKED)
+        low = _wide(tl.load(cell), i, live, MASKED)
         return tl.where(low == 0.0, high, high + low)  # -0 stays
     else:
         return load(pointer + i, live, MASKED, REAL)
 
 
 @triton.jit
-def _wide(pointer, i, live):
+def _wide(address, i, live, MASKED: tl.constexpr):
     """Numbers in bfloat16, by their bits: the interpreter has none."""
-    return (tl.load(pointer + i, mask=live, other=0).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    pointer = address.to(tl.pointer_type(tl.uint16)) + i
+    if MASKED:
+        return (tl.load(pointer, mask=live, other=0).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return (tl.load(pointer).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _store_half(address, i, half, live, MASKED: tl.constexpr):
+    """Stores the bits of numbers in bfloat16."""
+    store(address.to(tl.pointer_type(tl.uint16)) + i, half, live, MASKED)
 
 
 @triton.jit
@@ -122,13 +131,13 @@ def write(pointer, cell, chunk, n, i, x, live, MASKED: tl.constexpr, REAL: tl.co
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         sum_ = bits + (_words(cell, chunk, REAL, BLOCK) >> 16)
         half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, sum_ >> 16)
-        tl.store(pointer.to(tl.pointer_type(tl.uint16)) + i, half.to(tl.uint16), mask=live)
+        _store_half(pointer, i, half, live, MASKED)
     elif pointer.dtype.element_ty == tl.uint32:
         high = _nearest(x)
         left = x - (high << 16).to(tl.float32, bitcast=True)
         low = tl.where((high & 0x7F80) == 0x7F80, 0, _nearest(left))
-        tl.store(pointer.to(tl.pointer_type(tl.uint16)) + i, high.to(tl.uint16), mask=live)
-        tl.store(tl.load(cell).to(tl.pointer_type(tl.uint16)) + i, low.to(tl.uint16), mask=live)
+        _store_half(pointer, i, high, live, MASKED)
+        _store_half(tl.load(cell), i, low, live, MASKED)
     else:
         store(pointer + i, x, live, MASKED)
 
