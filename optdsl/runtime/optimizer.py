@@ -431,7 +431,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             state[key], state[key + SCALES] = held.codes, held.scales
         else:
             del state[key + SCALES]
-            state[key] = held.open(compute_dtype(p.dtype))
+            state[key] = _AsSaved(held.open(compute_dtype(p.dtype)))
 
 
 def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -205,8 +205,8 @@ class Split(Packed):
 
     - `low` in int16 or int8: the parameter is the nearest bfloat16 (of two, that of the larger magnitude), `low` what
       the bits of the float32 number are above its own: all 16, or the upper 8 of them.
-    - `low` in bfloat16: the parameter is the nearest bfloat16 (of two, the even one), `low` the nearest one to what is
-      left of the float32 number, or 0 if that is not finite.
+    - `low` in bfloat16: the parameter is the nearest bfloat16 (of two, the even one), `low` the nearest one to what
+      the float32 number is more, or 0 if that is not finite.
     """
 
     high: Tensor

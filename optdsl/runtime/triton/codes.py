@@ -2,8 +2,8 @@
 
 An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. One in bfloat16 is one of tl.int16
 with 16 bits beside it, of tl.uint16 with 8 bits, of tl.uint32 with what is left, and of tl.int32 if it is rounded at
-random. The latter's cell holds the address of the step number, in type REAL, and the next one the site and, from bit 12
-on, how many cells it is behind the first one of the row.
+random. The cell of the latter holds the address of the step number, in type REAL, and the next one the site and, from
+bit 12 on, how many cells the first one is behind the beginning of the row.
 
 For codes, the cell of the scales holds the address of float32 numbers, the next one that of a table: 256 values, 256
 bounds (the largest number that belongs to an entry), and for every bucket of numbers with the same sign, exponent and
