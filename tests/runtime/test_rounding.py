@@ -1,4 +1,4 @@
-"""bfloat16 rounded at random, and bfloat16 parameters with what is left beside them: on every path, in checkpoints."""
+"""bfloat16 rounded at random, and parameters with what is left beside them: on every path, and in checkpoints."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_rounding_is_right_on_average() -> None:
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_states_are_rounded_as_defined_on_every_path(dtype: torch.dtype, path: str, tmp_path: Path) -> None:
-    """Of every upper half and random lower halves, by words that numpy draws; float64 numbers become float32 first."""
+    """Of every upper half and random lower ones, by words that numpy draws; float64 numbers become float32 first."""
     (tmp_path / "keeps.opt").write_text(KEEPS)
     seed, rng = 2**63 + 13, np.random.default_rng(13)
     patterns = (np.arange(2**16, dtype=np.uint32) << 16) + rng.integers(2**16, size=2**16, dtype=np.uint32)
@@ -388,7 +388,7 @@ def test_what_cannot_be_had_is_refused() -> None:
     for seed in (-1, 2**64, 0.5, True):
         with pytest.raises(ValueError, match="Invalid seed value"):
             make([{"params": [p], "seed": seed}], store="bf16_sr")
-    with pytest.raises(ValueError, match="there is no format `bf16_s` .*bf16_sr"):
+    with pytest.raises(ValueError, match=r"there is no format `bf16_s` .*bf16_sr"):
         optdsl.load("adamw", store="bf16_s")
 
 
