@@ -66,21 +66,27 @@ def read(pointer, cell, i, live, MASKED: tl.constexpr, REAL: tl.constexpr):
         pairs = tl.load(pointer + i // 2, mask=live, other=0).to(tl.int32)
         return _scaled((pairs >> ((i % 2) * 4).to(tl.int32)) & 15, cell, i, live, REAL)
     elif pointer.dtype.element_ty == tl.int16:
-        low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int16)) + i, mask=live, other=0).to(tl.int32)
+        low = tl.load(_beside(cell, tl.int16) + i, mask=live, other=0).to(tl.int32)
         bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + low
         return bits.to(tl.float32, bitcast=True)
     elif pointer.dtype.element_ty == tl.uint16:
-        low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, mask=live, other=0).to(tl.int32)
+        low = tl.load(_beside(cell, tl.int8) + i, mask=live, other=0).to(tl.int32)
         bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + (low << 8)
         return bits.to(tl.float32, bitcast=True)
     elif pointer.dtype.element_ty == tl.int32:
         return _wide(pointer, i, live, MASKED).to(REAL)
     elif pointer.dtype.element_ty == tl.uint32:
         high = _wide(pointer, i, live, MASKED)
-        low = _wide(tl.load(cell), i, live, MASKED)
+        low = _wide(_beside(cell, tl.uint16), i, live, MASKED)
         return tl.where(low == 0.0, high, high + low)  # -0 stays
     else:
         return load(pointer + i, live, MASKED, REAL)
+
+
+@triton.jit
+def _beside(cell, T: tl.constexpr):
+    """What a parameter has beside it, at an address that is a multiple of 16."""
+    return tl.multiple_of(tl.load(cell).to(tl.pointer_type(T)), 16)
 
 
 @triton.jit
@@ -121,12 +127,12 @@ def write(pointer, cell, chunk, n, i, x, live, MASKED: tl.constexpr, REAL: tl.co
     elif pointer.dtype.element_ty == tl.int16:
         high, low = _halves(x)
         tl.store(pointer + i, high.to(tl.int16), mask=live)
-        tl.store(tl.load(cell).to(tl.pointer_type(tl.int16)) + i, low.to(tl.int16), mask=live)
+        tl.store(_beside(cell, tl.int16) + i, low.to(tl.int16), mask=live)
     elif pointer.dtype.element_ty == tl.uint16:
         high, low = _halves(x)
         tl.store(pointer + i, high.to(tl.uint16), mask=live)
         short = tl.minimum((low + 128) >> 8, 127)
-        tl.store(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, short.to(tl.int8), mask=live)
+        tl.store(_beside(cell, tl.int8) + i, short.to(tl.int8), mask=live)
     elif pointer.dtype.element_ty == tl.int32:
         bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
         sum_ = bits + (_words(cell, chunk, REAL, BLOCK) >> 16)
@@ -137,7 +143,7 @@ def write(pointer, cell, chunk, n, i, x, live, MASKED: tl.constexpr, REAL: tl.co
         left = x - (high << 16).to(tl.float32, bitcast=True)
         low = tl.where((high & 0x7F80) == 0x7F80, 0, _nearest(left))
         _store_half(pointer, i, high, live, MASKED)
-        _store_half(tl.load(cell), i, low, live, MASKED)
+        _store_half(_beside(cell, tl.uint16), i, low, live, MASKED)
     else:
         store(pointer + i, x, live, MASKED)
 
