@@ -88,7 +88,7 @@ class GroupStep:
         low = state.get(LOW)
         if low is None or low.dtype is not SPLITS[form]:
             made = Split(p, torch.zeros_like(p, dtype=SPLITS[form], requires_grad=False))
-            if low is not None:
+            if low is not None and low.dtype in SPLITS.values():
                 made.put_low(Split(p, low).open(torch.float32))
             return made
         return Split(p, low)

@@ -189,7 +189,7 @@ class Packed:
 def _single(value: Any, like: Tensor) -> Tensor:
     """A tensor, or the same number everywhere, in float32 and the shape of `like`."""
     if not isinstance(value, Tensor):
-        value = torch.tensor(float(value), dtype=torch.float32, device=like.device)
+        value = torch.full((), float(value), dtype=torch.float64, device=like.device)
     single: Tensor = value.detach().to(torch.float32)
     return single.expand(like.shape)
 

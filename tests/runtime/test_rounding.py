@@ -371,15 +371,34 @@ def test_what_is_beside_parameters_is_brought_along(before: str, after: str, fla
     assert float(((found - whole) / whole).abs().max()) <= (0 if before == after else 2**-15)
 
 
+@EACH
+@pytest.mark.parametrize("form", ["bf16+16", "bf16+8", "bf16+kahan"])
+def test_what_is_beside_a_parameter_may_lie_anywhere(form: str, path: str) -> None:
+    """Kernels read it by 16 bytes at once, and so have it moved where they can."""
+    left = []
+    for shift in (0, 1):
+        with how(path):
+            p, optimizer = trained({"p": form}, **PATHS[path])
+            low = optimizer.state[p][LOW]
+            memory = torch.empty(low.numel() + shift, dtype=low.dtype)
+            optimizer.state[p][LOW] = memory[shift:].view(low.shape).copy_(low)
+            go_on(p, optimizer, 2, 10)
+        left.append((p.detach(), optimizer.state[p][LOW]))
+    assert all(map(torch.equal, *left))
+
+
 # ---- asking for it ----------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_had_is_refused() -> None:
+def test_what_cannot_be_had_is_refused(tmp_path: Path) -> None:
     p = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     make = optdsl.load("adamw")
     for store in ("bf16_sr", {"p": "bf16_sr"}, {"p": "bf16+kahan"}):
         with pytest.raises(RuntimeError, match="does not support `differentiable`"):
             make([p], store=store, differentiable=True)
+    (tmp_path / "rounds.opt").write_text(KEEPS.replace("m = 0", "m = 0 stored bf16_sr"))
+    with pytest.raises(RuntimeError, match=r"'bf16_sr' of the state 'm' does not support `differentiable`"):
+        optdsl.load(tmp_path / "rounds.opt")([p], differentiable=True)
     with pytest.raises(ValueError, match=r"Invalid store value for 'p': 'bf16' .*'bf16\+kahan', 'bf16_sr'"):
         make([p], store={"p": "bf16"})
     for store in ("bf16+kahan", {"exp_avg": "bf16+kahan"}):
