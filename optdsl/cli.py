@@ -170,7 +170,7 @@ def _composition_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FORMAT",
-        help="how states per element are kept: bf16, f16, q8, q4 and others for all, or KEY=FORMAT; may be repeated",
+        help="format of states per element: bf16, bf16_sr, q8, q4 and others for all, or KEY=FORMAT; may be repeated",
     )
 
 

@@ -22,7 +22,7 @@ MAX_INLINE = 24
 #: A deeper expression, made by functions that call functions, gets a name.
 MAX_EXPRESSION = 200
 #: Draws have a number below this.
-MAX_STREAMS = 4096
+MAX_STREAMS = 2048  # of 4096 sites; the upper ones are for rounding, see optdsl/runtime/random.py
 
 
 class Calls(Expressions):

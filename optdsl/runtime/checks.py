@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from optdsl.runtime.storage import CODES, FORMATS, SPLITS
+from optdsl.runtime.storage import AT_RANDOM, CODES, FORMATS, SPLITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,32 +135,46 @@ def check_flags(
 def check_store(rule: Any, group: dict[str, Any]) -> None:
     """Raises unless `store` names formats for states that there are; puts it into kept form."""
     store, name = group["store"], type(rule).__name__
-    if store is None:
-        return
-    keys = [spec.key for spec in rule._states if spec.level == "element" and not spec.given]
+    usual = {spec.key: spec.stored for spec in rule._states if spec.level == "element" and not spec.given}
+    formats = [] if store is None else [store]
     if isinstance(store, Mapping):
         store = group["store"] = dict(store)
-        if (form := store.get("p")) is not None and form not in SPLITS:
-            listed = ", ".join(map(repr, SPLITS))
+        if (form := store.get("p")) is not None and form not in (*SPLITS, AT_RANDOM):
+            listed = ", ".join(map(repr, (*SPLITS, AT_RANDOM)))
             raise ValueError(
                 f"Invalid store value for 'p': {form!r} (must be one of {listed}, for parameters of bfloat16)"
             )
         if form is not None and group["differentiable"]:
             raise RuntimeError("`store={'p': ...}` does not support `differentiable`")
         for key in store:
-            if key not in keys and key != "p":
-                has = f"those are {', '.join(map(repr, keys))}" if keys else "it has none"
+            if key not in usual and key != "p":
+                has = f"those are {', '.join(map(repr, usual))}" if usual else "it has none"
                 raise ValueError(f"{name} has no state {key!r} with a number per element to store: {has}")
-    formats = [x for key, x in store.items() if key != "p"] if isinstance(store, Mapping) else [store]
+        formats = [x for key, x in store.items() if key != "p"]
     for given in formats:
         if given not in FORMATS:
             raise ValueError(
                 f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
             )
-        if given in CODES and group["differentiable"]:
+    for key, stored in usual.items() if group["differentiable"] else ():
+        form = (store.get(key) if isinstance(store, Mapping) else store) or stored
+        if form in (*CODES, AT_RANDOM):
+            what = "codes have" if form in CODES else "rounding at random has"
             raise RuntimeError(
-                f"`store={given!r}` does not support `differentiable`: codes have no derivative"
+                f"the format {form!r} of the state {key!r} does not support `differentiable`: {what} no derivative"
             )
+
+
+def check_seed(rule: Any, group: dict[str, Any]) -> None:
+    """Gives a group that draws or rounds at random a seed, if it has none. Raises ValueError for what is none."""
+    store = group["store"]
+    formats = [spec.stored for spec in rule._states]
+    formats += store.values() if isinstance(store, Mapping) else [store]
+    if not rule._random and AT_RANDOM not in formats:
+        return
+    seed = group.setdefault("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"Invalid seed value: {seed} (must be an int in [0, 2^64))")
 
 
 def has_tensor(value: Any) -> bool:

@@ -16,10 +16,11 @@ from optdsl.runtime.states import (
     facts_of,
     fit,
     group_prototype,
+    kept,
     replaced,
     sharded,
 )
-from optdsl.runtime.storage import LOW, SPLITS, Packed, Split
+from optdsl.runtime.storage import AT_RANDOM, LOW, SPLITS, Packed, Split
 
 
 class GroupStep:
@@ -66,18 +67,30 @@ class GroupStep:
             return self.group
         return with_plain_options(self.group, self.tensor_options, True, False, device)
 
-    def held_p(self, p: Tensor, state: Mapping[str, Any]) -> Tensor | Split:
-        """A parameter as it is kept: with the bits that it lacks, if its group says so.
-
-        These are in its state, or else new and not in it yet.
-        """
+    def form_of(self, p: Tensor) -> str | None:
+        """In which format a parameter is kept, None for as it is."""
         store = self.group.get("store")
-        form = store.get("p") if isinstance(store, Mapping) else None
-        if form is None or p.dtype is not torch.bfloat16:
+        return store.get("p") if isinstance(store, Mapping) and p.dtype is torch.bfloat16 else None
+
+    def rounds(self, p: Tensor) -> bool:
+        """Whether a parameter or a state of it may be rounded at random."""
+        specs = self.rule._states
+        return self.form_of(p) == AT_RANDOM or any(kept(spec, self.group, p).at_random for spec in specs)
+
+    def held_p(self, p: Tensor, state: Mapping[str, Any]) -> Tensor | Split:
+        """A parameter as it is kept: with what it lacks, if its group says so.
+
+        That is in its state, or else new and not in it yet.
+        """
+        form = self.form_of(p)
+        if form not in SPLITS:
             return p
         low = state.get(LOW)
         if low is None or low.dtype is not SPLITS[form]:
-            low = torch.zeros_like(p, dtype=SPLITS[form], requires_grad=False)
+            made = Split(p, torch.zeros_like(p, dtype=SPLITS[form], requires_grad=False))
+            if low is not None and low.dtype in SPLITS.values():
+                made.put_low(Split(p, low).open(torch.float32))
+            return made
         return Split(p, low)
 
     def given(self, key: str, p: Tensor) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime.checks import check, check_flags, check_store, has_tensor
+from optdsl.runtime.checks import check, check_flags, check_seed, check_store, has_tensor
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.inputs import TRAINED, Inputs, take, view_of
 from optdsl.runtime.joint import drive
@@ -118,7 +118,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             "overwrite_grad": overwrite_grad,
             "store": store,
         }
-        if self._random:
+        if self._random or seed:
             defaults.setdefault("seed", seed)
         self._check_group(defaults)
         super().__init__(params, defaults)
@@ -160,10 +160,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             group[hyper.name] = check(hyper, group[hyper.name])
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         check_store(self, group)
-        if self._random:
-            seed = group["seed"]
-            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
-                raise ValueError(f"Invalid seed value: {seed} (must be an int in [0, 2^64))")
+        check_seed(self, group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a parameter group, after checking the options that it sets itself."""
@@ -171,6 +168,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
             group = {**self.defaults, **param_group}
             self._check_group(group)
             param_group.update({name: group[name] for name in self.defaults if name in param_group})
+            if "seed" in group:
+                param_group["seed"] = group["seed"]
         super().add_param_group(param_group)
 
     def _tensor_options(self, number: int, group: dict[str, Any]) -> tuple[str, ...]:
@@ -189,6 +188,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 group[hyper.name] = check(hyper, values[position], changed=True)
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         check_store(self, group)
+        check_seed(self, group)
         if known is not None and known[0][-1] != group["store"] and any(map(self.state.get, group["params"])):
             raise ValueError(
                 f"{type(self).__name__}: `store` was changed, but states are kept in the old formats already; make a "
@@ -369,6 +369,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
+            check_seed(self, group)
             if group["params"]:
                 like = group_prototype(group["params"])
                 for spec in self._states:
@@ -430,7 +431,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             state[key], state[key + SCALES] = held.codes, held.scales
         else:
             del state[key + SCALES]
-            state[key] = held.open(compute_dtype(p.dtype))
+            state[key] = _AsSaved(held.open(compute_dtype(p.dtype)))
 
 
 def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -451,7 +452,7 @@ def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> d
     groups = list(state_dict["param_groups"])
     if len(groups) == len(optimizer.param_groups):  # else torch raises its error
         for number, current in enumerate(optimizer.param_groups):
-            options = {name: current[name] for name in optimizer.defaults if name in current}
+            options = {name: current[name] for name in (*optimizer.defaults, "seed") if name in current}
             groups[number] = {**options, **groups[number]}
             if "store" in options:  # states that are loaded are brought into the formats of this optimizer
                 groups[number]["store"] = options["store"]

@@ -59,6 +59,10 @@ denormal, infinite or nan.
   against the exact quantile is below 5.2e-7.  Words w and 2^32 - 1 - w give -z and z, no word gives 0, and
   the values reach 6.338 on either side.
 
+* halves = floor(w / 2^16), an integer: the bits by which `optdsl.runtime.storage` rounds what is kept in bfloat16.
+  The language gives its draws sites below 2^11. Rounding takes those from the top: 4095 for the parameter, 4094 - k
+  for the k-th of the states per element.
+
 **Types.**  A tensor of float32 gets these values; one of float64 the same values, converted; one of a
 narrower type the same values rounded to nearest (where a uniform may become 1).
 
@@ -115,7 +119,7 @@ def _philox_4x32_10(
 
 
 def _philox_words(
-    seed: int, t: int, index: int, site: int, first: int, count: int, device: torch.device
+    seed: int, t: _PhiloxWord, index: int, site: int, first: int, count: int, device: torch.device
 ) -> torch.Tensor:
     """The words of the elements first .. first + count - 1: int64 of shape (count,), values in [0, 2^32).
 
@@ -172,19 +176,27 @@ def _philox_normal(w: torch.Tensor) -> torch.Tensor:
 class Random:
     """The random numbers of one tensor at one step; the module docstring defines their values.
 
-    `seed` in [0, 2^64); step `t` in [0, 2^32); `index` of the tensor among the parameters in [0, 2^20);
+    `seed` in [0, 2^64); step `t` in [0, 2^32), as a 0-dim tensor on `device` where the host does not know it;
+    `index` of the tensor among the parameters in [0, 2^20);
     `shape`, `dtype` and `device` of the tensors to return.  Every method takes the draw `site` in [0, 2^12)
     and returns a new contiguous tensor; called again it returns the same values.
     """
 
     def __init__(
-        self, seed: int, t: int, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device
+        self,
+        seed: int,
+        t: int | torch.Tensor,
+        index: int,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
-        for name, value, bits in (("seed", seed, 64), ("t", t, 32), ("index", index, 20)):
+        known = 0 if isinstance(t, torch.Tensor) else t  # what is on a device is not waited for
+        for name, value, bits in (("seed", seed, 64), ("t", known, 32), ("index", index, 20)):
             if not 0 <= value < 1 << bits:
                 raise ValueError(f"random: {name} must be in [0, 2^{bits}), got {value}")
         self.seed = int(seed)
-        self.t = int(t)
+        self.t = t.to(torch.int64) if isinstance(t, torch.Tensor) else int(t)
         self.index = int(index)
         self.shape = torch.Size(shape)
         self.dtype = dtype
@@ -219,6 +231,10 @@ class Random:
     def rademacher(self, site: int) -> torch.Tensor:
         """-1 or +1 with equal chance; `shape`, `dtype`, `device` of this object."""
         return self._draw(site, _philox_rademacher, self.dtype)
+
+    def halves(self, site: int) -> torch.Tensor:
+        """The upper 16 bits of each word: int32 in [0, 2^16), of `shape` and on `device` of this object."""
+        return self._draw(site, lambda w: w >> 16, torch.int32)
 
     def bernoulli(self, q: float | torch.Tensor, site: int) -> torch.Tensor:
         """1 with probability q, else 0; `shape`, `dtype`, `device` of this object.

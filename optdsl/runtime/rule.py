@@ -48,11 +48,15 @@ class Rule:
     #: `_states` by key, and the keys of those that are inputs.
     _specs: ClassVar[dict[str, State]] = {}
     _inputs: ClassVar[tuple[str, ...]] = ()
+    #: Where the parameter and its states draw if they are rounded at random; rules draw at sites from 0 on.
+    _sites: ClassVar[dict[str, int]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Indexes the declared states."""
         super().__init_subclass__(**kwargs)
         cls._specs = {spec.key: spec for spec in cls._states}
+        elements = [spec.key for spec in cls._states if spec.level == "element" and not spec.given]
+        cls._sites = {key: 4095 - k for k, key in enumerate(("p", *elements))}
         cls._inputs = tuple(spec.key for spec in cls._states if spec.given)
 
     @staticmethod

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optdsl.runtime.storage import CODES, FLOATS, FORMATS, LEAST, Coded, coded
+from optdsl.runtime.storage import AT_RANDOM, CODES, FLOATS, FORMATS, LEAST, Coded, coded
 
 
 class Facts(NamedTuple):
@@ -58,6 +58,11 @@ class State:
         """Whether it is kept in codes."""
         return self.stored in CODES
 
+    @property
+    def at_random(self) -> bool:
+        """Whether it is rounded at random when it is kept."""
+        return self.stored == AT_RANDOM
+
 
 @functools.lru_cache(maxsize=4096)
 def _stored_as(spec: State, name: str | None, delay: int | str | None = None) -> State:
@@ -67,14 +72,16 @@ def _stored_as(spec: State, name: str | None, delay: int | str | None = None) ->
 def kept(spec: State, group: Mapping[str, Any], p: Tensor) -> State:
     """The state of a parameter with the format in which the options of its group have it kept, and for how long.
 
-    Codes need a scale beside them: small tensors, complex ones and delayed states are kept in float32 instead.
+    Codes need a scale beside them: small tensors and delayed states are kept in float32 instead, and complex ones,
+    which are not rounded at random either.
     """
     if spec.level != "element" or spec.given:
         return spec
     store = group.get("store")
     name = store.get(spec.key) if isinstance(store, Mapping) else store
     name = name or spec.stored
-    if name in CODES and (p.numel() < LEAST or p.is_complex() or spec.delay is not None):
+    small = p.numel() < LEAST or spec.delay is not None
+    if (name in CODES and (small or p.is_complex())) or (name == AT_RANDOM and p.is_complex()):
         name = "f32"
     delay = int(group[spec.delay]) if isinstance(spec.delay, str) else spec.delay
     return spec if (name, delay) == (spec.stored, spec.delay) else _stored_as(spec, name, delay)

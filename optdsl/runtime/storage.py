@@ -13,7 +13,8 @@ Tables (8 bits have 256 entries, 4 bits 16), signed or, for states that are neve
   4-bit States, arXiv:2309.01507): a small second moment that became 0 would make a step without bound.
 - `q8_sqrt`, `q4`: squares of these.
 
-Parameters in bfloat16 may have the bits that they lack beside them: `bf16+16`, `bf16+8` (see `Split`).
+`bf16_sr` is bfloat16 that is rounded at random (see `rounded`). Parameters in bfloat16 may be rounded so, too, or
+have what they lack beside them: `bf16+16`, `bf16+8`, `bf16+kahan` (see `Split`).
 """
 
 import functools
@@ -24,8 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optdsl.runtime.random import Random
+
+#: bfloat16 that is rounded at random.
+AT_RANDOM = "bf16_sr"
 #: Formats that are types of torch, and those that are codes, with their bits.
-FLOATS = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+FLOATS = {
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    AT_RANDOM: torch.bfloat16,
+}
 CODES = {"q8": 8, "q8_linear": 8, "q8_sqrt": 8, "q4": 4, "q4_linear": 4}
 FORMATS = (*FLOATS, *CODES)
 #: Numbers that share a scale, and how many a tensor must have to be kept in codes.
@@ -36,10 +47,14 @@ SCALES = "_absmax"
 
 
 @dataclass(frozen=True)
-class Bits:
-    """How a kernel knows a parameter with bits beside it: by how many bits it has in all."""
+class Half:
+    """How a kernel knows an array in bfloat16 that is more than that: by the form, one of `SPLITS` or `AT_RANDOM`.
 
-    bits: int
+    `site` is where an array that is rounded at random draws.
+    """
+
+    form: str
+    site: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,46 +186,94 @@ class Packed:
         raise NotImplementedError
 
 
+def _single(value: Any, like: Tensor) -> Tensor:
+    """A tensor, or the same number everywhere, in float32 and the shape of `like`."""
+    if not isinstance(value, Tensor):
+        value = torch.full((), float(value), dtype=torch.float64, device=like.device)
+    single: Tensor = value.detach().to(torch.float32)
+    return single.expand(like.shape)
+
+
+#: Formats of parameters in bfloat16 with something beside them, and its type; the key of it in the state.
+SPLITS = {"bf16+16": torch.int16, "bf16+8": torch.int8, "bf16+kahan": torch.bfloat16}
+LOW = "p_low"
+
+
 @dataclass(frozen=True, eq=False)
 class Split(Packed):
-    """A parameter in bfloat16 with the bits that it lacks beside it, so that small steps are not lost.
+    """A parameter in bfloat16 with what it lacks beside it, so that small steps are not lost.
 
-    The parameter is the nearest bfloat16 (of two, that of the larger magnitude), `low` what the bits of the float32
-    number are above its own: all 16 in int16, or the upper 8 of them in int8.
+    - `low` in int16 or int8: the parameter is the nearest bfloat16 (of two, that of the larger magnitude), `low` what
+      the bits of the float32 number are above its own: all 16, or the upper 8 of them.
+    - `low` in bfloat16: the parameter is the nearest bfloat16 (of two, the even one), `low` the nearest one to what
+      the float32 number is more, or 0 if that is not finite.
     """
 
     high: Tensor
     low: Tensor
 
     @property
-    def shift(self) -> int:
-        """How many bits are not kept."""
-        return 0 if self.low.dtype is torch.int16 else 8
+    def form(self) -> str:
+        """Its format."""
+        return next(form for form, dtype in SPLITS.items() if dtype is self.low.dtype)
 
     def open(self, dtype: torch.dtype) -> Tensor:
         """The numbers, in memory of their own."""
-        bits = (self.high.detach().view(torch.int16).to(torch.int32) << 16) + (
-            self.low.to(torch.int32) << self.shift
-        )
-        return bits.view(torch.float32).to(dtype)
+        high = self.high.detach()
+        if self.low.dtype is torch.bfloat16:  # a sum would make 0 of -0
+            return torch.where(self.low == 0, high.float(), high.float() + self.low.float()).to(dtype)
+        low = self.low.to(torch.int32) << (0 if self.low.dtype is torch.int16 else 8)
+        return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32).to(dtype)
 
     def put(self, value: Any) -> None:
         """Keeps a tensor, or the same number everywhere."""
-        if not isinstance(value, Tensor):
-            value = torch.tensor(float(value), dtype=torch.float32, device=self.low.device)
-        x = value.detach().to(torch.float32).expand(self.low.shape)
-        bits = torch.where(x == x, x, math.nan).view(torch.int32)
-        high = (bits + 0x8000) >> 16
-        low = bits - (high << 16)
-        if self.shift:
-            low = ((low + 128) >> 8).clamp(max=127)
-        self.high.detach().copy_(high.to(torch.int16).view(torch.bfloat16))
-        self.low.copy_(low)
+        x = _single(value, self.low)
+        if self.low.dtype is torch.bfloat16:
+            high = x.to(torch.bfloat16)
+        else:
+            x = torch.where(x == x, x, math.nan)
+            high = ((x.view(torch.int32) + 0x8000) >> 16).to(torch.int16).view(torch.bfloat16)
+        self.high.detach().copy_(high)
+        self.put_low(x)
+
+    def put_low(self, x: Tensor) -> None:
+        """Keeps what numbers in float32 are above the parameter, which is near them."""
+        high = self.high.detach()
+        if self.low.dtype is torch.bfloat16:
+            self.low.copy_((x - high.float()).nan_to_num(0.0, 0.0, 0.0))
+            return
+        low = x.view(torch.int32) - (high.view(torch.int16).to(torch.int32) << 16)
+        if self.low.dtype is torch.int8:
+            low = (low + 128) >> 8
+        few = torch.iinfo(self.low.dtype)
+        self.low.copy_(low.clamp(few.min, few.max))
 
 
-#: Formats of parameters in bfloat16, and the type of the bits beside them; the key of these bits in the state.
-SPLITS = {"bf16+16": torch.int16, "bf16+8": torch.int8}
-LOW = "p_low"
+def rounded(x: Tensor, bits: Tensor) -> Tensor:
+    """Numbers in float32 as bfloat16, rounded by `bits` from 0 to 2^16 - 1, in int32: one for each number.
+
+    They are added to the 16 bits that are then cut off. If all are equally likely, a number becomes one of its two
+    neighbours, on average itself, and one that is a bfloat16 always itself; beyond the largest one there is infinity.
+    """
+    found = torch.where(x == x, x.view(torch.int32) + bits, 0x7FC00000) >> 16
+    return found.to(torch.int16).view(torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded(Packed):
+    """A tensor in bfloat16 that is rounded at random, by the numbers that `random` has for this step at `site`."""
+
+    held: Tensor
+    random: Random
+    site: int
+
+    def open(self, dtype: torch.dtype) -> Tensor:
+        """The numbers, in memory of their own."""
+        return self.held.detach().to(dtype)
+
+    def put(self, value: Any) -> None:
+        """Keeps a tensor, or the same number everywhere."""
+        self.held.detach().copy_(rounded(_single(value, self.held), self.random.halves(self.site)))
 
 
 @dataclass(frozen=True, eq=False)

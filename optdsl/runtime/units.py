@@ -28,7 +28,7 @@ from optdsl.runtime.states import (
     sharded,
     turn,
 )
-from optdsl.runtime.storage import LOW, SCALES, Coded, Packed, Split, code
+from optdsl.runtime.storage import AT_RANDOM, LOW, SCALES, Coded, Packed, Rounded, Split, code
 
 ParamState = dict[str, Any]
 
@@ -70,7 +70,9 @@ class Unit:
         self.params.append(p)
         self.grads.append(grad)
         self.states.append(state)
-        held = self.group.held_p(p, state)
+        held: Any = self.group.held_p(p, state)
+        if self.group.form_of(p) == AT_RANDOM:
+            held = self._rounded(len(self.kept_p), "p", p)
         self.kept_p.append(held)
         if isinstance(held, Split) and state.get(LOW) is not held.low:
             self._fresh.append((state, LOW, held.low))
@@ -105,15 +107,21 @@ class Unit:
                 return made
             on_host = spec.level == "host" and not group.capturable
             held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value)
-            self._fresh.append((self.states[number], key, held))
+            self._fresh.append((state, key, held))
         elif spec.in_codes:
             table = code(str(spec.stored), spec.positive, param.device)
             return Coded(held, state[key + SCALES], table, param.shape)
         elif (
             group.capturable and held.device != param.device
         ):  # a host-level state made before the flag was set
-            held = self.states[number][key] = held.to(param.device)
-        return held if spec.delay is None else turn(spec, held, int(self.t) - 1)
+            held = state[key] = held.to(param.device)
+        if spec.delay is not None:
+            held = turn(spec, held, int(self.t) - 1)
+        return self._rounded(number, key, held) if spec.at_random else held
+
+    def _rounded(self, number: int, key: str, held: Tensor) -> Rounded:
+        """A parameter, or a state of one, that is rounded at random."""
+        return Rounded(held, self._random(number, held), self.group.rule._sites[key])
 
     def _given(self, key: str) -> list[Tensor | None]:
         """An input of each parameter as the update gets it; None where it was not given."""
@@ -130,10 +138,11 @@ class Unit:
 
     def _draws(self, number: int, x: Tensor) -> Random | None:
         """The random numbers of one parameter, whose opened form is `x`."""
-        if not self.group.rule._random:
-            return None
-        t: Any = self.t
-        return Random(self.group.group["seed"], t, self.indices[number], x.shape, x.dtype, x.device)
+        return self._random(number, x) if self.group.rule._random else None
+
+    def _random(self, number: int, x: Tensor) -> Random:
+        """The random numbers of one parameter, for tensors like `x`."""
+        return Random(self.group.group["seed"], self.t, self.indices[number], x.shape, x.dtype, x.device)
 
     def _commit(self, states: MutableMapping[Tensor, ParamState]) -> None:
         """Keeps the new states, which need not have their final values yet."""
@@ -310,8 +319,9 @@ def gather(
         if not rule._elementwise and p.is_complex():
             raise RuntimeError(f"{name} does not support complex parameters")
         delays = any(spec.delay is not None for spec in rule._states)
-        if (rule._random or delays or not rule._elementwise) and sharded(p):
-            reason = "it draws at random" if rule._random else "it delays states"
+        if sharded(p) and (rule._random or delays or not rule._elementwise or group.rounds(p)):
+            reason = "it delays states" if delays else "`store` rounds at random"
+            reason = "it draws at random" if rule._random else reason
             if not rule._elementwise:
                 reason = "it needs whole rows, columns or matrices"
             raise RuntimeError(f"{name} does not support sharded parameters: {reason}")

@@ -29,19 +29,24 @@ from triton.compiler import ASTSource
 
 from optdsl.runtime.native.batch import ARRAYS
 from optdsl.runtime.native.spec import Kernel, Native
+from optdsl.runtime.storage import AT_RANDOM, Half
 from optdsl.runtime.triton.batch import BLOCK, OPTIONS, load, registers_of_pass, shape_of_pass
+from optdsl.runtime.triton.codes import type_of
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+ROUNDED = type_of(Half(AT_RANDOM))
 #: What is computed in, and how the parameter, the gradient and states are stored.
 TYPES = {
     "f32": (tl.float32, tl.float32, tl.float32, tl.float32),
     "f64": (tl.float64, tl.float64, tl.float64, tl.float64),
     "bf16": (tl.float32, tl.bfloat16, tl.bfloat16, tl.bfloat16),
     "mixed": (tl.float32, tl.bfloat16, tl.bfloat16, tl.float32),
+    "rounded": (tl.float32, ROUNDED, tl.bfloat16, ROUNDED),
+    "kahan": (tl.float32, type_of(Half("bf16+kahan")), tl.bfloat16, tl.bfloat16),
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 

@@ -76,9 +76,11 @@ def test_machine_code(methods: tuple[str, ...], target: str, kept: Path) -> None
     assert [c for job, what in found for c in complaints(job, what)] == []
 
 
-@pytest.mark.parametrize("types", ["bf16", "mixed", "f64"])
+@pytest.mark.parametrize("types", ["bf16", "mixed", "f64", "rounded", "kahan"])
 def test_other_types(types: str, kept: Path) -> None:
-    """bfloat16 throughout, bfloat16 with states in float32, float64."""
+    """bfloat16 throughout, bfloat16 with states in float32, float64; bfloat16 rounded at random, or with what is left
+    beside the parameter.
+    """
     found = results([f"{method}:sm_90:{types}" for method in SAMPLE], kept)
     assert [c for job, what in found for c in complaints(job, what)] == []
 

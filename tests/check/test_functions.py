@@ -43,7 +43,7 @@ def test_places_to_reduce_over(name: str) -> None:
         ("sqrt(g, over=rows)", "E0304"),
         ("min(g, p, over=rows)", "E0304"),
         ("normal(stream=-1)", "E0406"),
-        ("normal(stream=4096)", "E0406"),
+        ("normal(stream=2048)", "E0406"),
         ("normal(stream=t)", "E0406"),
         ("normal(stream=1.0)", "E0406"),
         ("normal(seed=1)", "E0304"),

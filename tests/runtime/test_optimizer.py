@@ -1071,6 +1071,8 @@ def test_sharded_parameters():
             optimizer = cls(shards)
             with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support sharded.*{reason}"):
                 optimizer.step()
+        with pytest.raises(RuntimeError, match=r"AdamW does not support sharded.*`store` rounds at random"):
+            AdamW([{"params": shards, "store": "bf16_sr"}]).step()
     finally:
         distributed.destroy_process_group()
 

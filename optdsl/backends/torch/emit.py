@@ -15,6 +15,7 @@ from optdsl.backends.templates import render
 from optdsl.backends.torch.body import RESERVED, Body, mentions_whole, nodes, printers, used_inputs
 from optdsl.backends.torch.printer import Printer, python_literal
 from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.storage import AT_RANDOM
 from optdsl.core.types import ELEMENT, Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, call, const, variables
 from optdsl.ir.program import Hyper, Program, State, is_static, number
@@ -153,7 +154,7 @@ class _Module:
             parts.append("State:\n" + "\n".join(rows))
         rows = ["    params: parameters or parameter groups to optimize, plain or named"]
         rows += [self.argument_doc(argument) for argument in self.argument_names()]
-        if program.draws:
+        if self.seeded:
             rows.append("    seed: seed of the random numbers, a whole number from 0 (default 0)")
         rows += [
             "    foreach: update lists of tensors together (default: on CUDA, where there are no kernels)",
@@ -182,6 +183,11 @@ class _Module:
             "    fused: run native kernels (default: where there are some, unless `foreach` is set)",
             "    overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more",
         ]
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the constructor takes a seed: for draws of the rule, or for states that are rounded at random."""
+        return bool(self.program.draws) or any(state.stored == AT_RANDOM for state in self.program.kept)
 
     def argument_names(self) -> list[str]:
         return list(dict.fromkeys(h.argument for h in self.program.hypers))
@@ -292,12 +298,12 @@ class _Module:
                 kind = "float | Tensor"
             lines.append(f"{argument}: {kind} = {default},")
         lines.append("*,")
-        if self.program.draws:
+        if self.seeded:
             lines.append("seed: int = 0,")
         return [*lines, *(f"{flag}," for flag in _FLAGS)]
 
     def constructor(self) -> list[str]:
-        names = self.argument_names() + (["seed"] if self.program.draws else [])
+        names = self.argument_names() + (["seed"] if self.seeded else [])
         lines = ["super().__init__(", "    params,", "    {"]
         lines += [f"        {quoted(name)}: {name}," for name in names]
         lines.append("    },")

@@ -13,7 +13,7 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.build import Library, driver, library
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
-from optdsl.runtime.storage import Bits, Code
+from optdsl.runtime.storage import AT_RANDOM, Code, Half
 
 #: Cells of a row in front of the arrays; see kernel.h.
 ARRAYS = 18
@@ -47,6 +47,9 @@ class Batch:
         self.behind = ARRAYS + 2 + len(kernel.arrays) + len(kernel.host_states)
         #: The tables of arrays in codes, by their numbers.
         self.codes = {number: code for number, code in enumerate(rows[0].codes) if code is not None}
+        #: Which of these arrays are rounded at random, and which have something beside them.
+        self.rounded = [n for n, x in self.codes.items() if isinstance(x, Half) and x.form == AT_RANDOM]
+        self.beside = [n for n in self.codes if n not in self.rounded]
         self.width = self.behind + (2 * (2 + len(kernel.arrays)) if self.codes else 0)
         #: The rows, of 64-bit cells, and the same memory as a tensor.
         self.table: Cells = (ctypes.c_int64 * (len(rows) * self.width))()
@@ -144,14 +147,14 @@ class Batch:
             }
             for number, code in self.codes.items():
                 cells[CODED] = cells.get(CODED, 0) | 1 << number
-                cells[self.behind + 2 * number + 1] = self._table_of(code)
+                cells[self.behind + 2 * number + 1] = self._table_of(number, code)
             for cell, value in cells.items():
                 self.table[position * self.width + cell] = value
             before += n
         return memory
 
-    def _table_of(self, code: Code | Bits) -> int:
-        """The address of a table of codes as the kernels want it."""
+    def _table_of(self, number: int, code: Code | Half) -> int:
+        """What the kernels want to know of array `number`: the address of its table of codes."""
         raise NotImplementedError
 
     def places(self, position: int) -> Iterator[int]:
@@ -165,7 +168,7 @@ class Batch:
         yield start + 8 * STEP
         for number in range(len(kernel.host_states)):
             yield start + 8 * (ARRAYS + 2 + len(kernel.arrays) + number)
-        for number in self.codes:
+        for number in self.beside:
             yield start + 8 * (self.behind + 2 * number)
 
     def prepare(self, group: GroupStep, options: Mapping[str, Any], native: Native, mode: int) -> bool:
@@ -199,11 +202,15 @@ class Batch:
             cohort.advance()
 
 
+#: What codes.h calls the forms of an array in bfloat16.
+_FORMS = {AT_RANDOM: 16, "bf16+8": 24, "bf16+16": 32, "bf16+kahan": 33}
+
+
 @functools.cache
-def _c_table(code: Code | Bits) -> Any:
+def _c_table(code: Code | Half) -> Any:
     """A table of codes as in codes.h, where it stays."""
-    if isinstance(code, Bits):
-        return ctypes.create_string_buffer(struct.pack("q", code.bits), 4096)
+    if isinstance(code, Half):
+        return ctypes.create_string_buffer(struct.pack("3q", _FORMS[code.form], 0, code.site), 4096)
     values, bounds = (x.tolist() for x in (code.values, code.bounds))
     pieces = code.pieces()
     integers = (code.bits, len(pieces), code.zero, int(code.root))
@@ -226,7 +233,7 @@ class CpuBatch(Batch):
         self.library: Library = library(source, native.c_sha256, unit, real, rows[0].types)
         return self.library.kernel(self.kernel.number)
 
-    def _table_of(self, code: Code | Bits) -> int:
+    def _table_of(self, number: int, code: Code | Half) -> int:
         return ctypes.addressof(_c_table(code))
 
     def run(self, first: int, last: int, threads: int) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 _HERE = Path(__file__).parent
-_HEADERS = ("table.h", "kernel.h", "codes.h")
+_HEADERS = ("table.h", "philox.h", "kernel.h", "codes.h")
 #: Seconds after which a compiler is taken to hang.
 TIMEOUT = 120
 #: How the folder of a build is called, and after how many seconds nobody builds in it any more.

@@ -11,7 +11,7 @@
 /* Entry k of magnitude y (of its root, if so): k = floor(y * factor[q] + shift[q]), at most top[q], in the last piece q
  * with y > from[q]. A number has the code zero + k, or zero - k if it is negative. */
 typedef struct {
-    i64 bits, pieces, zero, root;
+    i64 bits, pieces, zero /* or the site where an array draws */, root;
     float steps, from[8], factor[8], shift[8], top[8];
     float value[256], bound[256];
 } Code;
@@ -170,11 +170,71 @@ static void split_(const float *restrict x, uint16_t *restrict high, void *low, 
         }
     }
 }
+
+/* What `bits` says of an array in bfloat16: that it is rounded at random, or what is beside it. */
+enum { AT_RANDOM = 16, WITH_8 = 24, WITH_16 = 32, WITH_REST = 33 };
+
+INLINE float wide_(uint16_t x)
+{
+    const uint32_t b = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &b, 4);
+    return f;
+}
+/* Rounded at random: the upper half of a word is added to the bits that are then cut off. */
+#define ROUNDED(real, widen, round) \
+    static void widen(const uint16_t *restrict x, i64 n, real *restrict out) \
+    { \
+        SIMD_ for (i64 i = 0; i < n; i++) out[i] = (real)wide_(x[i]); \
+    } \
+    static void round(const real *restrict x, const u32 *restrict words, i64 n, uint16_t *restrict out) \
+    { \
+        SIMD_ for (i64 i = 0; i < n; i++) { \
+            const float y = (float)x[i]; \
+            uint32_t b; \
+            memcpy(&b, &y, 4); \
+            const uint32_t sum = (b + (words[i] >> 16)) >> 16; \
+            out[i] = (uint16_t)((b & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : sum); \
+        } \
+    }
+ROUNDED(float, widen_float_, round_float_)
+ROUNDED(double, widen_double_, round_double_)
+
+/* With what is left beside it, in bfloat16 too. */
+static void sum_(const uint16_t *restrict high, const uint16_t *restrict low, i64 n, float *restrict out)
+{
+    SIMD_ for (i64 i = 0; i < n; i++) {
+        const float h = wide_(high[i]), l = wide_(low[i]), sum = h + l;
+        out[i] = l == 0 ? h : sum; /* -0 stays */
+    }
+}
+INLINE uint16_t nearest_half_(float x)
+{
+    uint32_t b;
+    memcpy(&b, &x, 4);
+    const uint32_t near = (b + 0x7fffu + (b >> 16 & 1)) >> 16;
+    return (uint16_t)((b & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : near);
+}
+static void rest_(const float *restrict x, uint16_t *restrict high, uint16_t *restrict low, i64 n)
+{
+    SIMD_ for (i64 i = 0; i < n; i++) {
+        const uint16_t h = nearest_half_(x[i]);
+        const float left = x[i] - wide_(h);
+        high[i] = h;
+        low[i] = (h & 0x7f80) == 0x7f80 ? 0 : nearest_half_(left);
+    }
+}
 static void decode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, double *buffer)
 {
     const Code *const c = AT(const Code, x, cells + 2 * a + 1);
     const float *const scales = AT(const float, x, cells + 2 * a);
-    if (c->bits > 8)
+    if (c->bits == AT_RANDOM) {
+        const uint16_t *const at = AT(const uint16_t, x, ARRAYS + a) + first;
+        if (real == 4) widen_float_(at, n, (float *)buffer);
+        else widen_double_(at, n, buffer);
+    } else if (c->bits == WITH_REST)
+        sum_(AT(const uint16_t, x, ARRAYS + a) + first, (const uint16_t *)scales + first, n, (float *)buffer);
+    else if (c->bits > 8)
         join_(AT(const uint16_t, x, ARRAYS + a) + first, (const char *)scales + first * (c->bits - 16) / 8, c->bits, n,
               (float *)buffer);
     else if (real == 4) decode_float_(AT(const uint8_t, x, ARRAYS + a), scales, c, first, n, (float *)buffer);
@@ -184,7 +244,16 @@ static void encode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, 
 {
     const Code *const c = AT(const Code, x, cells + 2 * a + 1);
     float *const scales = AT(float, x, cells + 2 * a);
-    if (c->bits > 8)
+    if (c->bits == AT_RANDOM) {
+        uint16_t *const at = AT(uint16_t, x, ARRAYS + a) + first;
+        u32 tile[WORDS];
+        const u32 step = (u32)*AT(float, x, STEP) + 1;
+        const u32 *const words = draw_(tile, (uint64_t)x[SEED], step, (u32)x[INDEX], (u32)c->zero, first, n);
+        if (real == 4) round_float_((const float *)buffer, words, n, at);
+        else round_double_(buffer, words, n, at);
+    } else if (c->bits == WITH_REST)
+        rest_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, (uint16_t *)scales + first, n);
+    else if (c->bits > 8)
         split_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, (char *)scales + first * (c->bits - 16) / 8,
                c->bits, n);
     else if (real == 4) encode_float_((const float *)buffer, AT(uint8_t, x, ARRAYS + a), scales, c, first, n);

@@ -10,6 +10,7 @@
 #endif
 
 #include "table.h"
+#include "philox.h"
 #include "codes.h"
 
 /* ---- running kernels ---- */

@@ -1,4 +1,4 @@
-/* What every generated kernel includes: number types, elementary operations, random words.
+/* What every generated kernel includes: number types, elementary operations, values of random words.
  *
  * Compiled with: REAL (float or double, what is computed in) and T0, T1, ... (how each array is stored: f32, f64,
  * bf16 or f16).
@@ -7,13 +7,13 @@
 #include <string.h>
 
 #include "table.h"
+#include "philox.h"
 
 /* Values of a spec are called by their names and a number: `M_PI` becomes M_PI_0, M_PI_1, M_PI_2. */
 #undef M_PI_2
 #undef M_PI_4
 #undef M_SQRT1_2
 
-typedef uint32_t u32;
 typedef REAL real;
 
 #define CAT_(a, b) a##b
@@ -111,40 +111,8 @@ INLINE real mod_(real x, real y)
     return (r < 0) != (y < 0) ? r + y : r;
 }
 
-/* ---- random words: Philox4x32-10, a block of four words for four neighbouring elements ---- */
+/* ---- values of random words ---- */
 
-INLINE void philox_(u32 c0, u32 c1, u32 c2, u32 c3, u32 k0, u32 k1, u32 *restrict out)
-{
-#pragma GCC unroll 10
-    for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = (uint64_t)0xD2511F53 * c0, p1 = (uint64_t)0xCD9E8D57 * c2;
-        c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
-        c1 = (u32)p1;
-        c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
-        c3 = (u32)p0;
-        k0 += 0x9E3779B9;
-        k1 += 0xBB67AE85;
-    }
-    out[0] = c0;
-    out[1] = c1;
-    out[2] = c2;
-    out[3] = c3;
-}
-/* Elements in one go of a loop that draws; the words of one more block, as the first need not start a block. */
-#define TILE 1024
-#define WORDS (TILE + 8)
-/* The words of elements first .. first + n - 1; returns where in `words` that of `first` is. */
-static __attribute__((unused)) const u32 *draw_(u32 *restrict words, uint64_t seed, u32 t, u32 tensor, u32 site, i64 first, i64 n)
-{
-    const i64 block = first >> 2, blocks = ((first + n + 3) >> 2) - block;
-    const u32 k0 = (u32)seed, k1 = (u32)(seed >> 32), c2 = tensor + (site << 20);
-    SIMD
-    for (i64 b = 0; b < blocks; b++) {
-        const uint64_t at = (uint64_t)(block + b);
-        philox_((u32)at, (u32)(at >> 32), c2, t, k0, k1, words + 4 * b);
-    }
-    return words + (first & 3);
-}
 INLINE float uniform_f(u32 w) { return (float)(int32_t)(w >> 8) * 0x1p-24f; }
 INLINE real uniform_(u32 w) { return (real)uniform_f(w); }
 INLINE real rademacher_(u32 w) { return w >= 0x80000000u ? C(1) : C(-1); }

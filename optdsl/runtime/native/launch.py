@@ -12,6 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ from optdsl.runtime.states import (
     state_dtype,
     turn,
 )
-from optdsl.runtime.storage import LOW, SCALES, Bits, Split, code
+from optdsl.runtime.storage import AT_RANDOM, LOW, SCALES, Code, Half, Split, code
 
 
 @functools.cache
@@ -469,7 +470,7 @@ class Launcher:
                 if key in state and state[key].device != counter:  # a flag was set after the state was made
                     state[key] = state[key].to(counter)
             row = Row(first + number, p, state, counts_here)
-            packed = any(spec.in_codes for spec in specs) or isinstance(group.held_p(p, state), Split)
+            packed = any(spec.in_codes or spec.at_random for spec in specs) or group.form_of(p) is not None
             delayed = any(spec.delay is not None for spec in specs)
             if (packed and not self._takes_codes()) or (
                 delayed and (p.is_complex() or not p.is_contiguous())
@@ -569,13 +570,13 @@ class Launcher:
         p, state = row.p, row.state
         grad = p.grad
         assert grad is not None
-        coded = {key: kept(self.rule._specs[key], group.group, p) for key, _ in placed(kernel)}
-        coded = {key: spec for key, spec in coded.items() if spec.in_codes}
+        forms = self._forms(group, p, kernel)
         split = group.held_p(p, state)
         if isinstance(split, Split):
+            if split.low.data_ptr() % 16:  # kernels count on that
+                split = replace(split, low=split.low.clone())
             state[LOW] = split.low
-        anyhow = self.rule._elementwise and not self.rule._random
-        anyhow = anyhow and not coded and not isinstance(split, Split)
+        anyhow = self.rule._elementwise and not self.rule._random and not forms
         direct = not p.is_complex() and (p.is_contiguous() or (anyhow and dense(p)))
         strides = p.stride() if direct else None
 
@@ -604,14 +605,15 @@ class Launcher:
         gradient = arranged(grad, "g", True, None)
         row.tensors = [first, None if gradient is grad else gradient]
         row.types = [type_of(x) for x in (first, gradient) if x is not None]
-        if isinstance(split, Split):
-            row.types[0] = "f32"
+        exact = "f64" if row.real is torch.float64 else "f32"
+        if "p" in forms:
+            row.types[0] = exact
         row.given = {key: x for key, x in row.given.items() if key in dict(placed(kernel))}
         for key, place in placed(kernel):
             spec, held = self.rule._specs[key], row.original(key)
-            if key in coded:
+            if isinstance(forms.get(key), Code):
                 row.tensors.append(held)
-                row.types.append("f64" if row.real is torch.float64 else "f32")
+                row.types.append(exact)
                 continue
             if spec.delay is not None:
                 row.rings[key] = held
@@ -623,25 +625,34 @@ class Launcher:
             assert tensor is not None
             row.tensors.append(tensor)
             # one that is kept per row or column is in the type that is computed in
-            row.types.append(type_of(tensor))
+            row.types.append(exact if key in forms else type_of(tensor))
         # group-level states have a cell, which is not used
         types = iter(row.types[2:])
-        exact = "f64" if row.real is torch.float64 else "f32"
         row.types[2:] = [next(types) if place else exact for _, place in kernel.arrays]
         counter = state["step"].device
         row.tensors.append(arranged(state["step"], "step", False, torch.float32, counter))
         for key in kernel.host_states:
             dtype = state_dtype(self.rule._specs[key], p)
             row.tensors.append(arranged(state[key], key, False, dtype, counter))
-        keys = ["", "", *(key for key, _ in kernel.arrays)]
-        row.codes = [
-            code(str(coded[key].stored), coded[key].positive, p.device) if key in coded else None
-            for key in keys
-        ]
+        row.codes = [forms.get(key) for key in ("p", "g", *(key for key, _ in kernel.arrays))]
         if isinstance(split, Split):
-            row.codes[0] = Bits(32 - split.shift)
             row.tensors.append(arranged(split.low, LOW, False, split.low.dtype))
-        row.tensors += [state[key + SCALES] for key in keys if key in coded]
+        row.tensors += [state[key + SCALES] for key, form in forms.items() if isinstance(form, Code)]
+
+    @staticmethod
+    def _forms(group: GroupStep, p: Tensor, kernel: Kernel) -> dict[str, Code | Half]:
+        """How the parameter ("p") and states are kept that are not kept as numbers, in the order of the arrays."""
+        sites = group.rule._sites
+        found: dict[str, Code | Half] = {}
+        if (form := group.form_of(p)) is not None:
+            found["p"] = Half(form, sites["p"] if form == AT_RANDOM else 0)
+        for key, _ in placed(kernel):
+            spec = kept(group.rule._specs[key], group.group, p)
+            if spec.in_codes:
+                found[key] = code(str(spec.stored), spec.positive, p.device)
+            elif spec.at_random:
+                found[key] = Half(AT_RANDOM, sites[key])
+        return found
 
     # ---- joint reductions -------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
 from optdsl.runtime.states import State, compute_dtype, facts_of, shape_of
-from optdsl.runtime.storage import BLOCK, SCALES, Bits, Code
+from optdsl.runtime.storage import BLOCK, SCALES, Code, Half
 
 CPU = torch.device("cpu")
 #: How a dtype is called in kernel.h, and its code and bits in DLPack.
@@ -75,6 +75,8 @@ def _fitting(spec: State, state: ParamState, p: Tensor) -> bool:
             and scales.is_contiguous()
             and held.device == scales.device == p.device
         )
+    if spec.at_random and held.dtype is not torch.bfloat16:
+        return False
     shape = shape_of(spec, p.shape)
     if spec.level == "element":
         whole = spec.delay is None or held.is_contiguous()
@@ -143,8 +145,8 @@ class Row:
         #: What the table refers to: the parameter, None for the gradient, states, the step count, host states.
         self.tensors: list[Tensor | None] = []
         self.types: list[str] = []
-        #: For each array of the kernel the table of the codes in which it is kept, or None.
-        self.codes: list[Code | Bits | None] = []
+        #: For each array of the kernel the table of the codes in which it is kept, or its form, or None.
+        self.codes: list[Code | Half | None] = []
         #: Delayed states by their keys: all that is kept of them.
         self.rings: dict[str, Tensor] = {}
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.

@@ -2,6 +2,7 @@
 #include <stdint.h>
 
 typedef int64_t i64;
+typedef uint32_t u32;
 #define INLINE static inline __attribute__((always_inline, unused))
 #define EXPORT __attribute__((visibility("default")))
 
@@ -28,7 +29,7 @@ enum {
     CODED,        /* bit k is set if array k is kept in codes */
     ARRAYS        /* void *: the parameter, its gradient, its states; then double * to the host states;
                      then for each array that is kept in codes, in the place of two cells for every array:
-                     float * to its scales, const Code * to its table */
+                     float * to its scales, or to what else is beside it, const Code * to its table */
 };
 #define AT(type, x, cell) ((type *)(intptr_t)(x)[cell])
 

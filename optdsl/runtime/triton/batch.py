@@ -28,7 +28,7 @@ from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
-from optdsl.runtime.storage import Bits, Code
+from optdsl.runtime.storage import Code, Half
 from optdsl.runtime.triton import counting
 from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
@@ -157,8 +157,10 @@ class TritonBatch(Batch):
         self._nothing = nothing, _NoKernel(*counts, *[null] * 6)
         return ctypes.addressof(self._nothing[1])
 
-    def _table_of(self, code: Code | Bits) -> int:
-        return table_of(code).data_ptr() if isinstance(code, Code) else 0
+    def _table_of(self, number: int, code: Code | Half) -> int:
+        if isinstance(code, Code):
+            return table_of(code).data_ptr()
+        return code.site | (self.behind + 2 * number) << 12
 
     def _shape(self) -> None:
         """Block sizes and warps."""
@@ -183,7 +185,8 @@ class TritonBatch(Batch):
         chunk = torch.arange(len(row), device=CPU) - starts[row]
         self.chunks = self._sent(torch.stack((row, chunk), 1).to(torch.int32))
         self.programs = len(row)
-        self.numbers_of_row = 1 + self.kernel.slots
+        # behind the numbers of the kernel the step, if something is rounded at random
+        self.numbers_of_row = 1 + self.kernel.slots + bool(self.rounded)
         real = self.rows[0].real
         sets = count if self.counts_here else len(self.cohorts)
         numbers = sets * self.numbers_of_row * real.itemsize
@@ -195,8 +198,8 @@ class TritonBatch(Batch):
         owners = torch.tensor(range(count) if self.counts_here else self.cohort_of, device=CPU)
         self.slots_at = self.slots.data_ptr() + owners * (self.numbers_of_row * real.itemsize)
         #: The numbers that the device gets, and what they are in the type that is computed in.
-        self.numbers_sent = self.numbers[:, : self.numbers_of_row]
-        self.rounded = torch.empty(self.numbers_sent.shape, dtype=real, device=CPU)
+        self.numbers_sent = self.numbers[:, : 1 + self.kernel.slots]
+        self.numbers_made = torch.empty(len(self.cohorts), self.numbers_of_row, dtype=real, device=CPU)
         #: Addresses of parameters and gradients, and numbers, as the device has them.
         self.sent_addresses = self.sent_numbers = b""
         #: Pinned memory that captured graphs copy from, and some to be had while one is captured.
@@ -282,6 +285,10 @@ class TritonBatch(Batch):
                 rows = self.cells.clone()
                 rows[:, SLOTS] = self.slots_at
                 rows[:, ARRAYS] = self.moving_here[0]
+                for number in self.rounded:
+                    rows[:, self.behind + 2 * number] = (
+                        self.slots_at + (1 + self.kernel.slots) * self.slots.itemsize
+                    )
                 self._copy(self.rows_here, rows)
             self.sent_addresses = addresses
             # the lowest bytes, those of multiples of 16 left out
@@ -292,15 +299,17 @@ class TritonBatch(Batch):
             if self.group.capturable and self.device.type != "cpu" and not self._capturing():
                 self._provide()
             return
-        self.rounded.copy_(self.numbers_sent)
+        self.numbers_made[:, : 1 + self.kernel.slots].copy_(self.numbers_sent)
+        if self.rounded:
+            self.numbers_made[:, -1].copy_(self.numbers[:, -1] + 1.0)
         size = self.changing.numel()
-        numbers = ctypes.string_at(self.rounded.data_ptr(), size - half)
+        numbers = ctypes.string_at(self.numbers_made.data_ptr(), size - half)
         if moved or numbers != self.sent_numbers:
             self.sent_numbers = numbers
             pin = self.device.type != "cpu"
             data = torch.empty(size, dtype=torch.uint8, device=CPU, pin_memory=pin)
             ctypes.memmove(data.data_ptr(), ctypes.addressof(self.moving) + half, half)
-            ctypes.memmove(data.data_ptr() + half, self.rounded.data_ptr(), size - half)
+            ctypes.memmove(data.data_ptr() + half, self.numbers_made.data_ptr(), size - half)
             self._copy(self.changing, data)
 
     def places(self, position: int) -> Iterator[int]:
@@ -396,6 +405,8 @@ class TritonBatch(Batch):
             self.slots[:, 0].fill_(sign)
         else:
             self.slots[:, 0].copy_(sign / self.group.scale.to(self.device, torch.float64))
+        if self.rounded:
+            self.slots[:, -1].copy_(self.counts)
         self.new_hosts = self.hosts.clone() if hosts else self.hosts
         alone = len(self.cohorts) == 1
         for cohort, members in zip(self.cohorts, self.members, strict=True):

@@ -1,9 +1,13 @@
 """Arrays that are kept in codes, in Triton: what optdsl/runtime/storage.py says, for a block of elements.
 
-An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. The cell of its scales holds the
-address of float32 numbers, the next one that of a table: 256 values, 256 bounds (the largest number that belongs to
-an entry), and for every bucket of numbers with the same sign, exponent and upper 8 bits of the mantissa the first
-entry in it, of which one bucket has two at most.
+An array in codes of 8 bits is one of tl.uint8, in codes of 4 bits one of tl.int8. One in bfloat16 is one of tl.int16
+with 16 bits beside it, of tl.uint16 with 8 bits, of tl.uint32 with what is left, and of tl.int32 if it is rounded at
+random. The cell of the latter holds the address of the step number, in type REAL, and the next one the site and, from
+bit 12 on, how many cells the first one is behind the beginning of the row.
+
+For codes, the cell of the scales holds the address of float32 numbers, the next one that of a table: 256 values, 256
+bounds (the largest number that belongs to an entry), and for every bucket of numbers with the same sign, exponent and
+upper 8 bits of the mantissa the first entry in it, of which one bucket has two at most.
 """
 
 import functools
@@ -14,8 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from optdsl.runtime.storage import Bits, Code
-from optdsl.runtime.triton.library import div, load, store
+from optdsl.runtime.storage import AT_RANDOM, Code, Half
+from optdsl.runtime.triton.library import INDEX, SEED, div, load, philox, store
 
 #: Buckets of numbers of one sign: magnitudes below 2^-24 are in the first, 1 is in the last.
 _BUCKETS = 24 * 256 + 1
@@ -43,10 +47,13 @@ def table_of(code: Code) -> Tensor:
     return table.to(code.values.device)
 
 
-def type_of(code: Code | Bits) -> Any:
-    """The type by which a kernel knows an array in these codes."""
-    if isinstance(code, Bits):
-        return tl.int16 if code.bits == 32 else tl.uint16
+_FORMS = {AT_RANDOM: tl.int32, "bf16+16": tl.int16, "bf16+8": tl.uint16, "bf16+kahan": tl.uint32}
+
+
+def type_of(code: Code | Half) -> Any:
+    """The type by which a kernel knows an array that is kept so."""
+    if isinstance(code, Half):
+        return _FORMS[code.form]
     return tl.uint8 if code.bits == 8 else tl.int8
 
 
@@ -59,15 +66,43 @@ def read(pointer, cell, i, live, MASKED: tl.constexpr, REAL: tl.constexpr):
         pairs = tl.load(pointer + i // 2, mask=live, other=0).to(tl.int32)
         return _scaled((pairs >> ((i % 2) * 4).to(tl.int32)) & 15, cell, i, live, REAL)
     elif pointer.dtype.element_ty == tl.int16:
-        low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int16)) + i, mask=live, other=0).to(tl.int32)
+        low = tl.load(_beside(cell, tl.int16) + i, mask=live, other=0).to(tl.int32)
         bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + low
         return bits.to(tl.float32, bitcast=True)
     elif pointer.dtype.element_ty == tl.uint16:
-        low = tl.load(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, mask=live, other=0).to(tl.int32)
+        low = tl.load(_beside(cell, tl.int8) + i, mask=live, other=0).to(tl.int32)
         bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + (low << 8)
         return bits.to(tl.float32, bitcast=True)
+    elif pointer.dtype.element_ty == tl.int32:
+        return _wide(pointer, i, live, MASKED).to(REAL)
+    elif pointer.dtype.element_ty == tl.uint32:
+        high = _wide(pointer, i, live, MASKED)
+        low = _wide(_beside(cell, tl.uint16), i, live, MASKED)
+        return tl.where(low == 0.0, high, high + low)  # -0 stays
     else:
         return load(pointer + i, live, MASKED, REAL)
+
+
+@triton.jit
+def _beside(cell, T: tl.constexpr):
+    """What a parameter has beside it, at an address that is a multiple of 16."""
+    return tl.multiple_of(tl.load(cell).to(tl.pointer_type(T)), 16)
+
+
+@triton.jit
+def _wide(address, i, live, MASKED: tl.constexpr):
+    """Numbers in bfloat16, by their bits: the interpreter has none."""
+    pointer = address.to(tl.pointer_type(tl.uint16)) + i
+    if MASKED:
+        return (tl.load(pointer, mask=live, other=0).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return (tl.load(pointer).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _store_half(address, i, half, live, MASKED: tl.constexpr):
+    """Stores the bits of numbers in bfloat16."""
+    store(address.to(tl.pointer_type(tl.uint16)) + i, half, live, MASKED)
 
 
 @triton.jit
@@ -92,14 +127,45 @@ def write(pointer, cell, chunk, n, i, x, live, MASKED: tl.constexpr, REAL: tl.co
     elif pointer.dtype.element_ty == tl.int16:
         high, low = _halves(x)
         tl.store(pointer + i, high.to(tl.int16), mask=live)
-        tl.store(tl.load(cell).to(tl.pointer_type(tl.int16)) + i, low.to(tl.int16), mask=live)
+        tl.store(_beside(cell, tl.int16) + i, low.to(tl.int16), mask=live)
     elif pointer.dtype.element_ty == tl.uint16:
         high, low = _halves(x)
         tl.store(pointer + i, high.to(tl.uint16), mask=live)
         short = tl.minimum((low + 128) >> 8, 127)
-        tl.store(tl.load(cell).to(tl.pointer_type(tl.int8)) + i, short.to(tl.int8), mask=live)
+        tl.store(_beside(cell, tl.int8) + i, short.to(tl.int8), mask=live)
+    elif pointer.dtype.element_ty == tl.int32:
+        bits = x.to(tl.float32).to(tl.uint32, bitcast=True)
+        sum_ = bits + (_words(cell, chunk, REAL, BLOCK) >> 16)
+        half = tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, sum_ >> 16)
+        _store_half(pointer, i, half, live, MASKED)
+    elif pointer.dtype.element_ty == tl.uint32:
+        high = _nearest(x)
+        left = x - (high << 16).to(tl.float32, bitcast=True)
+        low = tl.where((high & 0x7F80) == 0x7F80, 0, _nearest(left))
+        _store_half(pointer, i, high, live, MASKED)
+        _store_half(_beside(cell, tl.uint16), i, low, live, MASKED)
     else:
         store(pointer + i, x, live, MASKED)
+
+
+@triton.jit
+def _nearest(x):
+    """The bits of the nearest bfloat16 to float32 numbers, the even one of two; a whole number."""
+    bits = x.to(tl.uint32, bitcast=True)
+    near = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return tl.where((bits & 0x7FFFFFFF) > 0x7F800000, 0x7FC0, near)
+
+
+@triton.jit
+def _words(cell, chunk, REAL: tl.constexpr, BLOCK: tl.constexpr):
+    """The random words of the elements of a chunk, for an array whose cell this is: each block of four once."""
+    where = tl.load(cell + 1)
+    row = cell - (where >> 12)
+    step = tl.load(tl.load(cell).to(tl.pointer_type(REAL)))
+    block = chunk * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
+    third = tl.load(row + INDEX) + (where & 4095) * 1048576
+    a, b, c, d = philox(tl.load(row + SEED), step, third, block)
+    return tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), [BLOCK])
 
 
 @triton.jit

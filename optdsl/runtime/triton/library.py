@@ -312,14 +312,18 @@ def _negative(x):
 
 
 @triton.jit
-def words(seed, step, tensor, SITE: tl.constexpr, element):
-    """The random word of each element."""
-    block = element >> 2
+def philox(seed, step, third, block):
+    """The four random words of each block of four elements; `third` is the tensor and 2^20 times the site."""
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
-    third = (tensor + SITE * 1048576).to(tl.uint32)
     zero = low * 0
-    a, b, c, d = tl.philox(seed, low, high, zero + third, zero + step.to(tl.uint32))
+    return tl.philox(seed, low, high, zero + third.to(tl.uint32), zero + step.to(tl.uint32))
+
+
+@triton.jit
+def words(seed, step, tensor, SITE: tl.constexpr, element):
+    """The random word of each element."""
+    a, b, c, d = philox(seed, step, tensor + SITE * 1048576, element >> 2)
     lane = element & 3
     return tl.where(lane == 0, a, tl.where(lane == 1, b, tl.where(lane == 2, c, d)))
 
