@@ -260,7 +260,7 @@ def test_small_steps_are_not_lost(spread: float, path: str) -> None:
     assert torch.all((exact - 0.021).abs() < 0.003)
     for form in ("bf16+8", "bf16+16"):
         found = moved(adamw, bf16, spread, store={"p": form}, **PATHS[path])
-        # codes of 16 bits near 1 are 0.15 steps apart, and the moments are in bfloat16
+        # below 1, numbers of 16 significant bits are 0.15 steps apart; and the moments are in bfloat16
         assert torch.all((found - exact).abs() < 0.04 * exact), (form, found, exact)
 
 
