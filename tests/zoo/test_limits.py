@@ -1169,9 +1169,15 @@ LIMITS = [
         around="box",
     ),
     Limit(
-        *("adam", "decay of its own", "Adam without an L2 penalty behind it is AdamW"),
-        *({"lr": LR, "betas": (B1, B2), "rate": LR * WD}, adamw(), {"rate": 0.0}),
+        *("adam", "decay of its own, eps = 0", "AdamW with its decay behind the step"),
+        *({"lr": LR, "betas": (B1, B2), "eps": 0.0, "rate": LR * WD}, DECAY_BEHIND, {"rate": 0.0}),
         around="decoupled_decay",
+    ),
+    Limit(
+        *("sgd", "k = 1", "alpha multiplies the learning rate"),
+        {**L2, "momentum": B1, "la_steps": 1, "la_alpha": 0.4},
+        *(sgd(lr=0.4 * LR, momentum=B1), {"la_steps": 2}),
+        around="lookahead",
     ),
     Limit(
         *("adamw", "eta = 0", "no noise"),
@@ -1211,6 +1217,18 @@ LIMITS = [
     Limit(
         *("polyak_sgd", "alpha = 0", "the plain mean of the iterates of SGD"),
         *({**L2, "alpha": 0.0}, Mean, {"start": 3}),
+        view=True,
+    ),
+    Limit(
+        *("sgd", "every step from the first on", "the plain mean of the iterates of SGD"),
+        *({**L2, "swa_start": 0, "swa_freq": 1}, Mean, {"swa_freq": 2}),
+        around="swa",
+        view=True,
+    ),
+    Limit(
+        *("sgd", "decay = 0", "the average is the newest iterate"),
+        *({**L2, "decay": 0.0}, sgd(), {"decay": 0.5}),
+        around="ema",
         view=True,
     ),
     Limit(
