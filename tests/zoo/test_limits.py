@@ -1220,6 +1220,16 @@ LIMITS = [
         view=True,
     ),
     Limit(
+        *(
+            "schedule_free_sgd",
+            "a constant rate, r = 0",
+            "x is the plain mean of z, which gradients alone move",
+        ),
+        {"lr": LR, "momentum": B1, "weight_lr_power": 5.0},
+        *(closed(lambda p, g, t: p[0] - LR * np.cumsum(g, axis=0).mean(axis=0)), {"r": 1.0}),
+        view=True,
+    ),
+    Limit(
         *("sgd", "every step from the first on", "the plain mean of the iterates of SGD"),
         *({**L2, "swa_start": 0, "swa_freq": 1}, Mean, {"swa_freq": 2}),
         around="swa",
