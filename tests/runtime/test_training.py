@@ -19,9 +19,9 @@ from tests.support import ROOT, needs_compiler
 SEEDS = range(5)
 #: The methods, with what they are tried with here.
 METHODS: dict[str, dict[str, Any]] = {
-    "adamw": {"lr": 2e-3},
+    "adamw": {"lr": 1e-3},
     "lion": {"lr": 1e-3},
-    "adan": {"lr": 5e-3},
+    "adan": {"lr": 3e-3},
     "sgd": {"lr": 0.1, "momentum": 0.9},
 }
 WEIGHT_DECAY = 1e-3
