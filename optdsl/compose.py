@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from optdsl.check import Checked, check_path, check_text
-from optdsl.check.compose import mentions_update
+from optdsl.check.compose import assigned_lines, mentions_update
 from optdsl.check.library import Library
 from optdsl.core.storage import FORMATS
 from optdsl.ir.program import Program
@@ -29,8 +29,8 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
 
     A transform is named like a file of the shipped library (`clip_by_global_norm`), or by the path of a file beside
     the spec; options may follow in brackets. Those that change the gradient come in front of the optimizer, those
-    that change the update behind it, each in the order given. Raises ValueError for a transform that there is not,
-    SpecError for files with mistakes.
+    that change the update, or act on what it leaves, behind it, each in the order given. Raises ValueError for a
+    transform that there is not, SpecError for files with mistakes.
     """
     library = Library()
     base = library.path(path)
@@ -51,7 +51,7 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
         spec = _transform(library, where, found[1])
         imports.append(f'import "{place}"')
         line = f"    use {spec.name}({found[2] or ''})"
-        (after if mentions_update(spec) else before).append(line)
+        (after if _behind(spec) else before).append(line)
         names.append(spec.name)
     own = optimizers[-1].name
     name = f"{own}With{''.join(dict.fromkeys(names))}"
@@ -63,6 +63,12 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
         program = replace(checked.program, doc=doc, cite=optimizers[-1].cite)
         checked = replace(checked, program=program)
     return whole, checked
+
+
+def _behind(spec: syn.Spec) -> bool:
+    """Whether a transform acts on what an optimizer leaves, not on the gradient that it gets."""
+    assigned = assigned_lines(spec)
+    return mentions_update(spec) or (bool(assigned) and "g" not in assigned)
 
 
 def _file(name: str, beside: Path) -> tuple[str, Path]:

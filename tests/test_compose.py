@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,42 @@ def test_the_same_as_a_composition_in_a_spec(tmp_path: Path) -> None:
         cls = optdsl.load("adamw", with_=order)
         assert all(torch.equal(a, b) for a, b in zip(steps(cls), theirs, strict=True))
         assert cls.__name__.startswith("AdamWWith")
+
+
+@pytest.mark.parametrize(
+    ("transform", "rule"),
+    [
+        ("box(low = -0.5, high = 0.5)", lambda p, step, t: (p - step).clamp(-0.5, 0.5)),
+        ("l2_ball(radius = 1.0)", lambda p, step, t: (p - step) / max(1.0, float((p - step).norm()))),
+        ("prox_l1(threshold = 0.1)", lambda p, step, t: torch.nn.functional.softshrink(p - step, 0.1)),
+        ("decoupled_decay(rate = 0.1)", lambda p, step, t: (p - step) * 0.9),
+        ("lookahead(la_steps = 1, la_alpha = 0.4)", lambda p, step, t: p - 0.4 * step),
+    ],
+)
+def test_what_acts_on_parameters_comes_behind(transform: str, rule: Callable[..., torch.Tensor]) -> None:
+    """A projection is of the parameters that a step leaves, not of those that it finds."""
+    generator = torch.Generator().manual_seed(5)
+    p = torch.nn.Parameter(torch.randn(20, generator=generator, dtype=torch.float64))
+    optimizer = optdsl.load("sgd", with_=transform)([p], lr=0.3)
+    for t in range(1, 4):
+        p.grad = torch.randn(20, generator=generator, dtype=torch.float64)
+        wanted = rule(p.detach().clone(), 0.3 * p.grad, t)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), wanted, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("average", ["ema(decay = 0.0)", "polyak_average(gamma = 1e30)"])
+def test_averages_are_of_what_a_step_leaves(average: str) -> None:
+    """Those here are of the newest parameters alone."""
+    p = torch.nn.Parameter(torch.ones(20))
+    optimizer = optdsl.load("sgd", with_=average)([p], lr=0.3)
+    for _ in range(3):
+        p.grad = torch.ones(20)
+        optimizer.step()
+        now = p.detach().clone()
+        optimizer.eval()
+        torch.testing.assert_close(p.detach(), now)
+        optimizer.train()
 
 
 def test_its_plan_is_as_small_as_one_by_hand(tmp_path: Path) -> None:

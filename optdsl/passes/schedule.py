@@ -223,6 +223,13 @@ class _Choice:
 _MAX_DELAYS = 64
 #: Of more single changes than this no two are tried together; nothing new is tried after so many plans.
 _MAX_MOVES, _MAX_PLANS = 24, 2000
+#: Where there are more ways than this to store arrays, each is tried in the first and the last possible sweep alone.
+_MAX_STORES = 64
+
+
+def _ends(sweeps: Sequence[int]) -> list[int]:
+    """The first and the last of them."""
+    return sorted({*sweeps[:1], *sweeps[-1:]})
 
 
 class _Infeasible(Exception):
@@ -370,16 +377,18 @@ class _Scheduler:
         names = list(self.elements)
         options: list[Sequence[int]]
         options = [range(self.at(self.elements[name]), last + 1) for name in names]
+        many = math.prod(map(len, options)) > _MAX_STORES
         if self.mode == NARROW:
             options = [(last,) for _ in names]
-        elif len(names) > 5:
-            options = [sorted({o[0], last}) for o in options]
+        elif many or len(names) > 5:
+            options = [_ends(o) for o in options]
         for stores in itertools.product(*options):
             chosen = dict(zip(names, stores, strict=True))
             yield _Choice(chosen)
             if self.mode == OVERWRITE:
                 for name in self._crossing_elements():
-                    for k in range(self.time[name], last):
+                    sweeps = range(self.time[name], last)
+                    for k in _ends(sweeps) if many else sweeps:
                         yield _Choice(chosen, (name, k))
 
     def _crossing_elements(self) -> list[str]:

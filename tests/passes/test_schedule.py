@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from optdsl import driver
 from optdsl.core.ops import CORE, Rule
 from optdsl.ir.expr import Call, Expr, Var, call, transform
 from optdsl.ir.interpret import Group, Interpreter
 from optdsl.ir.numpy_ops import NUMPY
 from optdsl.ir.plan import Place, Plan
 from optdsl.ir.program import Assign, Program
-from optdsl.passes.schedule import EXACT, MODES, NARROW, OVERWRITE, Unsupported, schedule
+from optdsl.passes.schedule import EXACT, MODES, NARROW, OVERWRITE, Unsupported, _Scheduler, schedule
 from optdsl.passes.simplify import simplify
 from optdsl.passes.specialise import Leaf, TooManyBranches, leaves, specialise
 from tests import fuzz
@@ -154,6 +156,24 @@ def test_transforms_in_front_of_another_method() -> None:
     assert traffic(plan) == [("g m p", "m p")]
     assert [len(loop.loads) for loop in plan.sweeps[0].loops] == [1, 3]
     assert traffic(plan_of(centred, shape=(6,))) == [("g m p", "m p")]  # g - g, the mean of one
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_projection_of_many_sweeps_behind_another_method(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sweep for each of twelve rounds: all ways to store four arrays in one of them would take minutes."""
+    tried = []
+    build = _Scheduler.build
+    monkeypatch.setattr(_Scheduler, "build", lambda self, choice: tried.append(choice) or build(self, choice))
+    (tmp_path / "ball.opt").write_text("optimizer Ball:\n    use AdamW()\n    use L1Ball()\n")
+    found, _ = driver.program_of(tmp_path / "ball.opt")
+    plan = plan_of(driver.simplify(found), {"amsgrad": True}, mode=mode)
+    assert len(tried) < 1000
+    if mode == EXACT:
+        first, *rounds, last = traffic(plan)
+        assert (first, last) == (("g m p v v_max", "m v v_max"), ("m p v_max", "p"))
+        assert rounds == [("m p v_max", "")] * 12
 
 
 # ---- single decisions -------------------------------------------------------------------------------------

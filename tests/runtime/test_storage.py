@@ -237,17 +237,31 @@ def test_sixteen_bits_more_are_float32(path: str) -> None:
     assert float(((p.detach().float() - q.detach()) / q.detach()).abs().max()) <= 2**-8
 
 
-@pytest.mark.parametrize("form", [None, "bf16+8", "bf16+16"])
-def test_small_steps_are_not_lost(form: str | None) -> None:
-    """With lr 1e-4, AdamW in pure bfloat16 moves a weight of 1 by nothing in 200 steps; here it moves."""
-    p = torch.nn.Parameter(torch.ones(8, dtype=torch.bfloat16))
-    store = {} if form is None else {"store": {"p": form}}
-    optimizer = optdsl.load("adamw")([p], lr=1e-4, weight_decay=0.0, **store)
+def moved(cls: Any, dtype: torch.dtype, spread: float, **options: Any) -> torch.Tensor:
+    """How far weights of 1 come in 200 steps of AdamW with lr 1e-4, on gradients around 1."""
+    generator = torch.Generator().manual_seed(4)
+    p = torch.nn.Parameter(torch.ones(64, dtype=dtype))
+    optimizer = cls([p], lr=1e-4, weight_decay=0.1, **options)
     for _ in range(200):
-        p.grad = torch.ones_like(p)
+        p.grad = (1 + spread * torch.randn(64, generator=generator)).to(dtype)
         optimizer.step()
-    moved = 1 - p.detach().float()
-    assert torch.all(moved == 0) if form is None else torch.all((moved - 0.02).abs() < 0.004)
+    low = optimizer.state[p].get(LOW)
+    return 1 - (p.detach() if low is None else Split(p.detach(), low).open(torch.float32)).double()
+
+
+@pytest.mark.parametrize("path", ["foreach", pytest.param("kernels", marks=needs_compiler)])
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_small_steps_are_not_lost(spread: float, path: str) -> None:
+    """In pure bfloat16 nothing moves, with torch neither; with more bits weights come as far as in float32."""
+    adamw, bf16 = optdsl.load("adamw"), torch.bfloat16
+    assert torch.all(moved(torch.optim.AdamW, bf16, spread) == 0)
+    assert torch.all(moved(adamw, bf16, spread, **PATHS[path]) == 0)
+    exact = moved(torch.optim.AdamW, torch.float32, spread)
+    assert torch.all((exact - 0.021).abs() < 0.003)
+    for form in ("bf16+8", "bf16+16"):
+        found = moved(adamw, bf16, spread, store={"p": form}, **PATHS[path])
+        # below 1, numbers of 16 significant bits are 0.15 steps apart; and the moments are in bfloat16
+        assert torch.all((found - exact).abs() < 0.04 * exact), (form, found, exact)
 
 
 @EACH
@@ -401,29 +415,3 @@ def test_formats_of_a_spec_and_from_outside(tmp_path: Path) -> None:
     found = explain(program, driver.simplify(program), Setting())
     assert found.state_bytes == 2 * (1 + 4 / 256)
     assert found.usual.account.moved == 4 + 8 + 4 + 4 * (1 + 4 / 256)  # g twice, p both ways, codes both ways
-
-
-def loss_after(name: str, store: Any, seed: int) -> float:
-    """What a small network has learned of another in 120 steps."""
-    torch.manual_seed(seed)
-    teacher = torch.nn.Sequential(torch.nn.Linear(24, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
-    model = torch.nn.Sequential(torch.nn.Linear(24, 192), torch.nn.ReLU(), torch.nn.Linear(192, 8))
-    options = {"lion": {"lr": 1e-3}, "sgd": {"lr": 0.1, "momentum": 0.9}}.get(name, {"lr": 5e-3})
-    optimizer = optdsl.load(name)(model.parameters(), weight_decay=1e-3, store=store, **options)
-    total = 0.0
-    for step in range(120):
-        x = torch.randn(64, 24)
-        loss = (model(x) - teacher(x).detach()).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += float(loss.detach()) if step >= 100 else 0.0
-    return total / 20
-
-
-@pytest.mark.parametrize("name", ["adamw", "lion", "adan", "sgd"])
-def test_training_ends_within_noise_of_float32(name: str) -> None:
-    exact = np.array([loss_after(name, None, seed) for seed in range(5)])
-    coded = np.array([loss_after(name, "q8", seed) for seed in range(5)])
-    # over seeds the losses differ by this much
-    assert abs(coded.mean() - exact.mean()) <= 2 * exact.std(ddof=1), (exact, coded)
