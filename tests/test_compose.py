@@ -56,7 +56,7 @@ def test_the_same_as_a_composition_in_a_spec(tmp_path: Path) -> None:
         ("box(low = -0.5, high = 0.5)", lambda p, step, t: (p - step).clamp(-0.5, 0.5)),
         ("l2_ball(radius = 1.0)", lambda p, step, t: (p - step) / max(1.0, float((p - step).norm()))),
         ("prox_l1(threshold = 0.1)", lambda p, step, t: torch.nn.functional.softshrink(p - step, 0.1)),
-        ("decoupled_decay(rate = 0.1)", lambda p, step, t: (p - step) * 0.9),
+        ("decoupled_decay(rate = 0.1)", lambda p, step, t: p * 0.9 - step),
         ("lookahead(la_steps = 1, la_alpha = 0.4)", lambda p, step, t: p - 0.4 * step),
     ],
 )

@@ -319,7 +319,12 @@ class _Run:
             held = owner.group_states[group] if state.type.level is Level.GROUP else states
             if not state.type.is_host and state.key in held:
                 sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
-                memory[state.name] = np.asarray(held[state.key]).reshape([sizes[d] for d in state.type.shape])
+                kept = (
+                    held[state.key]
+                    if state.delay is None
+                    else held[state.key][(self.t - 1) % int(state.delay)]
+                )
+                memory[state.name] = np.asarray(kept).reshape([sizes[d] for d in state.type.shape])
         self.before = dict(memory)
         self.tensor = TensorStep(plan, memory, slots, owner.rounding, (index, owner.seed))
         self.steps = self.tensor.run()
@@ -337,7 +342,12 @@ class _Run:
                 if value is not self.before.get(state.name):
                     shape = p.shape if state.type.is_element else value.shape
                     shape = shape if state.type.level is Level.ARRAY else ()
-                    states[state.key] = value.reshape(shape).copy()
+                    new = value.reshape(shape).copy()
+                    if state.delay is not None:
+                        ring = states[state.key].copy()
+                        ring[(self.t - 1) % int(state.delay)] = new
+                        new = ring
+                    states[state.key] = new
         owner.params[self.group][self.place] = memory["p"].reshape(p.shape).copy()
         if self.owner.mode != "overwrite":
             assert memory["g"] is self.before["g"], "the gradient is not the plan's to write"

@@ -1169,8 +1169,8 @@ LIMITS = [
         around="box",
     ),
     Limit(
-        *("adam", "decay of its own, eps = 0", "AdamW with its decay behind the step"),
-        *({"lr": LR, "betas": (B1, B2), "eps": 0.0, "rate": LR * WD}, DECAY_BEHIND, {"rate": 0.0}),
+        *("adam", "decay of its own, eps = 0", "AdamW is Adam with that"),
+        *({"lr": LR, "betas": (B1, B2), "eps": 0.0, "rate": LR * WD}, adamw(eps=0.0), {"rate": 0.0}),
         around="decoupled_decay",
     ),
     Limit(
