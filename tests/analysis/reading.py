@@ -301,7 +301,7 @@ class _Reader:
             return (op, below)
         if op in ("rademacher", "bernoulli", "broadcast"):
             return (op, below, *args)
-        if op in ("reduce_sum", "reduce_mean"):
+        if op in ("reduce_sum", "reduce_mean", "reduce_kth_largest"):
             return (op, below or "tensor", *args)
         return (op, *args)
 

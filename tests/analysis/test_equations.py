@@ -358,8 +358,10 @@ def application(op: str) -> Call:
         return call(op, call("lt", X, Y), Y, Z)
     if op == "newton_schulz":
         return call(op, X, 3)
-    if row.rule is Rule.REDUCE or op == "broadcast":
-        return call(op, X if row.rule is Rule.REDUCE else const(1.0), over="rows")
+    if row.rule is Rule.REDUCE:
+        return call(op, X, *[const(3.0)] * (row.arity - 1), over="rows")
+    if op == "broadcast":
+        return call(op, const(1.0), over="rows")
     if row.rule is Rule.RANDOM:
         return call(op, *([const(0.5)] * row.arity), site=3)
     if op == "matmul":
