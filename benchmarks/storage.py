@@ -26,7 +26,10 @@ from optdsl.resources import write_bytes
 
 #: What is compared: the method, `store`, and whether parameters are in bfloat16.
 CASES: dict[str, tuple[str, Any, bool]] = {
-    **{f"adamw {name}": ("adamw", name, False) for name in ("q8", "q8_linear", "q8_sqrt", "q4", "q4_linear", "bf16")},
+    **{
+        f"adamw {name}": ("adamw", name, False)
+        for name in ("q8", "q8_linear", "q8_sqrt", "q4", "q4_linear", "bf16")
+    },
     **{f"adamw {name}": ("adamw", {"p": name}, True) for name in ("bf16+16", "bf16+8")},
     **{f"lion {name}": ("lion", name, False) for name in ("q8", "q4")},
 }
@@ -35,7 +38,9 @@ CASES: dict[str, tuple[str, Any, bool]] = {
 def stepper(method: str, store: Any, short: bool, numbers: int) -> Callable[[], Any]:
     """A step of a method on one tensor, the same numbers in every call."""
     generator = torch.Generator().manual_seed(0)
-    p = torch.nn.Parameter(torch.randn(numbers, generator=generator).to(torch.bfloat16 if short else torch.float32))
+    p = torch.nn.Parameter(
+        torch.randn(numbers, generator=generator).to(torch.bfloat16 if short else torch.float32)
+    )
     size = torch.randn(-(-numbers // 64), generator=generator).exp().repeat_interleave(64)[:numbers]
     p.grad = (torch.randn(numbers, generator=generator) * size).to(p.dtype)
     options = {} if store is None else {"store": store}

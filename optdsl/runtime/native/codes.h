@@ -13,20 +13,20 @@
 #define PIECE 1024     /* numbers that are worked on at a time */
 #define SIMD_ _Pragma("omp simd")
 
-/* Numbers are told apart by sign and magnitude, counted from 2^-24 in units of float32, and 1.0078 is the largest. */
+/* Numbers are told apart by sign and magnitude, counted from 2^-24 in units of float32; beyond 1.25 they are not. */
 #define LOWEST 0x33800000
-#define BUCKETS 3073 /* of one sign */
+#define BUCKETS 3104 /* of one sign */
 
-/* `bucket`: for every 65536 neighbours the first entry that is nearest to one of them, in the upper 16 bits; in the lower
- * ones what makes a carry for those of the second.
+/* `bucket`: of every 65536 neighbours, the entry nearest to the first of them in the upper 16 bits, and in the lower ones
+ * what makes a carry for those that belong to the next entry.
  *
- * Straight pieces: the entry nearest to a magnitude y has the number zero + k, or zero - k for negative ones, where
- * base + k = floor(u * factor + shift), at most top, u is y, or the root of y * steps - 1/4, and y is taken to be
- * `least` at least. The place of a piece is (bits of y + split[bits of y / 2^24 % 16]) / 2^24 % 16. The result may be
- * wrong where u * factor + shift is closer than MARGIN to a whole number.
+ * Straight pieces: the entry nearest to a magnitude y has the number zero + k, or zero - k for a negative one. Here
+ * k = floor(u * factor + shift), at most top, where u is y, or for squares the root of y * steps - 1/4; a smaller y than
+ * `least` gives what that one gives. The piece of y is that at (b + split[b >> 24 & 15]) >> 24 & 15, where b are its bits.
+ * To `shift` are added MARGIN, by which k may be in error, and a base that makes k the upper bits; see encode_wide_.
  */
 typedef struct {
-    i64 bits, zero, root, pieces, positive;
+    i64 bits, zero, root, pieces, positive; /* the last three as 0 or 1 */
     float steps, least;
     int32_t split[16];
     float factor[16], shift[16], top[16];
@@ -49,14 +49,14 @@ INLINE int code_of_(const Code *c, float y)
 }
 
 #define ONE_BY_ONE(real, integer, most_, suffix) \
-    INLINE void decode_some_##suffix(const uint8_t *restrict codes, real scale, const Code *restrict c, i64 n, \
+    static void decode_some_##suffix(const uint8_t *restrict codes, real scale, const Code *restrict c, i64 n, \
                                      real *restrict out) \
     { \
         if (c->bits == 8) for (i64 i = 0; i < n; i++) out[i] = (real)c->value[codes[i]] * scale; \
         else for (i64 i = 0; i < n; i++) out[i] = (real)c->value[codes[i / 2] >> (i & 1) * 4 & 15] * scale; \
     } \
     /* n is even, but for the last numbers of all */ \
-    INLINE void encode_some_##suffix(const real *restrict x, float scale, const Code *restrict c, i64 n, \
+    static void encode_some_##suffix(const real *restrict x, float scale, const Code *restrict c, i64 n, \
                                      uint8_t *restrict codes) \
     { \
         int found[CODE_BLOCK + 1]; \
@@ -66,7 +66,7 @@ INLINE int code_of_(const Code *c, float y)
         else SIMD_ for (i64 i = 0; i < (n + 1) / 2; i++) codes[i] = (uint8_t)(found[2 * i] | found[2 * i + 1] << 4); \
     } \
     /* the largest magnitude; nan is larger than infinity */ \
-    INLINE float scale_of_##suffix(const real *restrict x, i64 n) \
+    static float scale_of_##suffix(const real *restrict x, i64 n) \
     { \
         integer most = 0; \
         real found; \
@@ -95,12 +95,12 @@ INLINE Decoder decoder_(const Code *c)
     EACH_(p) EACH_(q) d.bytes[p][q] = _mm512_loadu_si512(c->bytes[p] + 64 * q);
     return d;
 }
-INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, int bits, float *out)
+INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, int half, float *out)
 {
     /* 4 neighbours have the place that they keep when bytes become numbers within 16 bytes */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     __m512i k, byte[4], pair[4];
-    if (bits == 8) k = _mm512_loadu_si512(codes);
+    if (!half) k = _mm512_loadu_si512(codes);
     else {
         const __m512i two = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)codes));
         k = _mm512_and_si512(_mm512_or_si512(two, _mm512_slli_epi16(two, 4)), _mm512_set1_epi8(15));
@@ -108,7 +108,8 @@ INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, i
     k = _mm512_permutexvar_epi32(order, k);
     const __mmask64 upper = _mm512_movepi8_mask(k);
     EACH_(p) byte[p] = _mm512_mask_blend_epi8(
-        upper, _mm512_permutex2var_epi8(d->bytes[p][0], k, d->bytes[p][1]),
+        upper,
+        _mm512_permutex2var_epi8(d->bytes[p][0], k, d->bytes[p][1]),
         _mm512_permutex2var_epi8(d->bytes[p][2], k, d->bytes[p][3]));
     pair[0] = _mm512_unpacklo_epi8(byte[0], byte[1]), pair[1] = _mm512_unpacklo_epi8(byte[2], byte[3]);
     pair[2] = _mm512_unpackhi_epi8(byte[0], byte[1]), pair[3] = _mm512_unpackhi_epi8(byte[2], byte[3]);
@@ -119,32 +120,30 @@ INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, i
     }
 }
 
-#define MARGIN 8 /* in units of 2^-16 */
+#define MARGIN 8 /* of 65536 */
 typedef struct {
     __m512 least, factor, shift, steps;
-    __m512i split, top, zero, upper, lower;
+    __m512i split, top, zero;
+    __m512i upper, lower; /* places of the upper 16 bits of each 32, and of the lower 8 of each 16 */
 } Encoder;
 INLINE Encoder encoder_(const Code *c)
 {
-    int16_t upper[32];
-    int8_t lower[64];
-    for (int i = 0; i < 32; i++) upper[i] = (int16_t)(2 * i + 1);
-    for (int i = 0; i < 64; i++) lower[i] = (int8_t)(2 * i);
+    const __m512i i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     return (Encoder){
         _mm512_set1_ps(c->least), _mm512_loadu_ps(c->factor), _mm512_loadu_ps(c->shift), _mm512_set1_ps(c->steps),
-        _mm512_loadu_si512(c->split), _mm512_loadu_si512(c->top),
-        _mm512_set1_epi8((char)c->zero), _mm512_loadu_si512(upper), _mm512_loadu_si512(lower),
+        _mm512_loadu_si512(c->split), _mm512_loadu_si512(c->top), _mm512_set1_epi8((char)c->zero),
+        _mm512_add_epi32(_mm512_mullo_epi32(i, _mm512_set1_epi32(0x00040004)), _mm512_set1_epi32(0x00030001)),
+        _mm512_add_epi32(_mm512_mullo_epi32(i, _mm512_set1_epi32(0x08080808)), _mm512_set1_epi32(0x06040200)),
     };
 }
 /* Codes of numbers x, where inverse is 1 / scale, nearly; 0 if one is too close to call. */
-INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int bits, int pieces, int root, int positive,
+INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int half, int pieces, int root, int positive,
                         uint8_t *codes)
 {
-    const __m512i even = _mm512_set1_epi32(0x7fffffff), low = _mm512_set1_epi32(0xffff);
-    __m512i near = low, found[4];
+    __m512i near = _mm512_set1_epi32(-1), found[4];
     EACH_(q) {
         const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * q), inverse);
-        const __m512 size = positive ? _mm512_max_ps(y, e->least) : _mm512_max_ps(_mm512_abs_ps(y), e->least);
+        const __m512 size = positive ? _mm512_max_ps(y, e->least) : _mm512_range_ps(y, e->least, 0xb);
         __m512 factor = e->factor, shift = e->shift, u = size;
         __m512i top = e->top;
         if (pieces) {
@@ -156,14 +155,17 @@ INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int bi
             top = _mm512_permutexvar_epi32(piece, top);
         }
         if (root) u = _mm512_sqrt_ps(_mm512_fmsub_ps(size, e->steps, _mm512_set1_ps(0.25f)));
-        /* the base makes it so that the number is in the upper 16 bits, and what is behind the point in the lower ones */
+        /* base + k lies between two powers of two, so that k ends in bit 16, or for `positive` in 15; the rest is behind
+         * the point */
         __m512i t = _mm512_castps_si512(_mm512_fmadd_ps(u, factor, shift));
         if (positive) t = _mm512_add_epi32(t, t);
-        near = _mm512_min_epu32(near, _mm512_and_si512(_mm512_add_epi32(t, _mm512_set1_epi32(MARGIN)), low));
+        near = _mm512_min_epu16(near, t);
         if (pieces) t = _mm512_min_epu32(t, top);
-        found[q] = positive ? t : _mm512_ternarylogic_epi32(even, t, _mm512_castps_si512(y), 0xca); /* its sign */
+        if (!positive) /* the sign of y */
+            t = _mm512_ternarylogic_epi32(t, _mm512_castps_si512(y), _mm512_set1_epi32(INT32_MAX), 0xe4);
+        found[q] = t;
     }
-    if (_mm512_cmplt_epu32_mask(near, _mm512_set1_epi32(2 * MARGIN))) return 0;
+    if (_mm512_cmplt_epu16_mask(near, _mm512_set1_epi16(2 * MARGIN))) return 0;
     const __m512i a = _mm512_permutex2var_epi16(found[0], e->upper, found[1]);
     const __m512i b = _mm512_permutex2var_epi16(found[2], e->upper, found[3]);
     __m512i k = _mm512_permutex2var_epi8(a, e->lower, b);
@@ -171,7 +173,7 @@ INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int bi
         const __mmask64 negative = _mm512_kunpackd(_mm512_movepi16_mask(b), _mm512_movepi16_mask(a));
         k = _mm512_mask_subs_epu8(_mm512_add_epi8(e->zero, k), negative, e->zero, k);
     }
-    if (bits == 8) _mm512_storeu_si512(codes, k);
+    if (!half) _mm512_storeu_si512(codes, k);
     else {
         k = _mm512_maddubs_epi16(k, _mm512_set1_epi16(0x1001));
         _mm256_storeu_si256((void *)codes, _mm512_cvtepi16_epi8(k));
@@ -187,7 +189,8 @@ INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int bi
 static void decode_double_(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 n,
                            double *restrict out)
 {
-    BLOCKS(b, m) decode_some_double_(codes + b * c->bits / 8, scales[b / CODE_BLOCK], c, m, out + b);
+    const int half = c->bits == 4;
+    BLOCKS(b, m) decode_some_double_(codes + (b >> half), scales[b / CODE_BLOCK], c, m, out + b);
 }
 static void decode_float_(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 n,
                           float *restrict out)
@@ -195,22 +198,24 @@ static void decode_float_(const uint8_t *restrict codes, const float *restrict s
 #ifdef WIDE
     const Decoder d = decoder_(c);
 #endif
+    const int half = c->bits == 4;
     BLOCKS(b, m) {
         const float scale = scales[b / CODE_BLOCK];
         i64 i = 0;
 #ifdef WIDE
         for (; i + WIDE <= m; i += WIDE)
-            decode_wide_(codes + (b + i) * c->bits / 8, _mm512_set1_ps(scale), &d, (int)c->bits, out + b + i);
+            decode_wide_(codes + ((b + i) >> half), _mm512_set1_ps(scale), &d, half, out + b + i);
 #endif
-        decode_some_float_(codes + (b + i) * c->bits / 8, scale, c, m - i, out + b + i);
+        decode_some_float_(codes + ((b + i) >> half), scale, c, m - i, out + b + i);
     }
 }
 static void encode_double_(const double *restrict x, uint8_t *restrict codes, float *restrict scales,
                            const Code *restrict c, i64 n)
 {
+    const int half = c->bits == 4;
     BLOCKS(b, m) {
         const float scale = scales[b / CODE_BLOCK] = scale_of_double_(x + b, m);
-        encode_some_double_(x + b, scale, c, m, codes + b * c->bits / 8);
+        encode_some_double_(x + b, scale, c, m, codes + (b >> half));
     }
 }
 INLINE void encode_kind_(const float *restrict x, uint8_t *restrict codes, const float *restrict scales,
@@ -219,6 +224,7 @@ INLINE void encode_kind_(const float *restrict x, uint8_t *restrict codes, const
 #ifdef WIDE
     const Encoder e = encoder_(c);
 #endif
+    const int half = c->bits == 4;
     BLOCKS(b, m) {
         const float scale = scales[b / CODE_BLOCK];
         i64 i = 0;
@@ -226,27 +232,24 @@ INLINE void encode_kind_(const float *restrict x, uint8_t *restrict codes, const
         const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
         if (scale == 0 || (scale > 0x1p-100f && scale < 0x1p100f))
             for (; i + WIDE <= m; i += WIDE) {
-                uint8_t *const to = codes + (b + i) * c->bits / 8;
-                if (!encode_wide_(x + b + i, inverse, &e, (int)c->bits, pieces, root, positive, to))
+                uint8_t *const to = codes + ((b + i) >> half);
+                if (!encode_wide_(x + b + i, inverse, &e, half, pieces, root, positive, to))
                     encode_some_float_(x + b + i, scale, c, WIDE, to);
             }
 #endif
-        encode_some_float_(x + b + i, scale, c, m - i, codes + (b + i) * c->bits / 8);
+        encode_some_float_(x + b + i, scale, c, m - i, codes + ((b + i) >> half));
     }
 }
 static void encode_float_(const float *restrict x, uint8_t *restrict codes, float *restrict scales,
                           const Code *restrict c, i64 n)
 {
     BLOCKS(b, m) scales[b / CODE_BLOCK] = scale_of_float_(x + b, m);
-    const int positive = (int)c->positive;
-    if (c->pieces) {
-        if (positive) encode_kind_(x, codes, scales, c, n, 1, 0, 1);
-        else encode_kind_(x, codes, scales, c, n, 1, 0, 0);
-    } else if (c->root) {
-        if (positive) encode_kind_(x, codes, scales, c, n, 0, 1, 1);
-        else encode_kind_(x, codes, scales, c, n, 0, 1, 0);
-    } else if (positive) encode_kind_(x, codes, scales, c, n, 0, 0, 1);
-    else encode_kind_(x, codes, scales, c, n, 0, 0, 0);
+    /* a loop for each kind */
+#define KIND_(pieces, root) \
+    (c->positive ? encode_kind_(x, codes, scales, c, n, pieces, root, 1) : encode_kind_(x, codes, scales, c, n, pieces, root, 0))
+    if (c->pieces) KIND_(1, 0);
+    else if (c->root) KIND_(0, 1);
+    else KIND_(0, 0);
 }
 
 /* A parameter in bfloat16, and the bits that it lacks: 16 of them, or the upper 8. */

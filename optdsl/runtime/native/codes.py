@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import math
 import struct
 from typing import Any
 
@@ -12,9 +11,12 @@ from torch import Tensor
 from optdsl.runtime.storage import Bits, Code
 
 #: As in codes.h: the bits of the least magnitude that is told apart, the buckets of one sign.
-_LOWEST, _BUCKETS = 0x33800000, 3073
+_LOWEST, _BUCKETS = 0x33800000, 3104
 #: Numbers of a piece of an exponent or two: 1.0 is in the last of these.
 _PLACES, _LAST = 16, 63
+
+#: MARGIN of codes.h.
+_MARGIN = 8 / 65536
 
 #: With y > from, y is near entry (of magnitudes) floor(y * factor + shift), at most top.
 Piece = tuple[float, float, float, float]
@@ -42,7 +44,7 @@ def table_of(code: Code | Bits) -> Any:
         split, *columns, top = _placed(_pieces(code))
     # the base makes the entry the upper bits, see encode_wide_
     base = 256.0 if code.positive else 128.0
-    factor, shift = columns[0], [x + base for x in columns[1]]
+    factor, shift = columns[0], [x + base + _MARGIN for x in columns[1]]
     tops = (torch.tensor(top) + base + 0.5).view(torch.int32).to(torch.int64) << code.positive
     return ctypes.create_string_buffer(
         struct.pack("5q2f", code.bits, code.zero, root, not even, code.positive, steps, least)
@@ -71,8 +73,11 @@ def _buckets(bounds: Tensor) -> Tensor:
 
 
 def _pieces(code: Code) -> list[Piece]:
-    """The pieces of the dynamic map. A bound of a piece is where its line and the one before are at a whole number, or
-    in the midst of what belongs to an entry: the error of a number near it is not overlooked."""
+    """The pieces of the dynamic map.
+
+    A piece starts where its line and the one before are at a whole number, or in the midst of what belongs to an
+    entry: so an error of a number near there is not overlooked.
+    """
     values = [float(x) for x in code.values[code.zero :]]
     bounds = [float(x) for x in code.bounds[code.zero :]]
 
