@@ -10,7 +10,7 @@
 #endif
 
 #define CODE_BLOCK 256 /* numbers with one scale */
-#define PIECE 1024     /* numbers that are worked on at a time */
+#define PIECE 512      /* numbers that are worked on at a time */
 #define SIMD_ _Pragma("omp simd")
 
 /* Numbers are told apart by sign and magnitude, counted from 2^-24 in units of float32; beyond 1.25 they are not. */
