@@ -53,7 +53,10 @@ INLINE int code_of_(const Code *c, float y)
                                      real *restrict out) \
     { \
         if (c->bits == 8) for (i64 i = 0; i < n; i++) out[i] = (real)c->value[codes[i]] * scale; \
-        else for (i64 i = 0; i < n; i++) out[i] = (real)c->value[codes[i / 2] >> (i & 1) * 4 & 15] * scale; \
+        else for (i64 i = 0; i < n; i += 2) { \
+            out[i] = (real)c->value[codes[i / 2] & 15] * scale; \
+            if (i + 1 < n) out[i + 1] = (real)c->value[codes[i / 2] >> 4] * scale; \
+        } \
     } \
     /* n is even, but for the last numbers of all */ \
     static void encode_some_##suffix(const real *restrict x, float scale, const Code *restrict c, i64 n, \
