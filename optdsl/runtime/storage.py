@@ -74,43 +74,6 @@ class Code:
             return 0
         return 127 if self.name == "q8" else 2 ** (self.bits - 1)
 
-    @property
-    def root(self) -> bool:
-        """Whether entries are squares of evenly spread numbers."""
-        return self.name in ("q8_sqrt", "q4")
-
-    @property
-    def steps(self) -> float:
-        """The inverse of the unit of these squares."""
-        most = 2**self.bits if self.positive else 2 ** (self.bits - 1) - 1
-        return float(most * most)
-
-    def pieces(self) -> list[tuple[float, float, float, float]]:
-        """Which entry is nearest to a magnitude y, in straight pieces: (from, factor, shift, top).
-
-        In the last piece with y > from it is zero + k, with k = floor(u * factor + shift), at most top; u is y, or
-        for squares the root of y * steps - 1/4. It may be the neighbour of the nearest one where u * factor + shift
-        is within 1e-4 of a whole number.
-        """
-        most = 2**self.bits - 1 if self.positive else 2 ** (self.bits - 1) - 1
-        half = -0.5 if self.positive else 0.5
-        if self.root:
-            return [(-1.0, 1.0, half, float(most))]
-        if self.name != "q8":
-            return [(-1.0, float(most + self.positive), half, float(most))]
-        values = [float(x) for x in self.values[self.zero :]]
-        bounds = [float(x) for x in self.bounds[self.zero :]]
-        first = (values[1] / 2, (values[1] + values[2]) / 2)
-        slope = 1 / (first[1] - first[0]) if self.positive else 1 / values[1]
-        pieces = [(-1.0, slope, 1 - first[0] * slope, float(1 + self.positive))]
-        for decade in range(1, 7):
-            items = 2 ** (decade + self.positive)
-            start = items - self.positive
-            top = float(start + items - 1)
-            pieces.append((bounds[start - 1], items * 10.0 ** (6 - decade) / 0.9, start - items / 9, top))
-        last = len(values) - 1
-        return [*pieces, (bounds[last - 1], 0.0, last + 0.5, float(last))]
-
 
 @functools.cache
 def code(name: str, positive: bool, device: torch.device) -> Code:

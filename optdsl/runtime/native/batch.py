@@ -1,9 +1,6 @@
 """Rows that one kernel takes: the table that it reads, and how it runs on the CPU."""
 
 import ctypes
-import functools
-import math
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -11,6 +8,7 @@ import torch
 
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.build import Library, driver, library
+from optdsl.runtime.native.codes import table_of
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.storage import AT_RANDOM, Code, Half
@@ -202,24 +200,6 @@ class Batch:
             cohort.advance()
 
 
-#: What codes.h calls the forms of an array in bfloat16.
-_FORMS = {AT_RANDOM: 16, "bf16+8": 24, "bf16+16": 32, "bf16+kahan": 33}
-
-
-@functools.cache
-def _c_table(code: Code | Half) -> Any:
-    """A table of codes as in codes.h, where it stays."""
-    if isinstance(code, Half):
-        return ctypes.create_string_buffer(struct.pack("3q", _FORMS[code.form], 0, code.site), 4096)
-    values, bounds = (x.tolist() for x in (code.values, code.bounds))
-    pieces = code.pieces()
-    integers = (code.bits, len(pieces), code.zero, int(code.root))
-    columns = [[*column, *[math.inf] * (8 - len(pieces))] for column in zip(*pieces, strict=True)]
-    floats = [code.steps, *(x for column in columns for x in column)]
-    floats += [*values, *[0.0] * (256 - len(values)), *bounds, *[math.inf] * (256 - len(bounds))]
-    return ctypes.create_string_buffer(struct.pack(f"4q{len(floats)}f", *integers, *floats))
-
-
 class CpuBatch(Batch):
     """Rows whose kernel is native code."""
 
@@ -234,7 +214,7 @@ class CpuBatch(Batch):
         return self.library.kernel(self.kernel.number)
 
     def _table_of(self, number: int, code: Code | Half) -> int:
-        return ctypes.addressof(_c_table(code))
+        return ctypes.addressof(table_of(code))
 
     def run(self, first: int, last: int, threads: int) -> None:
         """Sweeps first .. last - 1; beyond the last sweep, what ends the step too."""

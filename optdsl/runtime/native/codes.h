@@ -1,129 +1,259 @@
 /* Arrays that are kept in codes: what optdsl/runtime/storage.py says, as fast as it can be had.
  *
- * A sweep that reads or writes such an array gets numbers in a buffer in its place. Decoding looks up a table. Encoding
- * computes which entry is nearest, by a few straight pieces; where that is too close to call, the table decides.
+ * A sweep that reads or writes such an array gets numbers in a buffer in its place. One at a time, they are decoded and
+ * encoded by tables. Where there are the instructions for it, 64 at a time are: decoded by permuting the bytes of the
+ * table, and encoded by a few straight pieces, where what is too close to call is left to the table.
  */
+#if defined __AVX512VBMI__ && defined __AVX512BW__ && defined __AVX512DQ__ && !defined PLAIN_CODES
+#include <immintrin.h>
+#define WIDE 64 /* numbers at a time */
+#endif
 
 #define CODE_BLOCK 256 /* numbers with one scale */
-#define PIECE 1024     /* numbers that are worked on at a time */
+#define PIECE 512      /* numbers that are worked on at a time */
 #define SIMD_ _Pragma("omp simd")
 
-/* Entry k of magnitude y (of its root, if so): k = floor(y * factor[q] + shift[q]), at most top[q], in the last piece q
- * with y > from[q]. A number has the code zero + k, or zero - k if it is negative. */
+/* Numbers are told apart by sign and magnitude, counted from 2^-24 in units of float32; beyond 1.25 they are not. */
+#define LOWEST 0x33800000
+#define BUCKETS 3104 /* of one sign */
+
+/* `bucket`: of every 65536 neighbours, the entry nearest to the first of them in the upper 16 bits, and in the lower ones
+ * what makes a carry for those that belong to the next entry.
+ *
+ * Straight pieces: the entry nearest to a magnitude y has the number zero + k, or zero - k for a negative one. Here
+ * k = floor(u * factor + shift), at most top, where u is y, or for squares the root of y * steps - 1/4; a smaller y than
+ * `least` gives what that one gives. The piece of y is that at (b + split[b >> 24 & 15]) >> 24 & 15, where b are its bits.
+ * To `shift` are added MARGIN, by which k may be in error, and a base that makes k the upper bits; see encode_wide_.
+ */
 typedef struct {
-    i64 bits, pieces, zero /* or the site where an array draws */, root;
-    float steps, from[8], factor[8], shift[8], top[8];
-    float value[256], bound[256];
+    i64 bits, zero /* or the site where an array draws */, root, pieces, positive; /* the last three as 0 or 1 */
+    float steps, least;
+    int32_t split[16];
+    float factor[16], shift[16], top[16];
+    float value[256];
+    uint8_t bytes[4][256]; /* of these, by their place */
+    int32_t bucket[2 * BUCKETS];
 } Code;
 
-/* Numbers from codes: first .. first + n - 1, where first is a multiple of CODE_BLOCK. */
-#define DECODE(real, name) \
-    static void name(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 first, \
-                     i64 n, real *restrict out) \
-    { \
-        for (i64 b = 0; b < n; b += CODE_BLOCK) { \
-            const i64 m = n - b < CODE_BLOCK ? n - b : CODE_BLOCK; \
-            const real scale = (real)scales[(first + b) / CODE_BLOCK]; \
-            if (c->bits == 8) { \
-                const uint8_t *restrict const at = codes + first + b; \
-                SIMD_ for (i64 i = 0; i < m; i++) out[b + i] = (real)c->value[at[i]] * scale; \
-            } else { \
-                const uint8_t *restrict const at = codes + (first + b) / 2; \
-                SIMD_ for (i64 i = 0; i < m; i++) \
-                    out[b + i] = (real)c->value[at[i / 2] >> (i & 1) * 4 & 15] * scale; \
-            } \
-        } \
-    }
-DECODE(float, decode_float_)
-DECODE(double, decode_double_)
+/* ---- one at a time ---- */
 
-/* The code of a number by the table alone, given one that is near. */
-static int by_table_(const Code *c, float y, int near)
+INLINE int code_of_(const Code *c, float y)
 {
-    const int last = (1 << c->bits) - 1;
-    if (y != y) y = 0;
-    int j = near < 0 ? 0 : near > last ? last : near;
-    while (j < last && y > c->bound[j]) j++;
-    while (j > 0 && y <= c->bound[j - 1]) j--;
-    return j;
+    int32_t b;
+    y = y == y ? y : 0;
+    memcpy(&b, &y, 4);
+    int32_t at = (b & 0x7fffffff) - LOWEST;
+    at = at < 0 ? 0 : at > (BUCKETS << 16) - 1 ? (BUCKETS << 16) - 1 : at;
+    at ^= b >> 31;
+    return (c->bucket[(at >> 16) + BUCKETS] + (at & 0xffff)) >> 16;
 }
 
-/* Codes of numbers y in [-1, 1]; 1 if one of them is too close to call. `pieces` is 1 or 8; written out, so that
- * compilers see a loop without branches. */
-#define PIECE_(q) const float from##q = c->from[q], factor##q = c->factor[q], shift##q = c->shift[q], top##q = c->top[q];
-#define BEYOND_(q) \
-    factor = size > from##q ? factor##q : factor; \
-    shift = size > from##q ? shift##q : shift; \
-    top = size > from##q ? top##q : top;
-INLINE int nearest_(const Code *restrict c, const float *restrict y, int *restrict found, i64 n, int pieces, int root)
-{
-    float doubt = 0;
-    const int zero = (int)c->zero;
-    const float steps = c->steps;
-    PIECE_(0) PIECE_(1) PIECE_(2) PIECE_(3) PIECE_(4) PIECE_(5) PIECE_(6) PIECE_(7)
-    _Pragma("omp simd reduction(max:doubt)")
-    for (i64 i = 0; i < n; i++) {
-        const float size = __builtin_fabsf(y[i]);
-        float u = size;
-        if (root) {
-            const float square = size * steps - 0.25f;
-            u = __builtin_sqrtf(square < 0 ? 0 : square);
-        }
-        float factor = factor0, shift = shift0, top = top0;
-        if (pieces > 1) {
-            BEYOND_(1) BEYOND_(2) BEYOND_(3) BEYOND_(4) BEYOND_(5) BEYOND_(6) BEYOND_(7)
-        }
-        float t = u * factor + shift;
-        t = t < 0 ? 0.5f : t; /* the first entry, without doubt */
-        const int whole = (int)t;
-        const float off = __builtin_fabsf(t - (float)whole - 0.5f);
-        doubt = off > doubt ? off : doubt;
-        const int most = (int)top, k = whole < most ? whole : most;
-        found[i] = y[i] < 0 ? zero - k : zero + k;
+#define ONE_BY_ONE(real, integer, most_, suffix) \
+    static void decode_some_##suffix(const uint8_t *restrict codes, real scale, const Code *restrict c, i64 n, \
+                                     real *restrict out) \
+    { \
+        if (c->bits == 8) for (i64 i = 0; i < n; i++) out[i] = (real)c->value[codes[i]] * scale; \
+        else for (i64 i = 0; i < n; i += 2) { \
+            out[i] = (real)c->value[codes[i / 2] & 15] * scale; \
+            if (i + 1 < n) out[i + 1] = (real)c->value[codes[i / 2] >> 4] * scale; \
+        } \
+    } \
+    /* n is even, but for the last numbers of all */ \
+    static void encode_some_##suffix(const real *restrict x, float scale, const Code *restrict c, i64 n, \
+                                     uint8_t *restrict codes) \
+    { \
+        int found[CODE_BLOCK + 1]; \
+        SIMD_ for (i64 i = 0; i < n; i++) found[i] = code_of_(c, (float)(x[i] / (real)scale)); \
+        found[n] = 0; \
+        if (c->bits == 8) SIMD_ for (i64 i = 0; i < n; i++) codes[i] = (uint8_t)found[i]; \
+        else SIMD_ for (i64 i = 0; i < (n + 1) / 2; i++) codes[i] = (uint8_t)(found[2 * i] | found[2 * i + 1] << 4); \
+    } \
+    /* the largest magnitude; nan is larger than infinity */ \
+    static float scale_of_##suffix(const real *restrict x, i64 n) \
+    { \
+        integer most = 0; \
+        real found; \
+        _Pragma("omp simd reduction(max:most)") for (i64 i = 0; i < n; i++) { \
+            integer b; \
+            memcpy(&b, x + i, sizeof b); \
+            b &= most_; \
+            most = b > most ? b : most; \
+        } \
+        memcpy(&found, &most, sizeof found); \
+        return (float)found; \
     }
-    return doubt > 0.4999f;
+ONE_BY_ONE(float, int32_t, INT32_MAX, float_)
+ONE_BY_ONE(double, int64_t, INT64_MAX, double_)
+
+/* ---- WIDE at a time ---- */
+
+#ifdef WIDE
+#define EACH_(q) _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++)
+typedef struct {
+    __m512i bytes[4][4];
+} Decoder;
+INLINE Decoder decoder_(const Code *c)
+{
+    Decoder d;
+    EACH_(p) EACH_(q) d.bytes[p][q] = _mm512_loadu_si512(c->bytes[p] + 64 * q);
+    return d;
+}
+INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, int half, float *out)
+{
+    /* 4 neighbours have the place that they keep when bytes become numbers within 16 bytes */
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i k, byte[4], pair[4];
+    if (!half) k = _mm512_loadu_si512(codes);
+    else {
+        const __m512i two = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const void *)codes));
+        k = _mm512_and_si512(_mm512_or_si512(two, _mm512_slli_epi16(two, 4)), _mm512_set1_epi8(15));
+    }
+    k = _mm512_permutexvar_epi32(order, k);
+    const __mmask64 upper = _mm512_movepi8_mask(k);
+    EACH_(p) byte[p] = _mm512_mask_blend_epi8(
+        upper,
+        _mm512_permutex2var_epi8(d->bytes[p][0], k, d->bytes[p][1]),
+        _mm512_permutex2var_epi8(d->bytes[p][2], k, d->bytes[p][3]));
+    pair[0] = _mm512_unpacklo_epi8(byte[0], byte[1]), pair[1] = _mm512_unpacklo_epi8(byte[2], byte[3]);
+    pair[2] = _mm512_unpackhi_epi8(byte[0], byte[1]), pair[3] = _mm512_unpackhi_epi8(byte[2], byte[3]);
+    EACH_(q) {
+        const __m512i a = pair[q & 2], b = pair[q | 1];
+        const __m512i number = q & 1 ? _mm512_unpackhi_epi16(a, b) : _mm512_unpacklo_epi16(a, b);
+        _mm512_storeu_ps(out + 16 * q, _mm512_mul_ps(_mm512_castsi512_ps(number), scale));
+    }
 }
 
-#define ENCODE(real, name) \
-    static void name(const real *restrict x, uint8_t *restrict codes, float *restrict scales, const Code *restrict c, \
-                     i64 first, i64 n) \
-    { \
-        for (i64 b = 0; b < n; b += CODE_BLOCK) { \
-            const i64 m = n - b < CODE_BLOCK ? n - b : CODE_BLOCK; \
-            const real *restrict const at = x + b; \
-            real most = 0, none = 0; \
-            _Pragma("omp simd reduction(max:most) reduction(+:none)") for (i64 i = 0; i < m; i++) { \
-                const real size = __builtin_fabs(at[i]); \
-                most = size > most ? size : most; \
-                none += at[i] * 0; /* nan for an infinity, too */ \
-            } \
-            if (none != 0 || none != none) \
-                for (i64 i = 0; i < m; i++) most = at[i] != at[i] ? at[i] : most; \
-            const float scale = (float)most; \
-            float y[CODE_BLOCK]; \
-            int found[CODE_BLOCK]; \
-            scales[(first + b) / CODE_BLOCK] = scale; \
-            SIMD_ for (i64 i = 0; i < m; i++) y[i] = (float)(at[i] / (real)scale); \
-            int doubt = !(scale > 0 && scale < __builtin_inff()); \
-            if (doubt) SIMD_ for (i64 i = 0; i < m; i++) found[i] = 0; \
-            else if (c->root) doubt = nearest_(c, y, found, m, 1, 1); \
-            else if (c->pieces == 1) doubt = nearest_(c, y, found, m, 1, 0); \
-            else doubt = nearest_(c, y, found, m, 8, 0); \
-            if (doubt) for (i64 i = 0; i < m; i++) found[i] = by_table_(c, y[i], found[i]); \
-            if (c->bits == 8) { \
-                uint8_t *restrict const to = codes + first + b; \
-                SIMD_ for (i64 i = 0; i < m; i++) to[i] = (uint8_t)(found[i] < 0 ? 0 : found[i]); \
-            } else { \
-                uint8_t *restrict const to = codes + (first + b) / 2; \
-                if (m & 1) found[m] = 0; \
-                for (i64 i = 0; i < (m + 1) / 2; i++) \
-                    to[i] = (uint8_t)((found[2 * i] < 0 ? 0 : found[2 * i]) | \
-                                      (found[2 * i + 1] < 0 ? 0 : found[2 * i + 1]) << 4); \
-            } \
-        } \
+#define MARGIN 8 /* of 65536 */
+typedef struct {
+    __m512 least, factor, shift, steps;
+    __m512i split, top, zero;
+    __m512i upper, lower; /* places of the upper 16 bits of each 32, and of the lower 8 of each 16 */
+} Encoder;
+INLINE Encoder encoder_(const Code *c)
+{
+    const __m512i i = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return (Encoder){
+        _mm512_set1_ps(c->least), _mm512_loadu_ps(c->factor), _mm512_loadu_ps(c->shift), _mm512_set1_ps(c->steps),
+        _mm512_loadu_si512(c->split), _mm512_loadu_si512(c->top), _mm512_set1_epi8((char)c->zero),
+        _mm512_add_epi32(_mm512_mullo_epi32(i, _mm512_set1_epi32(0x00040004)), _mm512_set1_epi32(0x00030001)),
+        _mm512_add_epi32(_mm512_mullo_epi32(i, _mm512_set1_epi32(0x08080808)), _mm512_set1_epi32(0x06040200)),
+    };
+}
+/* Codes of numbers x, where inverse is 1 / scale, nearly; 0 if one is too close to call. */
+INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int half, int pieces, int root, int positive,
+                        uint8_t *codes)
+{
+    __m512i near = _mm512_set1_epi32(-1), found[4];
+    EACH_(q) {
+        const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * q), inverse);
+        const __m512 size = positive ? _mm512_max_ps(y, e->least) : _mm512_range_ps(y, e->least, 0xb);
+        __m512 factor = e->factor, shift = e->shift, u = size;
+        __m512i top = e->top;
+        if (pieces) {
+            const __m512i b = _mm512_castps_si512(size);
+            const __m512i piece = _mm512_srli_epi32(
+                _mm512_add_epi32(b, _mm512_permutexvar_epi32(_mm512_srli_epi32(b, 24), e->split)), 24);
+            factor = _mm512_permutexvar_ps(piece, factor);
+            shift = _mm512_permutexvar_ps(piece, shift);
+            top = _mm512_permutexvar_epi32(piece, top);
+        }
+        if (root) u = _mm512_sqrt_ps(_mm512_fmsub_ps(size, e->steps, _mm512_set1_ps(0.25f)));
+        /* base + k lies between two powers of two, so that k ends in bit 16, or for `positive` in 15; the rest is behind
+         * the point */
+        __m512i t = _mm512_castps_si512(_mm512_fmadd_ps(u, factor, shift));
+        if (positive) t = _mm512_add_epi32(t, t);
+        near = _mm512_min_epu16(near, t);
+        if (pieces) t = _mm512_min_epu32(t, top);
+        if (!positive) /* the sign of y */
+            t = _mm512_ternarylogic_epi32(t, _mm512_castps_si512(y), _mm512_set1_epi32(INT32_MAX), 0xe4);
+        found[q] = t;
     }
-ENCODE(float, encode_float_)
-ENCODE(double, encode_double_)
+    if (_mm512_cmplt_epu16_mask(near, _mm512_set1_epi16(2 * MARGIN))) return 0;
+    const __m512i a = _mm512_permutex2var_epi16(found[0], e->upper, found[1]);
+    const __m512i b = _mm512_permutex2var_epi16(found[2], e->upper, found[3]);
+    __m512i k = _mm512_permutex2var_epi8(a, e->lower, b);
+    if (!positive) {
+        const __mmask64 negative = _mm512_kunpackd(_mm512_movepi16_mask(b), _mm512_movepi16_mask(a));
+        k = _mm512_mask_subs_epu8(_mm512_add_epi8(e->zero, k), negative, e->zero, k);
+    }
+    if (!half) _mm512_storeu_si512(codes, k);
+    else {
+        k = _mm512_maddubs_epi16(k, _mm512_set1_epi16(0x1001));
+        _mm256_storeu_si256((void *)codes, _mm512_cvtepi16_epi8(k));
+    }
+    return 1;
+}
+#endif
+
+/* ---- n numbers, from the start of a block ---- */
+
+#define BLOCKS(b, m) for (i64 b = 0, m; m = n - b < CODE_BLOCK ? n - b : CODE_BLOCK, b < n; b += CODE_BLOCK)
+
+static void decode_double_(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 n,
+                           double *restrict out)
+{
+    const int half = c->bits == 4;
+    BLOCKS(b, m) decode_some_double_(codes + (b >> half), scales[b / CODE_BLOCK], c, m, out + b);
+}
+static void decode_float_(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 n,
+                          float *restrict out)
+{
+#ifdef WIDE
+    const Decoder d = decoder_(c);
+#endif
+    const int half = c->bits == 4;
+    BLOCKS(b, m) {
+        const float scale = scales[b / CODE_BLOCK];
+        i64 i = 0;
+#ifdef WIDE
+        for (; i + WIDE <= m; i += WIDE)
+            decode_wide_(codes + ((b + i) >> half), _mm512_set1_ps(scale), &d, half, out + b + i);
+#endif
+        decode_some_float_(codes + ((b + i) >> half), scale, c, m - i, out + b + i);
+    }
+}
+static void encode_double_(const double *restrict x, uint8_t *restrict codes, float *restrict scales,
+                           const Code *restrict c, i64 n)
+{
+    const int half = c->bits == 4;
+    BLOCKS(b, m) {
+        const float scale = scales[b / CODE_BLOCK] = scale_of_double_(x + b, m);
+        encode_some_double_(x + b, scale, c, m, codes + (b >> half));
+    }
+}
+INLINE void encode_kind_(const float *restrict x, uint8_t *restrict codes, const float *restrict scales,
+                         const Code *restrict c, i64 n, int pieces, int root, int positive)
+{
+#ifdef WIDE
+    const Encoder e = encoder_(c);
+#endif
+    const int half = c->bits == 4;
+    BLOCKS(b, m) {
+        const float scale = scales[b / CODE_BLOCK];
+        i64 i = 0;
+#ifdef WIDE
+        const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
+        if (scale == 0 || (scale > 0x1p-100f && scale < 0x1p100f))
+            for (; i + WIDE <= m; i += WIDE) {
+                uint8_t *const to = codes + ((b + i) >> half);
+                if (!encode_wide_(x + b + i, inverse, &e, half, pieces, root, positive, to))
+                    encode_some_float_(x + b + i, scale, c, WIDE, to);
+            }
+#endif
+        encode_some_float_(x + b + i, scale, c, m - i, codes + ((b + i) >> half));
+    }
+}
+static void encode_float_(const float *restrict x, uint8_t *restrict codes, float *restrict scales,
+                          const Code *restrict c, i64 n)
+{
+    BLOCKS(b, m) scales[b / CODE_BLOCK] = scale_of_float_(x + b, m);
+    /* a loop for each kind */
+#define KIND_(pieces, root) \
+    (c->positive ? encode_kind_(x, codes, scales, c, n, pieces, root, 1) : encode_kind_(x, codes, scales, c, n, pieces, root, 0))
+    if (c->pieces) KIND_(1, 0);
+    else if (c->root) KIND_(0, 1);
+    else KIND_(0, 0);
+}
 
 /* A parameter in bfloat16, and the bits that it lacks: 16 of them, or the upper 8. */
 static void join_(const uint16_t *restrict high, const void *low, i64 bits, i64 n, float *restrict out)
@@ -227,23 +357,30 @@ static void rest_(const float *restrict x, uint16_t *restrict high, uint16_t *re
 static void decode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, double *buffer)
 {
     const Code *const c = AT(const Code, x, cells + 2 * a + 1);
-    const float *const scales = AT(const float, x, cells + 2 * a);
     if (c->bits == AT_RANDOM) {
         const uint16_t *const at = AT(const uint16_t, x, ARRAYS + a) + first;
         if (real == 4) widen_float_(at, n, (float *)buffer);
         else widen_double_(at, n, buffer);
-    } else if (c->bits == WITH_REST)
-        sum_(AT(const uint16_t, x, ARRAYS + a) + first, (const uint16_t *)scales + first, n, (float *)buffer);
-    else if (c->bits > 8)
-        join_(AT(const uint16_t, x, ARRAYS + a) + first, (const char *)scales + first * (c->bits - 16) / 8, c->bits, n,
-              (float *)buffer);
-    else if (real == 4) decode_float_(AT(const uint8_t, x, ARRAYS + a), scales, c, first, n, (float *)buffer);
-    else decode_double_(AT(const uint8_t, x, ARRAYS + a), scales, c, first, n, buffer);
+        return;
+    }
+    if (c->bits == WITH_REST) {
+        const uint16_t *const rest = AT(const uint16_t, x, cells + 2 * a) + first;
+        sum_(AT(const uint16_t, x, ARRAYS + a) + first, rest, n, (float *)buffer);
+        return;
+    }
+    if (c->bits > 8) {
+        const char *const low = AT(const char, x, cells + 2 * a) + first * (c->bits - 16) / 8;
+        join_(AT(const uint16_t, x, ARRAYS + a) + first, low, c->bits, n, (float *)buffer);
+        return;
+    }
+    const uint8_t *const codes = AT(const uint8_t, x, ARRAYS + a) + first * c->bits / 8;
+    const float *const scales = AT(const float, x, cells + 2 * a) + first / CODE_BLOCK;
+    if (real == 4) decode_float_(codes, scales, c, n, (float *)buffer);
+    else decode_double_(codes, scales, c, n, buffer);
 }
 static void encode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, const double *buffer)
 {
     const Code *const c = AT(const Code, x, cells + 2 * a + 1);
-    float *const scales = AT(float, x, cells + 2 * a);
     if (c->bits == AT_RANDOM) {
         uint16_t *const at = AT(uint16_t, x, ARRAYS + a) + first;
         u32 tile[WORDS];
@@ -251,13 +388,22 @@ static void encode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, 
         const u32 *const words = draw_(tile, (uint64_t)x[SEED], step, (u32)x[INDEX], (u32)c->zero, first, n);
         if (real == 4) round_float_((const float *)buffer, words, n, at);
         else round_double_(buffer, words, n, at);
-    } else if (c->bits == WITH_REST)
-        rest_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, (uint16_t *)scales + first, n);
-    else if (c->bits > 8)
-        split_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, (char *)scales + first * (c->bits - 16) / 8,
-               c->bits, n);
-    else if (real == 4) encode_float_((const float *)buffer, AT(uint8_t, x, ARRAYS + a), scales, c, first, n);
-    else encode_double_(buffer, AT(uint8_t, x, ARRAYS + a), scales, c, first, n);
+        return;
+    }
+    if (c->bits == WITH_REST) {
+        uint16_t *const rest = AT(uint16_t, x, cells + 2 * a) + first;
+        rest_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, rest, n);
+        return;
+    }
+    if (c->bits > 8) {
+        char *const low = AT(char, x, cells + 2 * a) + first * (c->bits - 16) / 8;
+        split_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, low, c->bits, n);
+        return;
+    }
+    uint8_t *const codes = AT(uint8_t, x, ARRAYS + a) + first * c->bits / 8;
+    float *const scales = AT(float, x, cells + 2 * a) + first / CODE_BLOCK;
+    if (real == 4) encode_float_((const float *)buffer, codes, scales, c, n);
+    else encode_double_(buffer, codes, scales, c, n);
 }
 
 /* How the partial results of parts of a chunk become one. */
@@ -280,7 +426,7 @@ static void coded_chunk_(const Kernel *k, const i64 *x, int s, i64 begin, i64 en
         return;
     }
     i64 row[CELLS];
-    double buffers[AT_MOST][PIECE];
+    __attribute__((aligned(64))) double buffers[AT_MOST][PIECE];
     memcpy(row, x, (size_t)cells * sizeof *row);
     for (i64 first = begin; first < end || first == begin; first += PIECE) {
         const i64 n = end - first < PIECE ? end - first : PIECE;
