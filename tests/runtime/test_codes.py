@@ -21,6 +21,7 @@ SOURCE = """
 #include <math.h>
 #include <string.h>
 #include "table.h"
+#include "philox.h"
 #include "codes.h"
 #define BOTH(real) \
     EXPORT void put_##real(const real *x, uint8_t *codes, float *scales, const Code *c, i64 n) \
