@@ -143,8 +143,9 @@ def test_which_way_a_step_takes(name, cls, flags, way, monkeypatch):
     monkeypatch.setattr(cls, "_update_foreach", noting("foreach", cls._update_foreach))
     p = parameter()
     p.grad = torch.ones_like(p)
-    cls([p], **flags).step()
-    assert p.tolist() != [1.0, -2.0]
+    optimizer = cls([p], **flags)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 1
     assert (taken or {"native"}) == {way}
 
 
@@ -395,7 +396,7 @@ def _spelling(op, kinds):
     args = [(condition if boolean else number)(index, kind) for index, kind in enumerate(kinds)]
     if op == "select":
         args[0] = condition(0, kinds[0])
-    if op == "newton_schulz":
+    if op in ("newton_schulz", "reduce_kth_largest"):
         args[1] = "3"
     match op:
         case "neg" | "not":
