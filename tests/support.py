@@ -64,6 +64,7 @@ def _picked() -> list[str]:
         "extra_adam",
         "rm3",
         "adashift",
+        "adopt",
     }
     others = [name for name in NAMES if name not in CORE]
     taken = others if os.environ.get("OPTDSL_FULL") else others[::8]
