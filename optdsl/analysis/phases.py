@@ -17,8 +17,8 @@ from optdsl.ir.expr import Expr, Literal, variables
 from optdsl.ir.plan import Plan
 from optdsl.ir.program import Program
 from optdsl.passes.evaluate import Unknown, host_value
-from optdsl.passes.schedule import EXACT, schedule
-from optdsl.passes.specialise import Leaf, Split, Tree, leaves, specialise
+from optdsl.passes.schedule import schedule
+from optdsl.passes.specialise import Leaf, Split, Tree, specialise
 
 #: Steps that are looked at one by one.
 FIRST = 1000
@@ -64,15 +64,13 @@ class Planner:
     """Finds the phases of a program, already simplified, for one setting after another."""
 
     def __init__(self, program: Program) -> None:
-        """Raises Unsupported, TooManyBranches."""
+        """Raises TooManyBranches."""
         self.program = program
         self.tree = specialise(program)
         self.plans: dict[tuple[int, str], Plan] = {}
-        for leaf in leaves(self.tree):
-            self.plan(leaf, EXACT)
 
     def phases(self, setting: Setting) -> Phases:
-        """Raises ValueError for options that the program does not take."""
+        """Raises ValueError for options that the program does not take, Unsupported where a step has no plan."""
         hypers = setting.hypers(self.program)
         sizes = widths(self.program, setting.dtype)
         timeline = _Timeline(self.program, self.tree, {**hypers, **setting.facts})
