@@ -64,6 +64,8 @@ class Job:
     reduces: bool
     #: Whether it reads values per tensor, which are kept in double precision.
     scalars: bool
+    #: Whether it draws random numbers.
+    draws: bool
     target: str
     types: str
 
@@ -115,7 +117,7 @@ def jobs(method: str, cls: Any, target: str, types: str) -> Iterator[tuple[Job, 
                 re.findall(r" (?:load\(\w+_at \+ i|read\(\w+_at, x \+ ARRAYS \+ \d+, i), live, ", body)
             )
             stores = len(re.findall(r"^ +(?:store\(\w+_at \+ i|write\(\w+_at), ", body, re.MULTILINE))
-            reads = "partials" in body, "values" in body or "SHARED" in body
+            reads = "partials" in body, "values" in body or "SHARED" in body, "words(" in body
             yield Job(method, name, kernel.by_rows, loads, stores, *reads, target, types), kernel, function
 
 

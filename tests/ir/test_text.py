@@ -326,7 +326,7 @@ def test_reductions_and_draws_keep_what_they_are() -> None:
         assert isinstance(found, Call)
         assert (found.op, found.attr, found.args) == ("reduce_sum", over, (P,))
     for op in ("normal", "uniform", "rademacher"):
-        assert parsed(call(op, site=4095)) is call(op, site=4095)
+        assert parsed(call(op, site=2047)) is call(op, site=2047)
     assert parsed(call("bernoulli", var("lr", ty.host()), site=3)) is call(
         "bernoulli", var("lr", ty.host()), site=3
     )
