@@ -147,12 +147,12 @@ def trained(task: str, name: str, store: str | None) -> np.ndarray:
     return np.array(found)
 
 
-@needs_compiler
 #: All methods on digits, and with OPTDSL_FULL on text, which takes longest.
 FULL = bool(os.environ.get("OPTDSL_FULL"))
 CASES = [(task, name) for task in TASKS for name in METHODS if FULL or task == "digits" or name == "adamw"]
 
 
+@needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "name"), CASES)
 def test_training_ends_within_noise_of_float32(task: str, name: str) -> None:
