@@ -26,10 +26,10 @@ class AdamCoordClip(Optimizer):
         g = g + weight_decay * p
         v = beta2 * v + (1 - beta2) * g^2
         if coordinate_clip > 0:
-            top = floor(coordinate_clip * sum(1.0 if (1.0 if g == g else 0.0) != 0 else 0.0, over=group)) + 1
+            top = floor(coordinate_clip * sum(1.0 if (1.0 if g == g or g != g else 0.0) != 0 else 0.0, over=group)) + 1
             shared = abs(g)
             limit = threshold_scale * max(kth_largest(shared, top, over=group), 0)
-            g = g if shared < limit else sign(g) * limit
+            g = sign(g) * limit if shared >= limit else g
         m = beta1 * m + (1 - beta1) * g
         p = p - lr / (1 - beta1^t) * m / (sqrt(v) / sqrt(1 - beta2^t) + eps)
 
@@ -158,12 +158,12 @@ class AdamCoordClip(Optimizer):
         g = g + weight_decay * p
         v = beta2 * v + (1 - beta2) * g.square()
         if coordinate_clip > 0:
-            joint = yield Joint("sum", "group", 0, ((g == g).to(whole.dtype) != 0).to(whole.dtype))
+            joint = yield Joint("sum", "group", 0, (((g == g) | (g != g)).to(whole.dtype) != 0).to(whole.dtype))
             top = (coordinate_clip * joint).floor() + 1
             shared = g.abs()
             joint = yield Joint("kth_largest", "group", 1, shared, top)
             limit = threshold_scale * joint.clamp(min=0)
-            g = torch.where(shared < limit, g, g.sign() * limit)
+            g = torch.where(shared >= limit, g.sign() * limit, g)
         m = beta1 * m + (1 - beta1) * g
         p = p - lr / (1 - beta1**t) * m / (v.sqrt() / host.sqrt(1 - beta2**t) + eps)
         state["exp_avg"] = m
@@ -193,15 +193,15 @@ class AdamCoordClip(Optimizer):
         g = foreach.add_scaled(g, p, weight_decay)
         v = foreach.addcmul_(foreach.mul(beta2, v), g, g, 1 - beta2)
         if coordinate_clip > 0:
-            joint = yield Joint("sum", "group", 0, foreach.indicator(foreach.ne(foreach.indicator(foreach.eq(g, g), whole), 0), whole))
+            joint = yield Joint("sum", "group", 0, foreach.indicator(foreach.ne(foreach.indicator(foreach.logical_or(foreach.eq(g, g), foreach.ne(g, g)), whole), 0), whole))
             top = (coordinate_clip * joint).floor() + 1
             shared = foreach.abs(g)
             joint = yield Joint("kth_largest", "group", 1, shared, top)
             limit = threshold_scale * joint.clamp(min=0)
             g = foreach.where(
-                foreach.lt(shared, limit),
-                g,
+                foreach.ge(shared, limit),
                 foreach.mul_(foreach.sign(g), limit),
+                g,
                 whole,
             )
         m = foreach.add_scaled_(foreach.mul(beta1, m), g, 1 - beta1)

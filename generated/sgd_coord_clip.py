@@ -24,10 +24,10 @@ class SGDCoordClip(Optimizer):
     One step (`p` parameter, `g` gradient, `t` this parameter's step count from 1)::
 
         if coordinate_clip > 0:
-            top = floor(coordinate_clip * sum(1.0 if (1.0 if g == g else 0.0) != 0 else 0.0, over=group)) + 1
+            top = floor(coordinate_clip * sum(1.0 if (1.0 if g == g or g != g else 0.0) != 0 else 0.0, over=group)) + 1
             shared = abs(g)
             limit = threshold_scale * max(kth_largest(shared, top, over=group), 0)
-            g = g if shared < limit else sign(g) * limit
+            g = sign(g) * limit if shared >= limit else g
         if normalize:
             g = g / sqrt(mean(g^2))
         g = g + weight_decay * p
@@ -395,12 +395,12 @@ class SGDCoordClip(Optimizer):
         normalize = group["normalize"]
         whole = p
         if coordinate_clip > 0:
-            joint = yield Joint("sum", "group", 0, ((g == g).to(whole.dtype) != 0).to(whole.dtype))
+            joint = yield Joint("sum", "group", 0, (((g == g) | (g != g)).to(whole.dtype) != 0).to(whole.dtype))
             top = (coordinate_clip * joint).floor() + 1
             shared = g.abs()
             joint = yield Joint("kth_largest", "group", 1, shared, top)
             limit = threshold_scale * joint.clamp(min=0)
-            g = torch.where(shared < limit, g, g.sign() * limit)
+            g = torch.where(shared >= limit, g.sign() * limit, g)
         if normalize:
             g = g / g.square().mean().sqrt()
         g = g + weight_decay * p
@@ -439,15 +439,15 @@ class SGDCoordClip(Optimizer):
         normalize = group["normalize"]
         whole = p
         if coordinate_clip > 0:
-            joint = yield Joint("sum", "group", 0, foreach.indicator(foreach.ne(foreach.indicator(foreach.eq(g, g), whole), 0), whole))
+            joint = yield Joint("sum", "group", 0, foreach.indicator(foreach.ne(foreach.indicator(foreach.logical_or(foreach.eq(g, g), foreach.ne(g, g)), whole), 0), whole))
             top = (coordinate_clip * joint).floor() + 1
             shared = foreach.abs(g)
             joint = yield Joint("kth_largest", "group", 1, shared, top)
             limit = threshold_scale * joint.clamp(min=0)
             g = foreach.where(
-                foreach.lt(shared, limit),
-                g,
+                foreach.ge(shared, limit),
                 foreach.mul_(foreach.sign(g), limit),
+                g,
                 whole,
             )
         if normalize:

@@ -85,7 +85,8 @@ def _file(name: str, beside: Path) -> tuple[str, Path]:
     for place in (f"lib/{plain}.opt", f"{plain}.opt"):
         if (shipped / place).is_file():
             return place, shipped / place
-    known = sorted(p.stem for p in (shipped / "lib").glob("*.opt"))
+    files = (shipped / "lib").glob("*.opt")
+    known = sorted(p.stem for p in files if re.search(r"^transform ", read_text(p), re.MULTILINE))
     raise ValueError(
         f"there is no transform `{name}`; {nearest(name, known) or 'there are ' + ', '.join(known)}"
     )
@@ -106,6 +107,10 @@ def stored(program: Program, store: Store | None) -> Program:
     elements = [s for s in program.kept if s.type.is_element]
     given = dict.fromkeys((s.key for s in elements), store) if isinstance(store, str) else dict(store)
     for key, name in given.items():
+        if key == "p":
+            raise ValueError(
+                "how parameters are kept is said where the optimizer is made, as `store={'p': ...}`"
+            )
         if name not in FORMATS:
             help = nearest(name, FORMATS) or f"there are {', '.join(FORMATS)}"
             raise ValueError(f"there is no format `{name}` to store a state in; {help}")

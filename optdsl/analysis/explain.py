@@ -20,6 +20,7 @@ from optdsl.analysis.setting import Setting
 from optdsl.analysis.symbols import unicode_symbols
 from optdsl.core.ops import FACTS
 from optdsl.core.record import record
+from optdsl.core.storage import LEAST, is_code
 from optdsl.core.types import Dim, Level
 from optdsl.ir.expr import Expr, Literal, TypeFault, Var, call, transform, variables
 from optdsl.ir.plan import KINDS, Plan, Value
@@ -112,6 +113,17 @@ def explain(
     Raises ValueError for options that the program does not take.
     """
     hypers = setting.hypers(simplified)
+    small = setting.facts["numel"] < LEAST
+    simplified = replace(
+        simplified,
+        states=tuple(
+            # codes are for large tensors, and for states that are kept for one step
+            replace(s, stored="f32")
+            if s.stored and is_code(s.stored) and (small or s.delay is not None)
+            else s
+            for s in simplified.states
+        ),
+    )
     if any(state.stored not in (None, computed_in(setting.dtype)) for state in simplified.kept):
         setting = replace(setting, narrow=True)
     try:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from optdsl.check.expression import fact
 from optdsl.check.names import LANGUAGE_NAMES, check_name, closest, shown
+from optdsl.check.ranges import whole_range
 from optdsl.check.scope import POISON, Instance, Undefined
 from optdsl.check.step import Statements, fits, remedy
 from optdsl.check.why import describe
 from optdsl.core import types as ty
-from optdsl.core.storage import FORMATS
+from optdsl.core.storage import FORMATS, is_code
 from optdsl.core.types import Kind, Type
 from optdsl.ir.expr import (
     Const,
@@ -78,13 +79,17 @@ class States(Statements):
             message = f"`{name}` has no initial value, which the first steps read"
             self.report("E0210", span, message, f"write it, as in `{name} = 0 delay ...`")
             return None
+        if item.stored is not None and is_code(item.stored):
+            message = f"`{name}` is kept for several steps, which codes are not for"
+            self.report("E0210", span, message, f"remove `stored {shown(item.stored)}`, or store it as bf16")
+            return None
         value = self.check(item.delay)
         if value is POISON:
             return None
         if isinstance(value, Const) and type(value.value) is int and value.value >= 1:
             return value.value
         hyper = self.builder.hypers.get(value.name) if isinstance(value, Var) else None
-        at_least = 1 if hyper is None or hyper.interval is None else hyper.interval.low
+        at_least = 1 if hyper is None or hyper.interval is None else whole_range(hyper.interval)[0]
         if (
             hyper is not None
             and hyper.kind is Kind.INT

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from operator import is_, itemgetter
 from typing import Any, ClassVar, overload
@@ -27,7 +28,7 @@ from optdsl.runtime.states import (
     kept,
     restored,
 )
-from optdsl.runtime.storage import BLOCK, CODES, SCALES, Coded, code
+from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, SPLITS, Coded, code
 from optdsl.runtime.units import Cohorts, Unit, gather
 
 _FLAGS = ("maximize", "foreach", "capturable", "differentiable", "fused", "overwrite_grad", "store")
@@ -126,7 +127,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
     def _forget(self) -> None:
         """Drops what is remembered between steps for speed alone."""
         #: Options of each group as they were last checked, and the names of those that hold tensors.
-        self._checked: dict[int, tuple[tuple[Any, ...], tuple[str, ...]]] = {}
+        self._checked: dict[int, tuple[tuple[Any, ...], tuple[str, ...], Any]] = {}
         self._options_in: Callable[[Mapping[str, Any]], tuple[Any, ...]]
         self._options_in = itemgetter(*(hyper.name for hyper in self._hypers), *_FLAGS)
         self._cohorts = Cohorts()
@@ -176,7 +177,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """Checks the options that changed since the last step; names those that hold tensors."""
         values = self._options_in(group)
         known = self._checked.get(number)
-        if known is not None and all(map(is_, values, known[0])):
+        if known is not None and all(map(is_, values, known[0])) and group["store"] == known[2]:
             names = known[1]
             if names and not (group["capturable"] or group["differentiable"]):  # they are read anyway
                 for hyper in self._hypers:
@@ -189,13 +190,18 @@ class Optimizer(Rule, torch.optim.Optimizer):
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
-        if known is not None and known[0][-1] != group["store"] and any(map(self.state.get, group["params"])):
+        if known is not None and known[2] != group["store"] and any(map(self.state.get, group["params"])):
             raise ValueError(
                 f"{type(self).__name__}: `store` was changed, but states are kept in the old formats already; make a "
                 "new optimizer with the new `store`, and load this one's state dict into it"
             )
         names = tuple(hyper.name for hyper in self._hypers if has_tensor(group[hyper.name]))
-        self._checked[number] = (self._options_in(group), names)
+        store = group["store"]  # a dict may be changed where it is
+        self._checked[number] = (
+            self._options_in(group),
+            names,
+            dict(store) if isinstance(store, dict) else store,
+        )
         return names
 
     @overload
@@ -382,6 +388,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
     def _restore(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Brings the loaded state of one parameter into the form in which `step` keeps it."""
         capturable = bool(group["capturable"])
+        if LOW in state:
+            self._restore_low(p, state, group)
         for key in [key for key in state if key + SCALES in state and key in self._specs]:
             self._restore_coded(p, state, key, kept(self._specs[key], group, p))
         for key, value in list(state.items()):
@@ -391,10 +399,14 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 del state[key]
             elif spec is not None and spec.in_codes:
                 if key + SCALES not in state:
-                    value = value.value if isinstance(value, _AsSaved) else value
-                    made = create_coded(spec, p, torch.as_tensor(value).detach().to(p.device))
+                    given = torch.as_tensor(value.value if isinstance(value, _AsSaved) else value)
+                    _check_scales(key, given)
+                    usual = replace(spec, stored="f64" if p.dtype is torch.float64 else "f32")
+                    made = create_coded(spec, p, restored(key, usual, given, p, capturable))
                     state[key], state[key + SCALES] = made.codes, made.scales
             elif isinstance(value, _AsSaved):
+                if spec is not None:
+                    _check_scales(key, value.value)
                 state[key] = restored(key, spec, value.value, p, capturable)
             elif not isinstance(value, Tensor) and (key == "step" or spec is not None):
                 state[key] = restored(key, spec, value, p, capturable)
@@ -418,20 +430,52 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 f"state {key!r} of the loaded state dict is in codes, but its group says {name!r}"
             )
         table = code(name, spec.positive, p.device)
-        held = Coded(
-            codes.detach().to(p.device).clone(), scales.detach().to(p.device).clone(), table, p.shape
-        )
+        if codes.dtype is not torch.uint8 or not scales.is_floating_point():
+            raise ValueError(
+                f"state {key!r} of the loaded state dict has codes of {codes.dtype} and scales of {scales.dtype}, "
+                "not of torch.uint8 and torch.float32"
+            )
         numbers = p.numel() if table.bits == 8 else (p.numel() + 1) // 2
         if codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
             raise ValueError(
                 f"state {key!r} of the loaded state dict has {codes.numel()} codes and {scales.numel()} scales, but "
                 f"this parameter of shape {tuple(p.shape)} needs {numbers} and {-(-p.numel() // BLOCK)}"
             )
+        held = Coded(
+            codes.detach().to(p.device).reshape(p.shape if table.bits == 8 else (numbers,)).clone(),
+            scales.detach().to(p.device, torch.float32).reshape(-1).clone(),
+            table,
+            p.shape,
+        )
         if name == spec.stored:
             state[key], state[key + SCALES] = held.codes, held.scales
         else:
             del state[key + SCALES]
             state[key] = _AsSaved(held.open(compute_dtype(p.dtype)))
+
+    def _restore_low(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
+        """What is loaded beside a parameter, if it is kept so here; its form is changed by the next step."""
+        low: Any = state.pop(LOW)
+        low = low.value if isinstance(low, _AsSaved) else low
+        store = group.get("store")
+        form = store.get("p") if isinstance(store, Mapping) else None
+        if form not in SPLITS or p.dtype is not torch.bfloat16:
+            return
+        if not isinstance(low, Tensor) or low.dtype not in SPLITS.values() or low.shape != p.shape:
+            what = f"of {low.dtype}, shape {tuple(low.shape)}" if isinstance(low, Tensor) else repr(low)
+            raise ValueError(
+                f"{LOW!r} of the loaded state dict is {what}; beside this parameter is a tensor of shape "
+                f"{tuple(p.shape)}"
+            )
+        state[LOW] = low.detach().to(p.device).clone()
+
+
+def _check_scales(key: str, value: Tensor) -> None:
+    """Raises ValueError for codes without scales."""
+    if isinstance(value, Tensor) and value.dtype is torch.uint8:
+        raise ValueError(
+            f"state {key!r} of the loaded state dict is in codes, but has no {key + SCALES!r} beside it"
+        )
 
 
 def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,9 @@ class Split(Packed):
       the bits of the float32 number are above its own: all 16, or the upper 8 of them.
     - `low` in bfloat16: the parameter is the nearest bfloat16 (of two, the even one), `low` the nearest one to what
       the float32 number is more, or 0 if that is not finite.
+
+    Who writes to the parameter between steps leaves `low` behind: where it cannot belong to the parameter that is
+    there now, it counts as 0.
     """
 
     high: Tensor
@@ -184,9 +187,14 @@ class Split(Packed):
         """The numbers, in memory of their own."""
         high = self.high.detach()
         if self.low.dtype is torch.bfloat16:  # a sum would make 0 of -0
-            return torch.where(self.low == 0, high.float(), high.float() + self.low.float()).to(dtype)
+            wide, low = high.float(), self.low.float()
+            fits = (low != 0) & (low.abs() * 256 <= wide.abs().clamp(min=2.0**-126))
+            return torch.where(fits, wide + low, wide).to(dtype)
+        bits = high.view(torch.int16).to(torch.int32)
         low = self.low.to(torch.int32) << (0 if self.low.dtype is torch.int16 else 8)
-        return ((high.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32).to(dtype)
+        # it would change the sign of 0, or make nan of an infinity
+        lost = ((bits & 0x7FFF) == 0) & (low < 0) | ((bits & 0x7F80) == 0x7F80) & (low > 0)
+        return ((bits << 16) + low.masked_fill(lost, 0)).view(torch.float32).to(dtype)
 
     def put(self, value: Any) -> None:
         """Keeps a tensor, or the same number everywhere."""

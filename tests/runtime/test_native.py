@@ -1445,3 +1445,19 @@ def test_a_branch_without_kernels_comes_and_goes() -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
         for key, kept in peer.state[q].items():
             torch.testing.assert_close(optimizer.state[p][key], kept, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_that_is_refused_begins_no_states() -> None:
+    """Neither of the parameter without a kernel, nor of those that have one."""
+    lion = optdsl.load("lion_k")
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in "ab")
+    optimizer = lion([{"params": [p]}, {"params": [q], "kappa": "topk"}], fused=True)
+    p.grad, q.grad = torch.full((3,), 100.0), torch.full((3,), 100.0)
+    with pytest.raises(RuntimeError, match="LionK has no fused kernel"):
+        optimizer.step()
+    assert not optimizer.state
+    assert p.tolist() == q.tolist() == [1.0] * 3
+    for group in optimizer.param_groups:
+        group["fused"] = False
+    optimizer.step()
+    assert all(optimizer.state[x]["step"] == 1 for x in (p, q))

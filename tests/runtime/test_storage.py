@@ -18,7 +18,7 @@ from optdsl.analysis.explain import explain
 from optdsl.analysis.setting import Setting
 from optdsl.core import storage as names
 from optdsl.runtime import states, storage
-from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, Split, code, decode, encode
+from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, SPLITS, Split, code, decode, encode
 from tests.backends.interpreted import interpreted, needs_triton
 from tests.end_to_end.test_golden import REFERENCE
 from tests.support import needs_compiler
@@ -415,3 +415,76 @@ def test_formats_of_a_spec_and_from_outside(tmp_path: Path) -> None:
     found = explain(program, driver.simplify(program), Setting())
     assert found.state_bytes == 2 * (1 + 4 / 256)
     assert found.usual.account.moved == 4 + 8 + 4 + 4 * (1 + 4 / 256)  # g twice, p both ways, codes both ways
+
+
+@pytest.mark.parametrize("path", ["loop", "foreach", pytest.param("kernels", marks=needs_compiler)])
+@pytest.mark.parametrize("form", sorted(SPLITS))
+def test_parameters_that_others_write_to(form: str, path: str) -> None:
+    """Pruned, clamped or loaded between steps: what is left beside the old parameter does no harm to the new one."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(1000).bfloat16())
+    optimizer = optdsl.load("sgd")([p], lr=0.1, store={"p": form}, **PATHS[path])
+    p.grad = torch.randn(1000).bfloat16()
+    optimizer.step()
+    written = torch.randn(1000).bfloat16() * (torch.arange(1000) % 2)
+    written[:3] = torch.tensor([-0.0, 3.3e38, -3.3e38])
+    with torch.no_grad():
+        p.copy_(written)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    # at most the half of a last place that may be beside it
+    off = (p.detach().double() - written.double()).abs()
+    assert bool((off <= written.double().abs() * 2.0**-7).all()), off.max()
+
+
+def test_what_is_beside_a_parameter_in_a_checkpoint() -> None:
+    """It is dropped where parameters are not kept so, and refused if it does not fit."""
+
+    def trained(store: Any, p: torch.Tensor) -> Any:
+        optimizer = optdsl.load("sgd")([torch.nn.Parameter(p)], lr=1.0, store=store)
+        return optimizer
+
+    p = torch.full((4,), 1000.0, dtype=torch.bfloat16)
+    first = trained({"p": "bf16+kahan"}, p)
+    (q,) = first.param_groups[0]["params"]
+    q.grad = torch.full_like(q, 1.9)
+    first.step()
+    saved = first.state_dict()
+    plain = trained(None, p.clone())
+    plain.load_state_dict(saved)
+    assert LOW not in plain.state[plain.param_groups[0]["params"][0]]
+    for wrong in (torch.zeros(()), torch.zeros(3, dtype=torch.int16), torch.zeros((), dtype=torch.int16), 5):
+        broken = {**saved, "state": {0: {**saved["state"][0], LOW: wrong}}}
+        other = trained({"p": "bf16+16"}, p.clone())
+        with pytest.raises(ValueError, match="'p_low' of the loaded state dict is"):
+            other.load_state_dict(broken)
+
+
+def test_codes_that_do_not_fit_are_refused() -> None:
+    p = torch.nn.Parameter(torch.randn(70, 70))
+    optimizer = optdsl.load("adamw")([p], store="q8")
+    p.grad = torch.randn(70, 70)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    entry = saved["state"][0]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"exp_avg_absmax": None}, "is in codes, but has no 'exp_avg_absmax'"),
+        ({"exp_avg": entry["exp_avg"].long()}, "has codes of torch.int64"),
+        ({"exp_avg": torch.ones(1), "exp_avg_absmax": None}, "has shape"),
+        ({"exp_avg": torch.ones(70), "exp_avg_absmax": None}, "has shape"),
+    ]
+    for changed, said in cases:
+        new = {key: x for key, x in {**entry, **changed}.items() if x is not None}
+        other = optdsl.load("adamw")([torch.nn.Parameter(torch.randn(70, 70))], store="q8")
+        with pytest.raises(ValueError, match=said):
+            other.load_state_dict({**saved, "state": {0: new}})
+
+
+def test_formats_changed_in_place_are_noticed() -> None:
+    p = torch.nn.Parameter(torch.randn(70, 70))
+    optimizer = optdsl.load("adamw")([p], store={"exp_avg": "q8"})
+    p.grad = torch.randn(70, 70)
+    optimizer.step()
+    optimizer.param_groups[0]["store"]["exp_avg"] = "q4"
+    with pytest.raises(ValueError, match="`store` was changed"):
+        optimizer.step()

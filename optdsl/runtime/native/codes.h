@@ -256,18 +256,24 @@ static void encode_float_(const float *restrict x, uint8_t *restrict codes, floa
 }
 
 /* A parameter in bfloat16, and the bits that it lacks: 16 of them, or the upper 8. */
+INLINE uint32_t with_low_(uint16_t high, int32_t low)
+{
+    /* what the parameter that was there before had more may change the sign of 0, or make nan of an infinity */
+    const int lost = ((high & 0x7fff) == 0 && low < 0) || ((high & 0x7f80) == 0x7f80 && low > 0);
+    return ((uint32_t)high << 16) + (uint32_t)(lost ? 0 : low);
+}
 static void join_(const uint16_t *restrict high, const void *low, i64 bits, i64 n, float *restrict out)
 {
     if (bits == 32) {
         const int16_t *restrict const l = low;
         SIMD_ for (i64 i = 0; i < n; i++) {
-            const uint32_t b = ((uint32_t)high[i] << 16) + (uint32_t)(int32_t)l[i];
+            const uint32_t b = with_low_(high[i], l[i]);
             memcpy(out + i, &b, 4);
         }
     } else {
         const int8_t *restrict const l = low;
         SIMD_ for (i64 i = 0; i < n; i++) {
-            const uint32_t b = ((uint32_t)high[i] << 16) + (uint32_t)((int32_t)l[i] * 256);
+            const uint32_t b = with_low_(high[i], (int32_t)l[i] * 256);
             memcpy(out + i, &b, 4);
         }
     }
@@ -335,7 +341,8 @@ static void sum_(const uint16_t *restrict high, const uint16_t *restrict low, i6
 {
     SIMD_ for (i64 i = 0; i < n; i++) {
         const float h = wide_(high[i]), l = wide_(low[i]), sum = h + l;
-        out[i] = l == 0 ? h : sum; /* -0 stays */
+        const float size = __builtin_fabsf(h), most = size < 0x1p-126f ? 0x1p-126f : size;
+        out[i] = l == 0 || !(__builtin_fabsf(l) * 256 <= most) ? h : sum; /* -0 stays; so does what another left */
     }
 }
 INLINE uint16_t nearest_half_(float x)

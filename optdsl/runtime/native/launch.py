@@ -342,7 +342,7 @@ class Launcher:
         """The tables of this step, filled; None for a group that does not want kernels."""
         same = self._known is not None and self._same(states)
         tables: list[Table | None] = []
-        made = False
+        made, had = False, None
         for group, first in zip(groups, firsts, strict=True):
             if not group.native:
                 tables.append(None)
@@ -355,7 +355,15 @@ class Launcher:
             else:
                 fits = same and table.gather(group) and self._prepare(table, group)
             if table is None or not fits:
-                table = self.tables[group.number] = self._make(group, first, states)
+                had = set(states) if had is None else had
+                try:
+                    table = self._make(group, first, states)
+                except RuntimeError:  # the step is not taken, so states that began with it are none
+                    for p in [p for p in states if p not in had]:
+                        del states[p]
+                    self.tables.clear()
+                    raise
+                self.tables[group.number] = table
                 made = True
                 if table.batches and not (table.gather(group) and self._prepare(table, group)):
                     raise AssertionError("a table that was just made does not fit its tensors")

@@ -26,6 +26,8 @@ _BUCKETS = 24 * 256 + 1
 BUCKETS = tl.constexpr(_BUCKETS)
 FIRST_BUCKET = tl.constexpr(103 << 8)
 PER_SCALE = tl.constexpr(256)
+#: The smallest normal number of float32.
+SMALLEST = tl.constexpr(2.0**-126)
 
 
 @functools.cache
@@ -67,20 +69,27 @@ def read(pointer, cell, i, live, MASKED: tl.constexpr, REAL: tl.constexpr):
         return _scaled((pairs >> ((i % 2) * 4).to(tl.int32)) & 15, cell, i, live, REAL)
     elif pointer.dtype.element_ty == tl.int16:
         low = tl.load(_beside(cell, tl.int16) + i, mask=live, other=0).to(tl.int32)
-        bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + low
-        return bits.to(tl.float32, bitcast=True)
+        return _with_low(tl.load(pointer + i, mask=live, other=0).to(tl.int32), low)
     elif pointer.dtype.element_ty == tl.uint16:
         low = tl.load(_beside(cell, tl.int8) + i, mask=live, other=0).to(tl.int32)
-        bits = (tl.load(pointer + i, mask=live, other=0).to(tl.int32) << 16) + (low << 8)
-        return bits.to(tl.float32, bitcast=True)
+        return _with_low(tl.load(pointer + i, mask=live, other=0).to(tl.int32), low << 8)
     elif pointer.dtype.element_ty == tl.int32:
         return _wide(pointer, i, live, MASKED).to(REAL)
     elif pointer.dtype.element_ty == tl.uint32:
         high = _wide(pointer, i, live, MASKED)
         low = _wide(_beside(cell, tl.uint16), i, live, MASKED)
-        return tl.where(low == 0.0, high, high + low)  # -0 stays
+        size = tl.abs(high)
+        fits = tl.abs(low) * 256.0 <= tl.where(size < SMALLEST, SMALLEST, size)
+        return tl.where((low != 0.0) & fits, high + low, high)  # -0 stays, and so does what another has left
     else:
         return load(pointer + i, live, MASKED, REAL)
+
+
+@triton.jit
+def _with_low(high, low):
+    """Bits of bfloat16 with what they lack, unless that would change the sign of 0 or make nan of an infinity."""
+    lost = (((high & 0x7FFF) == 0) & (low < 0)) | (((high & 0x7F80) == 0x7F80) & (low > 0))
+    return ((high << 16) + tl.where(lost, 0, low)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
