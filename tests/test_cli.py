@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import json
 import os
 import pty
@@ -598,8 +599,11 @@ def test_an_interrupted_read(tmp_path):
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize("words", ["show adamw", "list", "--help", "compile --help", "explain all"])
-@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("words", "unbuffered"),
+    # the list takes long to make, so that it is tried once
+    [("list", ""), *itertools.product(("show adamw", "--help", "compile --help", "explain all"), ("", "1"))],
+)
 def test_a_reader_that_has_seen_enough(words, unbuffered, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-m", "optdsl", *words.split()],

@@ -25,7 +25,7 @@ AHEAD = PICKED if os.environ.get("OPTDSL_FULL") else [name for name in PICKED if
 BY_LENGTH = sorted(AHEAD, key=lambda name: -len((ROOT / "generated" / f"{name}.triton.py").read_text()))
 GROUPS = [tuple(BY_LENGTH[first::4]) for first in range(4)]
 #: What every target is tried with; the others are compiled for sm_90.
-EVERYWHERE = ("adamw", "lamb", "sm3")
+EVERYWHERE = ("adamw", "sm3", *(["lamb"] if os.environ.get("OPTDSL_FULL") else []))
 SAMPLE = ("adamw", "lion", "signsgd")
 
 
@@ -87,8 +87,8 @@ def test_other_types(types: str, kept: Path) -> None:
 
 def test_random_programs(kept: Path) -> None:
     """What the interpreter takes, a compiler need not: it wants to know the type of everything."""
-    found = results(["random:sm_90:f32:100:107"], kept)
-    assert len({job["method"] for job, _ in found}) > 3
+    found = results(["random:sm_90:f32:100:105"], kept)
+    assert len({job["method"] for job, _ in found}) > 2
     # functions of NVIDIA's library keep large angles on a stack, in many registers, in double precision
     library = ("registers", "stack", "spills", "doubles")
     # and Triton may compute random words as they suit their rounds, not as arrays are loaded
