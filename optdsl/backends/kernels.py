@@ -105,7 +105,7 @@ class Kernels:
         self.program = program
         self.tree, self.plans, lacking = _plans(program)
         #: Why some settings or branches have no kernels, "" if all have.
-        self.lacking = next(iter(lacking.values()), "")
+        self.lacking = " or ".join(dict.fromkeys(lacking.values()))
         self.leaves = list(leaves(self.tree))
         self.number = {id(leaf): index for index, leaf in enumerate(self.leaves)}
         self.names = self._names(names)

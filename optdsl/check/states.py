@@ -89,25 +89,17 @@ class States(Statements):
         if isinstance(value, Const) and type(value.value) is int and value.value >= 1:
             return value.value
         hyper = self.builder.hypers.get(value.name) if isinstance(value, Var) else None
-        at_least = 1 if hyper is None or hyper.interval is None else whole_range(hyper.interval)[0]
-        if (
-            hyper is not None
-            and hyper.kind is Kind.INT
-            and not hyper.is_part
-            and hyper.interval
-            and at_least >= 1
-        ):
-            return hyper.name
         text = self.why.text(item.delay)
-        if hyper is not None and hyper.kind is Kind.INT and not hyper.is_part:
+        if hyper is None or hyper.kind is not Kind.INT or hyper.is_part:
+            message = f"{text} is neither a whole number from 1 nor a hyperparameter that is an int"
+            help = "an int is written without a point, as in `keep = 3 in [1, inf)`"
+            self.report("E0210", span, message, help)
+        elif hyper.interval is None or whole_range(hyper.interval)[0] < 1:
             self.report(
                 "E0210", span, f"{text} may be less than 1", "give it an interval, as in `in [1, inf)`"
             )
         else:
-            message = f"{text} is neither a whole number from 1 nor a hyperparameter that is an int"
-            self.report(
-                "E0210", span, message, "an int is written without a point, as in `keep = 3 in [1, inf)`"
-            )
+            return hyper.name
         return None
 
     def is_new(

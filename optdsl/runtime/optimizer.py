@@ -139,7 +139,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
         That takes steps that are counted on the device, by kernels that take every tensor.
         """
-        if self._native is None or self._not_capturable is not None or self._starts_from_gradient:
+        if self._native is None or self._native.lacking:
+            return False
+        if self._not_capturable is not None or self._starts_from_gradient:
             return False
         if type(self) in _Kernels.missing:
             return False

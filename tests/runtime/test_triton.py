@@ -248,6 +248,8 @@ def test_who_supports_scaling() -> None:
     for flags, supports in (({}, False), ({"fused": True}, True), ({"capturable": True}, True)):
         assert ADAMW(parameters(), **flags)._step_supports_amp_scaling is supports
     assert not ADAMW(parameters(), foreach=True)._step_supports_amp_scaling
+    # some of its branches have no kernels
+    assert not optdsl.load("lion_k")(parameters(), fused=True)._step_supports_amp_scaling
     assert not SGD(
         parameters(), momentum=0.9, fused=True
     )._step_supports_amp_scaling  # its first step differs

@@ -111,4 +111,5 @@ def _placed(pieces: list[Piece]) -> tuple[list[int], list[float], list[float], l
         inside = [b for b in bits if place << 24 < b < place + 1 << 24]
         assert len(inside) <= 1
         split[place % _PLACES] = ((place + 1 << 24) - inside[0]) if inside else 0
-    return split, *([p[column] for p in found] for column in (1, 2, 3))  # type: ignore[return-value]
+    _, factors, shifts, tops = map(list, zip(*found, strict=True))
+    return split, factors, shifts, tops
