@@ -38,7 +38,12 @@ def widths(program: Program, dtype: str) -> dict[str, float]:
         if not state.type.is_host:
             usual = dtype if state.type.is_element else computed_in(dtype)
             found[state.name] = BYTES[state.stored or usual]
+    found[WORK] = BYTES[computed_in(dtype)]
     return found
+
+
+#: Under which name `widths` has that of arrays that are there during a step only; no state is called so.
+WORK = "work array"
 
 
 @record
@@ -49,9 +54,10 @@ class SweepAccount:
     is gone through again is in the cache. `bytes_read` and `bytes_written` are theirs, `bytes_loaded` and
     `bytes_stored` what the instructions move, which is more where a row is gone through again.
 
-    `barrier` is what happens behind it: "tensor" if the tensor must be finished before it goes on, "joint" if
-    all tensors meet, None if nothing does. `library` and `scalar` count the operations, by name, that a vector
-    function of the C library computes, and those that stay scalar.
+    `barrier` is what happens behind it: "tensor" if the tensor must be finished before it goes on, "joint" if all
+    tensors meet, "library" if torch computes the arrays `handed` from what is there, None if nothing does.
+    `library` and `scalar` count the operations, by name, that a vector function of the C library computes, and
+    those that stay scalar.
     """
 
     reads: tuple[str, ...]
@@ -65,6 +71,7 @@ class SweepAccount:
     operations: Mapping[str, int]
     library: Mapping[str, int]
     scalar: Mapping[str, int]
+    handed: tuple[str, ...] = ()
 
 
 @record
@@ -139,6 +146,7 @@ class Account:
 
 def account(plan: Plan, widths: Mapping[str, float]) -> Account:
     """The account of a plan whose arrays have numbers of these widths in bytes."""
+    widths = {**widths, **{array.name: widths[WORK] for array in plan.arrays if array.work}}
     order = {array.name: index for index, array in enumerate(plan.arrays)}
 
     def size(names: Iterable[str]) -> float:
@@ -164,11 +172,13 @@ def account(plan: Plan, widths: Mapping[str, float]) -> Account:
                 {kind: operations[kind] for kind in KINDS},
                 {name: named[name] for name in sorted(LIBRARY) if named[name]},
                 {name: named[name] for name in sorted(SCALAR_ONLY) if named[name]},
+                plan.library.outputs if plan.library is not None and plan.library.sweep == k else (),
             )
         )
     reads, writes = plan.bound
     cached_read, cached_written = _cached(plan)
-    state = size(a.name for a in plan.arrays if a.place is Place.ELEMENT and a.key and not a.given)
+    kept = [a for a in plan.arrays if a.key and not a.given and not a.work]
+    state = size(a.name for a in kept if a.place is Place.ELEMENT)
     return Account(
         tuple(sweeps),
         plan.launches,
@@ -199,6 +209,8 @@ def _cached(plan: Plan) -> tuple[list[str], list[str]]:
 def _barrier(plan: Plan, k: int) -> str | None:
     if plan.joints[k]:
         return "joint"
+    if plan.library is not None and plan.library.sweep == k:
+        return "library"
     return "tensor" if k < len(plan.sweeps) - 1 or finished(plan, k) else None
 
 

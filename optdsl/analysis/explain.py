@@ -25,7 +25,7 @@ from optdsl.core.types import Dim, Level
 from optdsl.ir.expr import Expr, Literal, TypeFault, Var, call, transform, variables
 from optdsl.ir.plan import KINDS, Plan, Value
 from optdsl.ir.program import Program, State, number
-from optdsl.passes.schedule import Unsupported
+from optdsl.passes.library import Unsupported
 from optdsl.passes.specialise import TooManyBranches
 
 #: Of the form of the JSON; a change that could break a reader raises it.
@@ -340,6 +340,7 @@ def _sweep_json(
         "bytes_stored": sweep.bytes_stored,
         "loops": sweep.loops,
         "barrier": sweep.barrier,
+        "torch_computes": list(sweep.handed),
         "reductions": [{"kind": kind, "over": over, "text": text} for kind, over, text in reductions],
         "operations": {kind: sweep.operations[kind] for kind in KINDS},
         "library": dict(sweep.library),

@@ -17,8 +17,9 @@ from optdsl.ir.expr import Expr, Literal, variables
 from optdsl.ir.plan import Plan
 from optdsl.ir.program import Program
 from optdsl.passes.evaluate import Unknown, host_value
+from optdsl.passes.library import settings
 from optdsl.passes.schedule import schedule
-from optdsl.passes.specialise import Leaf, Split, Tree, specialise
+from optdsl.passes.specialise import Leaf, Split, Tree
 
 #: Steps that are looked at one by one.
 FIRST = 1000
@@ -64,15 +65,15 @@ class Planner:
     """Finds the phases of a program, already simplified, for one setting after another."""
 
     def __init__(self, program: Program) -> None:
-        """Raises TooManyBranches."""
-        self.program = program
-        self.tree = specialise(program)
+        """Raises TooManyBranches, Unsupported."""
+        self.original = program
+        self.program, self.library, self.tree = settings(program)
         self.plans: dict[tuple[int, str], Plan] = {}
 
     def phases(self, setting: Setting) -> Phases:
         """Raises ValueError for options that the program does not take, Unsupported where a step has no plan."""
         hypers = setting.hypers(self.program)
-        sizes = widths(self.program, setting.dtype)
+        sizes = widths(self.original, setting.dtype)
         timeline = _Timeline(self.program, self.tree, {**hypers, **setting.facts})
         found = []
         for leaf, conditions, ranges, count in timeline.leaves():
@@ -93,7 +94,7 @@ class Planner:
         """The plan of a leaf of the tree."""
         key = (id(leaf), mode)
         if key not in self.plans:
-            self.plans[key] = schedule(leaf, mode)
+            self.plans[key] = schedule(leaf, mode, self.library)
         return self.plans[key]
 
 

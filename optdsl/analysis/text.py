@@ -129,6 +129,8 @@ def _sweeps(plan: PlanFor) -> list[str]:
         text = ", ".join(text for _, _, text in reductions)
         if sweep.loops > 1:
             table.append(f"       goes through each row {sweep.loops} times, from the cache but once")
+        if sweep.handed:
+            table.append(f"       torch computes {' '.join(sweep.handed)}; what it moves is not counted")
         if sweep.barrier == "joint":
             table.append(f"       all tensors meet: {text}")
         elif sweep.barrier == "tensor":
@@ -228,10 +230,15 @@ def markdown(found: Explanation) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+_BEHIND = {"joint": "all tensors meet", "tensor": "the tensor is finished", "library": "", None: ""}
+
+
 def _sweep_table(plan: PlanFor) -> str:
     rows = []
     for k, (sweep, reductions) in enumerate(zip(plan.account.sweeps, plan.reductions, strict=True), 1):
-        behind = {"joint": "all tensors meet", "tensor": "the tensor is finished", None: ""}[sweep.barrier]
+        behind = _BEHIND[sweep.barrier]
+        if sweep.handed:
+            behind = f"torch computes {' '.join(map(code, sweep.handed))}{behind and ', '}{behind}"
         text = ", ".join(cell(text) for _, _, text in reductions)
         reads, writes = (" ".join(map(code, names)) for names in (sweep.reads, sweep.writes))
         rows.append(

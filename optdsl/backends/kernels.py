@@ -13,12 +13,14 @@ from optdsl.backends.torch.emit import quoted
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.core.record import record
+from optdsl.core.types import Level
 from optdsl.ir.expr import Expr, var, variables
-from optdsl.ir.plan import Array, Plan
+from optdsl.ir.plan import Array, Place, Plan
 from optdsl.ir.program import Program
 from optdsl.passes.intervals import Intervals
-from optdsl.passes.schedule import EXACT, MODES, Unsupported, schedule
-from optdsl.passes.specialise import Leaf, Split, TooManyBranches, Tree, inline_host, leaves, specialise
+from optdsl.passes.library import Library, Unsupported, settings
+from optdsl.passes.schedule import EXACT, MODES, schedule
+from optdsl.passes.specialise import Leaf, Split, TooManyBranches, Tree, inline_host, leaves
 
 
 class NoKernels(Exception):
@@ -52,7 +54,8 @@ class Source:
 
 def plans(program: Program) -> list[tuple[tuple[tuple[Expr, bool], ...], Plan | str]]:
     """The plan of every branch, or why it has none, with the conditions that lead there. Raises NoKernels."""
-    tree, found, lacking = _plans(program)
+    divided = _plans(program)
+    tree, found, lacking = divided.tree, divided.plans, divided.lacking
 
     def walk(
         tree: Tree, path: tuple[tuple[Expr, bool], ...]
@@ -65,27 +68,41 @@ def plans(program: Program) -> list[tuple[tuple[tuple[Expr, bool], ...], Plan | 
     return walk(tree, ())
 
 
-def _plans(program: Program) -> tuple[Tree, dict[int, list[Plan]], dict[int, str]]:
-    """The tree of settings and, by the identity of each leaf, its plans in the order of MODES, or why it has none.
-
-    Raises NoKernels if none has any.
+@record
+class _Plans:
+    """`program` is what kernels do, `library` what they leave to torch. By the identity of each leaf of the tree of
+    settings, `plans` has its plans in the order of MODES, or `lacking` says why it has none.
     """
+
+    program: Program
+    library: Library | None
+    tree: Tree
+    plans: dict[int, list[Plan]]
+    lacking: dict[int, str]
+
+
+def _plans(program: Program) -> _Plans:
+    """The plans of all settings and branches. Raises NoKernels if none has any."""
     try:
-        tree = specialise(program)
+        kernels, library, tree = settings(program)
     except TooManyBranches:
         raise NoKernels("its options and branches multiply to too many kernels") from None
+    except Unsupported as reason:
+        raise NoKernels(str(reason)) from None
     plans: dict[int, list[Plan]] = {}
     lacking: dict[int, str] = {}
     for leaf in leaves(tree):
         try:
-            exact = schedule(leaf, EXACT)
-            modes = [exact] + [schedule(leaf, m) if len(exact.sweeps) > 1 else exact for m in MODES[1:]]
+            exact = schedule(leaf, EXACT, library)
+            others = MODES[1:] if len(exact.sweeps) > 1 else ()
+            modes = [exact, *(schedule(leaf, mode, library) for mode in others)]
+            modes += [exact] * (len(MODES) - len(modes))
             plans[id(leaf)] = [exact if mode.sweeps == exact.sweeps else mode for mode in modes]
         except Unsupported as reason:
             lacking[id(leaf)] = str(reason)
     if not plans:
         raise NoKernels(next(iter(lacking.values())))
-    return tree, plans, lacking
+    return _Plans(kernels, library, tree, plans, lacking)
 
 
 @record(frozen=False)
@@ -102,14 +119,19 @@ class Kernels:
 
     def __init__(self, program: Program, names: Mapping[str, str]) -> None:
         """`names` maps hyperparameters to the names they have in Python. Raises NoKernels."""
-        self.program = program
-        self.tree, self.plans, lacking = _plans(program)
+        found = _plans(program)
+        self.program, self.library, self.tree, self.plans = (
+            found.program,
+            found.library,
+            found.tree,
+            found.plans,
+        )
         #: Why some settings or branches have no kernels, "" if all have.
-        self.lacking = " or ".join(dict.fromkeys(lacking.values()))
+        self.lacking = " or ".join(dict.fromkeys(found.lacking.values()))
         self.leaves = list(leaves(self.tree))
         self.number = {id(leaf): index for index, leaf in enumerate(self.leaves)}
         self.names = self._names(names)
-        self.printer = Printer(self.names, Intervals(program), False, False)
+        self.printer = Printer(self.names, Intervals(self.program), False, False)
         self.units: list[Unit] = []
         #: For each leaf, by its identity, the host-level states that its setting reads or writes.
         self.hosts: dict[int, list[str]] = {}
@@ -170,6 +192,8 @@ class Kernels:
         need = {name for name, _ in plan.host_states}
         for read in (*plan.slots, *(expr for _, expr in plan.host_states), *path):
             need |= variables(read)
+        if plan.library is not None and self.library is not None:
+            need |= set().union(*map(variables, self.library.program.expressions()))
         definitions = {a.name: a.expr for a in (*self.program.body, *leaf.program.body)}
         queue = list(need)
         while queue:
@@ -181,7 +205,7 @@ class Kernels:
 
     def _unit(self, plans: list[Plan], hosts: int) -> None:
         used = {a.name: a for plan in plans for a in plan.arrays}
-        order = ["p", "g", *(s.name for s in self.program.states)]
+        order = dict.fromkeys(["p", "g", *(s.name for s in self.program.states), *used])
         arrays = [used[name] for name in order if name in used]
         unit = Unit(len(self.units), arrays, [Cells(plan, arrays, hosts) for plan in plans])
         self.units.append(unit)
@@ -230,6 +254,7 @@ class Kernels:
                 [n for n, _ in plan.scalar_stores if plan.array(n).group],
             ),
             "joints": (self.joints(cells), cells.joint_cell),
+            "ranked": (self.ranked(cells), self.ranked(cells) != "()"),
             "values": (str(len(cells.scalar_cell)), cells.scalar_cell),
             "width": (str(cells.width), cells.width),
             "rows": (str(len(cells.row_cell)), cells.row_cell),
@@ -237,11 +262,36 @@ class Kernels:
             "column_width": (str(cells.column_width), cells.column_width),
             "by_rows": ("True", cells.by_rows),
             "draws": ("True", plan.draws),
+            "works": (_tuple(self.works(unit)), self.works(unit)),
+            "library": (_spelled(self.handover(cells)), plan.library),
             "passes": (_spelled(named.passes) if named else "", named),
             "between": (_spelled(named.between) if named else "", named),
         }
         fields += [f"{name}={value}" for name, (value, wanted) in optional.items() if wanted]
         return _call("Kernel", fields)
+
+    def works(self, unit: Unit) -> tuple[tuple[str, str], ...]:
+        """The arrays of the table that are there during a step only, with their levels."""
+        levels = {state.name: state.type.level_name for state in self.program.states}
+        return tuple((a.key, levels.get(a.name, "element")) for a in unit.arrays if a.work)
+
+    def handover(self, cells: Cells) -> tuple[object, ...]:
+        """Where the library comes in: the sweep, and for each of its inputs where it is kept, and its outputs."""
+        plan = cells.plan
+        if plan.library is None:
+            return ()
+        inputs: list[tuple[str, str, int]] = []
+        for name, held in plan.library.inputs:
+            if held in cells.cell:
+                inputs.append((name, "array", cells.cell[held]))
+            elif cells.place(held) is Place.SCALAR:
+                group = self.program.state(name).type.level is Level.GROUP
+                inputs.append((name, "group" if group else "value", cells.scalar_cell[held]))
+            elif cells.place(held) is Place.ROWS:
+                inputs.append((name, "row", cells.row_cell[held]))
+            else:
+                inputs.append((name, "column", cells.column_cell[held]))
+        return plan.library.sweep, tuple(inputs), plan.library.outputs
 
     def keys_of(self, cells: Cells) -> list[str]:
         """Keys of the host-level states of a kernel."""
@@ -260,6 +310,13 @@ class Kernels:
                 if found is not None and found.joint:
                     rows.append((k, number, found.site, found.over, found.kind, found.operand.value))
         return _tuple(rows)
+
+    def ranked(self, cells: Cells) -> str:
+        """The joint reductions that rank entries: site, and the array that has them."""
+        found = (
+            v.reduction for v in cells.values.values() if v.reduction is not None and v.reduction.entries
+        )
+        return _tuple((reduction.site, reduction.entries) for reduction in found)
 
     def function(self) -> list[str]:
         """`_kernel`: which leaf a step is, its slots and its new host states."""

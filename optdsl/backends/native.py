@@ -19,13 +19,15 @@ NAMES = ("cpu", "triton")
 class Native:
     """The files of the kernels, and lines for the body of the Python class.
 
-    `reason` says why there are no kernels; the other fields are then empty.
+    `reason` says why there are no kernels; the other fields are then empty. `library` is what the kernels leave to
+    torch, None if there is nothing.
     """
 
     reason: str | None = None
     sources: tuple[Source, ...] = ()
     declarations: tuple[str, ...] = ()
     function: tuple[str, ...] = ()
+    library: Program | None = None
 
 
 def native(
@@ -56,4 +58,5 @@ def native(
 
         sources.append(emit_triton(kernels, source, digest, module))
     declarations = kernels.declarations(sources)
-    return Native(None, tuple(sources), tuple(declarations), tuple(kernels.function()))
+    library = None if kernels.library is None else kernels.library.program
+    return Native(None, tuple(sources), tuple(declarations), tuple(kernels.function()), library)

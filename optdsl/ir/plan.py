@@ -38,7 +38,8 @@ class Array:
     """Something in memory that a step reads or writes: `p`, `g`, or a state by its name.
 
     `key` is its key in `state_dict`, empty for `p` and `g`. A state at SCALAR place is one of a tensor, unless
-    `group`. One that is `given` is an input, which is not kept.
+    `group`. One that is `given` is an input, which is not kept; one that is `work` is there during the step only, for
+    what kernels and the library hand to each other, in the type that is computed in.
     """
 
     name: str
@@ -46,16 +47,21 @@ class Array:
     place: Place
     group: bool = False
     given: bool = False
+    work: bool = False
 
 
 @record
 class Reduction:
-    """`kind` (sum, mean, max, min) of the operand at `operand`, over `over`; `site` of a joint one."""
+    """`kind` (sum, mean, max, min) of the operand at `operand`, over `over`; `site` of a joint one.
+
+    A joint one may be the "kth_largest" of what is in the array `entries`; its operand is then k.
+    """
 
     kind: str
     over: str
     operand: Place
     site: int | None = None
+    entries: str = ""
 
     @property
     def joint(self) -> bool:
@@ -142,6 +148,19 @@ class Sweep:
         return counts
 
 
+@record
+class Handover:
+    """Behind sweep `sweep`, for which nothing of it is needed, the library program runs.
+
+    `inputs` are pairs (state of the library program, the array or value that holds it), `outputs` arrays that it
+    fills.
+    """
+
+    sweep: int
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[str, ...]
+
+
 #: The kinds of operations: sums, products, quotients, roots, comparisons (with choices, signs and extremes),
 #: roundings to whole numbers, functions, random draws.
 KINDS = ("add", "mul", "div", "sqrt", "compare", "round", "function", "random")
@@ -182,7 +201,7 @@ class Plan:
     `scalars[k]` are the values at SCALAR and COLS places computed in front of sweep k (the last: behind all).
     `scalar_stores` are states per tensor, per group and per column, stored at the end. `joints` tells for each
     sweep whether all tensors meet behind it. `vector`: the tensors have one column. Slot
-    number k is the variable `slot_name.k`.
+    number k is the variable `slot_name.k`. `library` says where the library comes in, None if it does not.
     """
 
     slots: tuple[Expr, ...]
@@ -194,6 +213,7 @@ class Plan:
     rows: bool = False
     vector: bool = False
     slot_name: str = "slot"
+    library: Handover | None = None
 
     @property
     def draws(self) -> bool:
@@ -222,7 +242,10 @@ class Plan:
     @property
     def launches(self) -> int:
         """Passes over all tensors: one more than there are joint barriers in front of another sweep."""
-        return 1 + sum(self.joints[:-1]) if self.sweeps else 0
+        halts = list(self.joints[:-1])
+        if self.library is not None and self.library.sweep < len(halts):
+            halts[self.library.sweep] = True
+        return 1 + sum(halts) if self.sweeps else 0
 
     def array(self, name: str) -> Array:
         """The array `name`. Raises KeyError."""

@@ -283,7 +283,10 @@ def show_plan(conditions: Sequence[tuple[Expr, bool]], plan: Plan | str) -> str:
     def value(v: Value, indent: str) -> str:
         if v.reduction is None:
             return f"{indent}{v.name} = {expression(v.expr, {})}"
-        return f"{indent}{v.name} = {v.reduction.kind}({expression(v.expr, {})}, over={v.reduction.over})"
+        operand = expression(v.expr, {})
+        if v.reduction.entries:
+            operand = f"{v.reduction.entries}, {operand}"
+        return f"{indent}{v.name} = {v.reduction.kind}({operand}, over={v.reduction.over})"
 
     for k, scalars in enumerate(plan.scalars):
         lines += [value(v, "    ") for v in scalars]
@@ -299,6 +302,9 @@ def show_plan(conditions: Sequence[tuple[Expr, bool]], plan: Plan | str) -> str:
                 lines += [value(v, "        ") for v in loop.body]
                 lines += [f"        reduce {v.name}: {expression(v.expr, {})}" for v in loop.reduces]
                 lines += [f"        store {array} = {expression(expr, {})}" for array, expr in loop.stores]
+        if plan.library is not None and plan.library.sweep == k:
+            taken = ", ".join(held for _, held in plan.library.inputs)
+            lines.append(f"    torch computes {', '.join(plan.library.outputs)} from {taken or 'nothing'}")
         if plan.joints[k]:
             lines.append("    all tensors meet")
     lines += [f"    store {name} = {expression(expr, {})}" for name, expr in plan.scalar_stores]

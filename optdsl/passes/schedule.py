@@ -17,30 +17,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.record import record
 from optdsl.core.types import COLS, ELEMENT, ROWS, Kind, Level, Type, host
-from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, var, variables
-from optdsl.ir.plan import Array, Loop, Place, Plan, Reduction, Sweep, Value
+from optdsl.ir.expr import Call, Const, Expr, Var, as_number, call, const, is_joint, var, variables, walk
+from optdsl.ir.plan import Array, Handover, Loop, Place, Plan, Reduction, Sweep, Value
 from optdsl.ir.program import Program
 from optdsl.passes.evaluate import evaluate
+from optdsl.passes.library import Library, Unsupported
 from optdsl.passes.specialise import Leaf, inline_host
-
-
-class Unsupported(Exception):
-    """The program has no plan; the message says why, in words for its author."""
-
 
 #: How the parameter's storage bears on the schedule.
 EXACT, NARROW, OVERWRITE = "exact", "narrow", "overwrite"
 MODES = (EXACT, NARROW, OVERWRITE)
 
 
-def schedule(leaf: Leaf, mode: str = EXACT) -> Plan:
-    """The plan of a branch-free program.
+def schedule(leaf: Leaf, mode: str = EXACT, library: Library | None = None) -> Plan:
+    """The plan of a branch-free program, of a method with a part that is left to `library`.
 
     `mode` is EXACT where an array holds what is stored in it, NARROW where storing rounds (bfloat16), so that a
     stored value cannot be read back as what was computed, and OVERWRITE where the gradient may be used as
     scratch memory. Raises Unsupported.
     """
-    return _Scheduler(_Flat(leaf), mode).plan()
+    return _Scheduler(_Flat(leaf, library), mode).plan()
 
 
 def _reciprocal(expr: Expr) -> Expr:
@@ -65,8 +61,9 @@ def _unused(name: str, taken: set[str]) -> str:
 class _Flat:
     """The program with every value at one place: operands that live elsewhere have names of their own."""
 
-    def __init__(self, leaf: Leaf) -> None:
+    def __init__(self, leaf: Leaf, library: Library | None) -> None:
         self.program: Program = inline_host(leaf.program)
+        self.library = library if library is not None and _reads(self.program, library) else None
         self.vector = leaf.vector
         self.values: dict[str, Value] = {}
         self.slots: dict[int, Expr] = {}
@@ -79,29 +76,51 @@ class _Flat:
         }
         self.part, self.slot_name = (_unused(name, taken) for name in ("part", "slot"))
         self.arrays = self._arrays()
+        self.results: dict[str, Expr] = {}
+        #: For each value that is the k-th largest of the entries of several tensors the array that has these.
+        self.ranked: dict[str, str] = {}
         self.host = {a.name for a in self.program.body if a.expr.type.is_host}
         for assign in self.program.body:
             if not assign.expr.type.is_host:
                 self.assign(assign.name, assign.expr)
         states = {s.name: s for s in self.program.states}
-        self.results: dict[str, Expr] = {}
         self.host_states: list[tuple[str, Expr]] = []
+        #: What the library is handed: for each of its inputs an array in `results`, or a value.
+        self.handed: dict[str, str] = {}
         for name, expr in self.program.results.items():
             if isinstance(expr, Var) and expr.name == name:
                 continue
-            if name in states and states[name].type.is_host:
+            if library is not None and name in library.inputs:
+                if self.library is not None and variables(expr):
+                    self.hand(name, expr)
+            elif name in states and states[name].type.is_host:
                 self.host_states.append((name, expr))
             else:
                 self.results[name] = self.at(expr, self.arrays[name].place)
 
     def _arrays(self) -> dict[str, Array]:
         arrays = {name: Array(name, "", Place.ELEMENT) for name in ("p", "g")}
+        works = () if self.library is None else (*self.library.inputs, *self.library.outputs)
         for state in self.program.states:
             if not state.type.is_host:
                 place = self.place(state.type)
                 group = state.type.level is Level.GROUP
-                arrays[state.name] = Array(state.name, state.key, place, group, state.given)
+                work = state.name in works
+                arrays[state.name] = Array(state.name, state.key, place, group, state.given, work)
         return arrays
+
+    def hand(self, name: str, expr: Expr) -> None:
+        """Leaves a value in memory for the library: one per element in an array, others where they are kept."""
+        place = self.arrays[name].place
+        held = self.at(expr, place)
+        if place is Place.ELEMENT:
+            self.results[name] = held
+            self.handed[name] = name
+            return
+        if not isinstance(held, Var) or held.name not in self.values:
+            held = self.name(held, place, expr.type)
+        assert isinstance(held, Var)
+        self.handed[name] = held.name
 
     def place(self, type_: Type) -> Place:
         """Where values of a type live."""
@@ -188,7 +207,7 @@ class _Flat:
     def reduce(self, expr: Call, name: str | None) -> Expr:
         """A reduction, as a value of its own unless a row is an element."""
         if len(expr.args) > 1:
-            raise Unsupported("it ranks the entries of tensors")
+            return self.rank(expr, name)
         operand, over = expr.args[0], str(expr.attr)
         at = self.place(operand.type)
         if at is Place.HOST:
@@ -209,6 +228,34 @@ class _Flat:
         )
         self.values[name] = Value(name, self.place(expr.type), Kind.FLOAT, self.at(operand, at), reduction)
         return var(name, expr.type)
+
+    def rank(self, expr: Call, name: str | None) -> Expr:
+        """The k-th largest of the entries of several tensors, which are left in memory for when they meet."""
+        operand, k = expr.args
+        if self.place(operand.type) is not Place.ELEMENT:
+            raise Unsupported("it ranks values that are not per element")
+        if name is None:
+            self.count += 1
+            name = f"{self.part}.{self.count}"
+        held = _unused(f"ranked{len(self.ranked)}", self.arrays.keys() | self.values.keys())
+        self.arrays[held] = Array(held, held, Place.ELEMENT, work=True)
+        self.results[held] = self.at(as_number(operand), Place.ELEMENT)
+        self.ranked[name] = held
+        reduction = Reduction("kth_largest", str(expr.attr), Place.SCALAR, expr.site, held)
+        self.values[name] = Value(name, Place.SCALAR, Kind.FLOAT, self.at(k, Place.SCALAR), reduction)
+        return var(name, expr.type)
+
+
+def _reads(program: Program, library: Library) -> bool:
+    """Whether a branch of a program needs what the library makes."""
+    need: set[str] = set()
+    for name, expr in program.results.items():
+        if name not in library.inputs:
+            need |= variables(expr)
+    for assign in reversed(program.body):
+        if assign.name in need or any(is_joint(node) for node in walk(assign.expr)):
+            need |= variables(assign.expr)
+    return bool(need & set(library.outputs))
 
 
 @record
@@ -251,7 +298,7 @@ class _Scheduler:
 
     def _live(self) -> dict[str, Value]:
         """Values that some result needs, in order, and joint reductions: all tensors that reach one take part."""
-        need = set().union(*(variables(e) for e in self.flat.results.values()))
+        need = set().union(*(variables(e) for e in self.flat.results.values()), self.flat.handed.values())
         need |= {v.name for v in self.flat.values.values() if v.reduction is not None and v.reduction.joint}
         live: list[Value] = []
         for value in reversed(self.flat.values.values()):
@@ -268,17 +315,39 @@ class _Scheduler:
         self.time: dict[str, int] = {}
         self.formed: dict[str, int] = {}
         self.made: dict[object, Sweep] = {}
+        #: The sweep behind which the library runs.
+        self.handover = -1
+        library = self.flat.library
         joint = 0
         for value in self.values.values():
+            if library is not None and variables(value.expr) & set(library.outputs):
+                self._hand_over(library)
             now = self.at(value.expr)
             if value.reduction is not None:
                 now = max(now, delayed.get(value.name, 0))
+                if value.name in self.flat.ranked:
+                    now = max(now, self.at(self.elements[self.flat.ranked[value.name]]))
                 if value.reduction.joint:
                     # joint sites are formed in the order of the program, in every branch alike: tensors in
                     # different branches wait for each other
                     joint = now = max(now, joint)
                 self.formed[value.name] = now
             self.time[value.name] = now + self._sweeps(value)
+        if library is not None:
+            self._hand_over(library)
+
+    def _hand_over(self, library: Library) -> None:
+        """Finds out when the library can run, unless that is known."""
+        if self.handover >= 0:
+            return
+        times = [0]
+        for held in self.flat.handed.values():
+            if held in self.values:
+                times.append(self.time.get(held, 0) + (self.values[held].place is Place.ROWS))
+            else:
+                times.append(self.at(self.elements[held]) + 1)
+        self.handover = max(times)
+        self.time.update(dict.fromkeys(library.outputs, self.handover + 1))
 
     @staticmethod
     def _sweeps(value: Value) -> bool:
@@ -298,6 +367,8 @@ class _Scheduler:
         ends += [self.formed[v.name] for v in self.values.values() if self._sweeps(v)]
         ends += [self.time[v.name] for v in self.values.values() if v.place is Place.ROWS]
         ends += [self.at(e) for n, e in self.flat.results.items() if self.flat.arrays[n].place is Place.ROWS]
+        if self.flat.library is not None:
+            ends.append(self.handover)
         return max(ends, default=-1) + 1
 
     def _slack(self) -> dict[str, range]:
@@ -309,13 +380,23 @@ class _Scheduler:
         for name, expr in self.flat.results.items():
             if self.flat.arrays[name].place in (Place.ELEMENT, Place.ROWS):  # stored in a sweep
                 latest.update({n: min(latest[n], self.count - 1) for n in variables(expr) if n in latest})
+        for name, held in self.flat.handed.items():
+            if held in self.values:
+                end = self.handover - (self.values[held].place is Place.ROWS)
+                latest[held] = min(latest[held], end)
+            else:
+                end = self.handover - 1
+                latest.update({n: min(latest[n], end) for n in variables(self.elements[name]) if n in latest})
         joint = self.count  # the latest sweep of the joint reduction behind
         slack: dict[str, range] = {}
         for value in reversed(self.values.values()):
             end = latest[value.name] - self._sweeps(value)
             if value.reduction is not None and value.reduction.joint:
                 joint = end = min(end, joint)
-            for name in variables(value.expr):
+            reads = variables(value.expr)
+            if value.name in self.flat.ranked:
+                reads = reads | variables(self.elements[self.flat.ranked[value.name]])
+            for name in reads:
                 if name in latest:
                     latest[name] = min(latest[name], end)
             forms = self._sweeps(value) or value.place is Place.ROWS
@@ -376,10 +457,13 @@ class _Scheduler:
         last = self.count - 1
         names = list(self.elements)
         options: list[Sequence[int]]
-        options = [range(self.at(self.elements[name]), last + 1) for name in names]
+        # what torch works on is stored at once, and as it is
+        first = {name: self.at(self.elements[name]) for name in names}
+        handed = {*self.flat.handed, *self.flat.ranked.values()}
+        options = [(first[n],) if n in handed else range(first[n], last + 1) for n in names]
         many = math.prod(map(len, options)) > _MAX_STORES
         if self.mode == NARROW:
-            options = [(last,) for _ in names]
+            options = [o if n in handed else (last,) for n, o in zip(names, options, strict=True)]
         elif many or len(names) > 5:
             options = [_ends(o) for o in options]
         for stores in itertools.product(*options):
@@ -434,8 +518,16 @@ class _Scheduler:
             slots.append(var("t", host(Kind.INT)))
         return Plan(
             tuple(slots), tuple(self.flat.host_states), arrays, sweeps, scalars, stores,
-            rows, self.flat.vector, self.flat.slot_name,
+            rows, self.flat.vector, self.flat.slot_name, self._handover(used),
         )  # fmt: skip
+
+    def _handover(self, used: set[str]) -> Handover | None:
+        """Where the library comes in; `used` are the arrays of the plan."""
+        library = self.flat.library
+        if library is None:
+            return None
+        outputs = tuple(name for name in library.outputs if name in used)
+        return Handover(self.handover, tuple(self.flat.handed.items()), outputs)
 
     def sweep(self, k: int, choice: _Choice) -> Sweep:
         """Sweep k of a choice."""
@@ -507,6 +599,7 @@ class _Scheduler:
                 names |= self._row_names(value.expr)
         for expr in self.flat.results.values():
             names |= self._row_names(expr)
+        names |= {n for n in self.flat.handed.values() if self._place(n) is Place.ROWS}
         return names if k < self.count - 1 else set()
 
     def _row_names(self, expr: Expr) -> set[str]:

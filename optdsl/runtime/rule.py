@@ -90,6 +90,17 @@ class Rule:
         raise NotImplementedError
 
     @staticmethod
+    def _library(
+        p: list[Tensor], state: dict[str, Any], group: Mapping[str, Any], t: Any, facts: Facts
+    ) -> None:
+        """What kernels leave to torch, for a list of parameters as `_update_foreach` takes it.
+
+        Takes what they hand over out of `state`, and puts there what they get; modifies none of the tensors. `p` only
+        tells shapes, types and device, those of matrices.
+        """
+        raise NotImplementedError
+
+    @staticmethod
     def _update(p: Any, g: Any, state: Any, group: Any, t: Any, facts: Any, random: Any) -> Any:
         """The new value of one parameter; the new values of its states are assigned to `state[key]`.
 

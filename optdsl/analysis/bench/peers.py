@@ -22,7 +22,7 @@ from optdsl.core.record import record
 from optdsl.ir.expr import Var
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, nearest
-from optdsl.passes.schedule import Unsupported
+from optdsl.passes.library import Unsupported
 from optdsl.passes.simplify import drop_dead
 from optdsl.passes.specialise import TooManyBranches
 from optdsl.runtime import Optimizer

@@ -227,20 +227,21 @@ class Body:
 
     # ---- lines ------------------------------------------------------------------------------------------
 
-    def lines(self, printer: Printer) -> list[str]:
-        """The statements as Python lines, ending with the return of the new parameter."""
+    def lines(self, printer: Printer, leaves: bool = True) -> list[str]:
+        """The statements as Python lines, ending with the return of the new parameter if it `leaves` one."""
         lines = self._arm(self.root, printer)
-        value = self.program.results.get("p", var("p", element()))
-        lines.append(f"return {self._whole(value, 'shaped', printer)}")
+        if leaves:
+            value = self.program.results.get("p", var("p", element()))
+            lines.append(f"return {self._whole(value, 'shaped', printer)}")
         whole = mentions_whole(lines)
-        return self._prologue(printer, whole) + ["whole = p"] * whole + lines
+        return self._prologue(printer, whole, leaves) + ["whole = p"] * whole + lines
 
-    def _prologue(self, printer: Printer, whole: bool) -> list[str]:
+    def _prologue(self, printer: Printer, whole: bool, leaves: bool) -> list[str]:
         """Arrays as matrices, for a step that multiplies them."""
         if not self.matrices:
             return []
         read = used_inputs(self.program) | ({"p"} if whole else set())
-        lines = ["shaped = p"]
+        lines = ["shaped = p"] if leaves else []
         for name in ("p", "g"):
             if name in read:
                 matrix = f"[as_matrix(x) for x in {name}]" if printer.foreach else f"as_matrix({name})"

@@ -86,6 +86,8 @@ class _Module:
         elif self.native is not None:
             declarations += self.native.declarations
             functions.append(list(self.native.function))
+            if self.native.library is not None:
+                functions.append(_Module(self.native.library, self.source, self.digest, None).left())
         code = "\n".join([*declarations, *self.arguments(), *(line for f in functions for line in f)])
         view = {
             "version": __version__,
@@ -448,6 +450,20 @@ class _Module:
             "    random: Any,",
             f") -> {result}:",
             f'    """{doc}"""',
+            *("    " + line if line else "" for line in lines),
+        ]
+
+    def left(self) -> list[str]:
+        """`_library`, for a program that kernels leave to torch."""
+        lines = self.unpack(used_inputs(self.program)) + self.body.lines(
+            self.printers["foreach"], leaves=False
+        )
+        return [
+            "@staticmethod",
+            "def _library(",
+            "    p: list[Tensor], state: dict[str, Any], group: dict[str, Any], t: Any, facts: Facts",
+            ") -> None:",
+            '    """What kernels leave to torch; `state` is what they hand over, and what they get."""',
             *("    " + line if line else "" for line in lines),
         ]
 

@@ -83,7 +83,10 @@ class KernelText:
     # ---- sweeps -------------------------------------------------------------------------------------------
 
     def sweep(self, k: int) -> list[str]:
-        """The function of sweep k, and the one that it calls for a chunk."""
+        """The function of sweep k, and the one that it calls for a chunk; none if it has nothing to do."""
+        sweep = self.plan.sweeps[k]
+        if not (sweep.reads or sweep.writes or sweep.reduces or any(sweep.lines) or sweep.row_stores):
+            return []
         return self.by_rows(k) if self.cells.by_rows else self.flat(k)
 
     def head(self, sweep: Sweep) -> list[str]:

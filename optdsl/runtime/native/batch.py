@@ -1,10 +1,11 @@
 """Rows that one kernel takes: the table that it reads, and how it runs on the CPU."""
 
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.build import Library, driver, library
@@ -74,6 +75,47 @@ class Batch:
         """Sweeps first .. last - 1; beyond the last sweep, what ends the step too."""
         raise NotImplementedError
 
+    def run_library(self) -> None:
+        """What the kernel leaves to torch: takes what it has left in memory, and puts there what comes of it."""
+        assert self.kernel.library is not None
+        _, inputs, outputs = self.kernel.library
+        for members, t, hosts, cohort in self.alike():
+            rows = [self.rows[i] for i in members]
+            state: dict[str, Any] = dict(zip(cohort.names, hosts, strict=True))
+            for key, kind, number in inputs:
+                held = [self._handed(i, key, kind, number) for i in members]
+                state[key] = held[0] if kind == "group" else held
+            for key in outputs:
+                state[key] = [row.works[key] for row in rows]
+            one = rows[0].p.new_empty((), dtype=rows[0].real)
+            like = [one.expand(row.facts.rows, row.facts.cols) for row in rows]
+            self.group.rule._library(like, state, self.options(), t, cohort.facts)
+            for key in outputs:
+                for row, new in zip(rows, state[key], strict=True):
+                    row.works[key].copy_(new)
+
+    def alike(self) -> Iterator[tuple[list[int], Any, Sequence[Any], Cohort]]:
+        """Positions of rows for which the host has the same numbers: their step count and host states."""
+        for number, cohort in enumerate(self.cohorts):
+            members = [i for i, owner in enumerate(self.cohort_of) if owner == number]
+            yield members, cohort.t, cohort.hosts, cohort
+
+    def options(self) -> Mapping[str, Any]:
+        """The options as an update gets them."""
+        return self.group.options(self.device)
+
+    def _handed(self, position: int, key: str, kind: str, number: int) -> Tensor:
+        """What the kernel hands over of one tensor, as a matrix or a number."""
+        row = self.rows[position]
+        rows, cols = row.facts.rows, row.facts.cols
+        if kind == "array":
+            return row.works[key]
+        if kind in ("value", "group"):
+            return self.values[position, number].to(row.real)
+        memory = self.kept_rows[position] if kind == "row" else self.kept_cols[position]
+        size = rows if kind == "row" else cols
+        return memory[number * size : (number + 1) * size].view((rows, 1) if kind == "row" else (1, cols))
+
     def _gather_cohorts(self, group: GroupStep) -> None:
         """The cohorts, and in the table where their numbers are."""
         found: dict[Any, int] = {}
@@ -101,10 +143,11 @@ class Batch:
     def _fill(self, group: GroupStep) -> list[Any]:
         """Everything in the table but slots and the addresses of tensors; returns the memory it refers to."""
         kernel, memory, before = self.kernel, [], 0
+        #: Values that are kept per row and per column of each tensor.
+        self.kept_rows: list[Tensor] = []
+        self.kept_cols: list[Tensor] = []
 
         def space(count: int, dtype: torch.dtype = torch.float64) -> int:
-            if not count:
-                return 0
             memory.append(torch.zeros(count, dtype=dtype, device=self.device))
             return int(memory[-1].data_ptr())
 
@@ -143,6 +186,8 @@ class Batch:
                 INDEX: row.index,
                 SEED: seed - (1 << 64) if seed >= 1 << 63 else seed,
             }
+            self.kept_rows.append(memory[-3])
+            self.kept_cols.append(memory[-2])
             for number, code in self.codes.items():
                 cells[CODED] = cells.get(CODED, 0) | 1 << number
                 cells[self.behind + 2 * number + 1] = self._table_of(number, code)
@@ -171,6 +216,7 @@ class Batch:
 
     def prepare(self, group: GroupStep, options: Mapping[str, Any], native: Native, mode: int) -> bool:
         """Puts the numbers of this step in place; False if a cohort needs another kernel now."""
+        self.group = group
         sign = -1.0 if group.maximize else 1.0
         for cohort in self.cohorts:
             state = dict(zip(cohort.names, cohort.hosts, strict=True)) if cohort.names else {}
@@ -218,6 +264,15 @@ class CpuBatch(Batch):
 
     def run(self, first: int, last: int, threads: int) -> None:
         """Sweeps first .. last - 1; beyond the last sweep, what ends the step too."""
-        arguments = self.arguments
-        arguments[4], arguments[5], arguments[6] = first, last, threads
-        self.driver.run(self.call)
+        library = self.kernel.library
+        if library is not None and first <= library[0] < last:
+            self._run(first, library[0] + 1, threads)
+            self.run_library()
+            first = library[0] + 1
+        self._run(first, last, threads)
+
+    def _run(self, first: int, last: int, threads: int) -> None:
+        if first < last:
+            arguments = self.arguments
+            arguments[4], arguments[5], arguments[6] = first, last, threads
+            self.driver.run(self.call)

@@ -39,6 +39,7 @@ from optdsl.runtime.native.rows import (
     usable,
 )
 from optdsl.runtime.native.spec import Kernel, Native
+from optdsl.runtime.ops import tensor_kth_largest
 from optdsl.runtime.states import (
     Facts,
     as_real,
@@ -489,9 +490,10 @@ class Launcher:
             row.given = {key: x for key in given if (x := group.given(key, p)) is not None}
             if not self._complete(row, group, keys, options):
                 if group.group["fused"]:
+                    reason = self.native.lacking or "its matrix products take no complex numbers"
                     raise RuntimeError(
                         f"{name} has no fused kernel for parameter {first + number}, of shape {tuple(p.shape)}, with "
-                        f"these options: {self.native.lacking}"
+                        f"these options: {reason}"
                     )
                 skipped.add(number)
                 continue
@@ -568,6 +570,8 @@ class Launcher:
         if number < 0:
             return False
         kernel = self.native.kernels[number]
+        if kernel.library is not None and p.is_complex():
+            return False
         row.hosts = tuple(hosts[key] for key in kernel.host_states)
         state.update(made)
         self._arrange(row, kernel, group)
@@ -584,7 +588,7 @@ class Launcher:
             if split.low.data_ptr() % 16:  # kernels count on that
                 split = replace(split, low=split.low.clone())
             state[LOW] = split.low
-        anyhow = self.rule._elementwise and not self.rule._random and not forms
+        anyhow = self.rule._elementwise and not self.rule._random and not forms and not kernel.works
         direct = not p.is_complex() and (p.is_contiguous() or (anyhow and dense(p)))
         strides = p.stride() if direct else None
 
@@ -617,7 +621,12 @@ class Launcher:
         if "p" in forms:
             row.types[0] = exact
         row.given = {key: x for key, x in row.given.items() if key in dict(placed(kernel))}
+        works = dict(kernel.works)
         for key, place in placed(kernel):
+            if key in works:
+                row.tensors.append(row.work(key, works[key]))
+                row.types.append(exact)
+                continue
             spec, held = self.rule._specs[key], row.original(key)
             if isinstance(forms.get(key), Code):
                 row.tensors.append(held)
@@ -654,7 +663,10 @@ class Launcher:
         found: dict[str, Code | Half] = {}
         if (form := group.form_of(p)) is not None:
             found["p"] = Half(form, sites["p"] if form == AT_RANDOM else 0)
+        works = dict(kernel.works)
         for key, _ in placed(kernel):
+            if key in works:
+                continue
             spec = kept(group.rule._specs[key], group.group, p)
             if spec.in_codes:
                 found[key] = code(str(spec.stored), spec.positive, p.device)
@@ -706,6 +718,9 @@ def _meet(
                 meetings.setdefault(group.number if joint[3] == "group" else None, []).append((batch, joint))
     for parties in meetings.values():
         kind = parties[0][1][4]
+        if kind == "kth_largest":
+            _rank(site, parties)
+            continue
         if not all(isinstance(batch, CpuBatch) for batch, _ in parties):
             _meet_on_device(kind, parties)
             continue
@@ -719,6 +734,23 @@ def _meet(
         value = _together(kind, entries)
         for batch, joint in parties:
             batch.shared[batch.kernel.joints.index(joint)] = value
+
+
+def _rank(site: int, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
+    """Gives all batches the k-th largest of what their arrays hold; the first tensor says what k is."""
+    entries: list[tuple[int, Tensor]] = []
+    ranks: list[tuple[int, Tensor]] = []
+    for batch, joint in parties:
+        held = dict(batch.kernel.ranked)[site]
+        entries += [(row.index, row.works[held]) for row in batch.rows]
+        ranks += [(row.index, k) for row, k in zip(batch.rows, batch.folded[:, joint[1]], strict=True)]
+    entries.sort(key=operator.itemgetter(0))
+    k = min(ranks, key=operator.itemgetter(0))[1]
+    device = entries[0][1].device
+    every = torch.cat([x.reshape(-1).to(device, torch.float64, non_blocking=True) for _, x in entries])
+    value = tensor_kth_largest(every, k.to(device, non_blocking=True) if device.type != "cpu" else k.item())
+    for batch, joint in parties:
+        batch.shared[batch.kernel.joints.index(joint)] = value
 
 
 def _meet_on_device(kind: str, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
-from optdsl.runtime.states import State, compute_dtype, facts_of, shape_of
+from optdsl.runtime.states import State, compute_dtype, facts_of, shape_of, state_shape
 from optdsl.runtime.storage import BLOCK, SCALES, Code, Half
 
 CPU = torch.device("cpu")
@@ -126,6 +126,7 @@ class Row:
         "t",
         "tensors",
         "types",
+        "works",
     )
 
     def __init__(self, index: int, p: Tensor, state: ParamState, counts_here: bool) -> None:
@@ -149,6 +150,8 @@ class Row:
         self.codes: list[Code | Half | None] = []
         #: Delayed states by their keys: all that is kept of them.
         self.rings: dict[str, Tensor] = {}
+        #: What is there during a step only, by the keys of the table, as matrices.
+        self.works: dict[str, Tensor] = {}
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
         self.staged: list[tuple[Tensor, str, Form | None]] = []
 
@@ -158,6 +161,15 @@ class Row:
             return self.p.shape, self.p.stride()
         sizes = (*self.p.shape, 2) if self.p.is_complex() else tuple(self.p.shape)
         return sizes, [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
+
+    def work(self, key: str, level: str) -> Tensor:
+        """Memory for what is there during a step only."""
+        made = torch.empty(state_shape(level, self.p.shape), dtype=self.real, device=self.p.device)
+        rows, cols = self.facts.rows, self.facts.cols
+        self.works[key] = made.view(
+            {"element": (rows, cols), "rows": (rows, 1), "cols": (1, cols)}.get(level, ())
+        )
+        return made
 
     def aligned(self) -> bool:
         """Whether the numbers per element, but for the gradient's, lie where 16 bytes are read at once."""

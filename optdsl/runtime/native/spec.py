@@ -13,10 +13,15 @@ class Kernel:
     `arrays` are the states that its table holds behind the parameter and the gradient, as (key, place), with the
     place empty for a group-level state. It takes `slots` numbers from the host and makes `sweeps` passes.
     `joints` are its joint reductions as (sweep, number of the partial result, site, over, kind, place of the
-    operand). `values`, `width`, `rows`, `columns` and `column_width` say how much memory it needs per tensor
+    operand); of those that rank entries, whose operand is the rank, `ranked` names the site and the array of the
+    entries. `values`, `width`, `rows`, `columns` and `column_width` say how much memory it needs per tensor
     between passes: values per tensor, reductions per chunk, kept values per row and per column, and column
     reductions per chunk. `by_rows`: a chunk is a number of rows. `passes` and `between` name its functions in the
     Triton file: those of its sweeps, and those in front of each sweep and behind the last ("" for none).
+
+    `works` are those of the arrays that are there during a step only, as (key, level). `library` is the sweep behind
+    which `_library` of the class runs, what it is handed, as (key, kind, number) with the kind "array", "value",
+    "group", "row" or "column" of what is handed, and what it hands back.
     """
 
     unit: int
@@ -28,6 +33,7 @@ class Kernel:
     groups: tuple[str, ...] = ()
     written_groups: tuple[str, ...] = ()
     joints: tuple[tuple[int, int, int, str, str, str], ...] = ()
+    ranked: tuple[tuple[int, str], ...] = ()
     values: int = 0
     width: int = 0
     rows: int = 0
@@ -35,6 +41,8 @@ class Kernel:
     column_width: int = 0
     by_rows: bool = False
     draws: bool = False
+    works: tuple[tuple[str, str], ...] = ()
+    library: tuple[int, tuple[tuple[str, str, int], ...], tuple[str, ...]] | None = None
     passes: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
 from optdsl.runtime.native.build import BuildError
-from optdsl.runtime.native.rows import CPU, Row
+from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
 from optdsl.runtime.storage import Code, Half
@@ -355,6 +355,8 @@ class TritonBatch(Batch):
             for k in range(first, min(last, sweeps)):
                 self._between(k, fold=k > first, compute=True)
                 self._pass(k)
+                if self.kernel.library is not None and self.kernel.library[0] == k:
+                    self.run_library()
             self._between(min(last, sweeps), fold=last > first, compute=last > sweeps)
         if last > sweeps:
             if self.counts_here:
@@ -363,13 +365,26 @@ class TritonBatch(Batch):
                 self.arguments[4], self.arguments[5], self.arguments[6] = 0, 1, 1
                 self.driver.run(self.call)
 
+    def alike(self) -> Iterator[tuple[list[int], Any, Sequence[Any], Cohort]]:
+        """Positions of rows for which the host has the same numbers; where the device counts, each is by itself."""
+        if not self.counts_here:
+            yield from super().alike()
+            return
+        for position, number in enumerate(self.cohort_of):
+            hosts = [values[position] for values in self.hosts]
+            yield [position], self.counts[position], hosts, self.cohorts[number]
+
+    def options(self) -> Mapping[str, Any]:
+        """The options as an update gets them."""
+        return self.group.options_on(self.device) if self.counts_here else super().options()
+
     def _on_device(self) -> AbstractContextManager[Any]:
         if self.device.type == "cpu":
             return nullcontext()
         return torch.cuda.device(self.device)
 
     def _pass(self, k: int) -> None:
-        if self.programs:
+        if self.programs and self.passes[k] is not None:
             arguments = (self.rows_here, self.chunks, self.gradients, self.skip)
             launch(self.passes[k], self.programs, arguments, self._pass_settings(k, self.aligned))
 
