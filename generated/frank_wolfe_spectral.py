@@ -133,7 +133,7 @@ class FrankWolfeSpectral(Optimizer):
                 values=3,
                 width=1,
                 works=(("work0", "element"), ("work1", "element")),
-                library=(2, (("work0", "array", 3),), ("work1",)),
+                library=(2, (("work0", "array", 3),), ("work1",), ()),
                 passes=("pass0", "pass1", "", "pass2"),
                 between=("", "between0", "", "", ""),
             ),
@@ -150,7 +150,7 @@ class FrankWolfeSpectral(Optimizer):
                 values=3,
                 width=1,
                 works=(("work0", "element"), ("work1", "element")),
-                library=(2, (("work0", "array", 3),), ("work1",)),
+                library=(2, (("work0", "array", 3),), ("work1",), ()),
                 passes=("pass3", "pass4", "", "pass5"),
                 between=("", "between0", "", "", ""),
             ),
@@ -167,7 +167,7 @@ class FrankWolfeSpectral(Optimizer):
                 values=3,
                 width=1,
                 works=(("work0", "element"), ("work1", "element")),
-                library=(2, (("work0", "array", 3),), ("work1",)),
+                library=(2, (("work0", "array", 3),), ("work1",), ()),
                 passes=("pass0", "pass1", "", "pass2"),
                 between=("", "between0", "", "", ""),
             ),
@@ -543,4 +543,4 @@ class FrankWolfeSpectral(Optimizer):
         y_1 = foreach.matmul(x_1, shared_19)
         part = foreach.matmul(foreach.mul(0.375, y_1), shared_19)
         x_1 = foreach.add_(foreach.add_scaled_(foreach.mul(1.875, x_1), y_1, -1.25), part)
-        state["work1"] = [like(x, y) for x, y in zip(x_1, state["work1"], strict=True)]
+        state["work1"] = x_1

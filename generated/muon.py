@@ -125,7 +125,7 @@ class Muon(Optimizer):
                 values=2,
                 width=1,
                 works=(("work0", "element"), ("work1", "element")),
-                library=(2, (("work0", "array", 3),), ("work1",)),
+                library=(2, (("work0", "array", 3),), ("work1",), ()),
                 passes=("pass0", "pass1", "", "pass2"),
                 between=("", "between0", "", "", ""),
             ),
@@ -142,7 +142,7 @@ class Muon(Optimizer):
                 values=2,
                 width=1,
                 works=(("work0", "element"), ("work1", "element")),
-                library=(2, (("work0", "array", 3),), ("work1",)),
+                library=(2, (("work0", "array", 3),), ("work1",), ()),
                 passes=("pass3", "pass4", "", "pass5"),
                 between=("", "between0", "", "", ""),
             ),
@@ -159,7 +159,7 @@ class Muon(Optimizer):
                 values=2,
                 width=1,
                 works=(("work0", "element"), ("work1", "element")),
-                library=(2, (("work0", "array", 3),), ("work1",)),
+                library=(2, (("work0", "array", 3),), ("work1",), ()),
                 passes=("pass6", "pass7", "", "pass2"),
                 between=("", "between0", "", "", ""),
             ),
@@ -602,6 +602,4 @@ class Muon(Optimizer):
                 x_1 = foreach.add_scaled(part, x_1, 3.4445)
         else:
             chosen = foreach.broadcast(0.0, "element", whole)
-        state["work1"] = (
-            [like(x, y) for x, y in zip(x_1 if use_muon and ndim > 1 else chosen, state["work1"], strict=True)]
-        )
+        state["work1"] = x_1 if use_muon and ndim > 1 else chosen

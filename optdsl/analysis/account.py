@@ -146,7 +146,8 @@ class Account:
 
 def account(plan: Plan, widths: Mapping[str, float]) -> Account:
     """The account of a plan whose arrays have numbers of these widths in bytes."""
-    widths = {**widths, **{array.name: widths[WORK] for array in plan.arrays if array.work}}
+    works = {array.name: widths[WORK] for array in plan.arrays if array.work}
+    widths = {**{name: width for name, width in widths.items() if name != WORK}, **works}
     order = {array.name: index for index, array in enumerate(plan.arrays)}
 
     def size(names: Iterable[str]) -> float:

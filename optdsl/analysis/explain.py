@@ -135,6 +135,7 @@ def explain(
     words = _Words(simplified)
     used = set().union(*({array.name for array in phase.plan.arrays} for phase in found.phases))
     used |= _host_states(found, simplified)
+    used |= {name for phase in found.phases if phase.plan.library for name in phase.plan.library.kept}
     states = tuple(_state(s, setting, hypers) for s in simplified.kept if s.name in used)
     plans = tuple(_plan(phase, words) for phase in found.phases)
     conditions = tuple(words.decision(*each) for each in found.conditions)

@@ -276,7 +276,7 @@ class Kernels:
         return tuple((a.key, levels.get(a.name, "element")) for a in unit.arrays if a.work)
 
     def handover(self, cells: Cells) -> tuple[object, ...]:
-        """Where the library comes in: the sweep, and for each of its inputs where it is kept, and its outputs."""
+        """Where the library comes in: the sweep, for each of its inputs where it is kept, its outputs, its states."""
         plan = cells.plan
         if plan.library is None:
             return ()
@@ -291,7 +291,9 @@ class Kernels:
                 inputs.append((name, "row", cells.row_cell[held]))
             else:
                 inputs.append((name, "column", cells.column_cell[held]))
-        return plan.library.sweep, tuple(inputs), plan.library.outputs
+        assert self.library is not None
+        kept = tuple(self.library.program.state(name).key for name in plan.library.kept)
+        return plan.library.sweep, tuple(inputs), plan.library.outputs, kept
 
     def keys_of(self, cells: Cells) -> list[str]:
         """Keys of the host-level states of a kernel."""

@@ -153,12 +153,13 @@ class Handover:
     """Behind sweep `sweep`, for which nothing of it is needed, the library program runs.
 
     `inputs` are pairs (state of the library program, the array or value that holds it), `outputs` arrays that it
-    fills.
+    fills, `kept` states of the method that it alone reads and leaves.
     """
 
     sweep: int
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 #: The kinds of operations: sums, products, quotients, roots, comparisons (with choices, signs and extremes),

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.record import record
-from optdsl.core.types import COLS, ELEMENT, ROWS, Kind, Level
+from optdsl.core.types import COLS, ELEMENT, ROWS, Kind, Level, Type
 from optdsl.ir.expr import (
     Call,
     Const,
@@ -42,11 +42,15 @@ class Unsupported(Exception):
 
 @record
 class Library:
-    """What is left to the library: a program whose states are `inputs` and `outputs` (and host-level states)."""
+    """What is left to the library: a program whose states are `inputs` and `outputs`, `kept` and host-level ones.
+
+    `kept` are states of the method that are matrices of their own, which kernels have nothing to do with.
+    """
 
     program: Program
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    kept: tuple[str, ...] = ()
 
 
 _MATRIX = (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX)
@@ -60,9 +64,17 @@ def divide(program: Program, searches: bool = False) -> tuple[Program, Library |
     """
     program = _named(program)
     region = _region(program, _searched if searches else lambda assign: False)
-    if not region:
-        return program, None
+    matrices = {s.name for s in program.states if _is_matrix(s.type)}
+    if not region and all(program.results.get(n, v) is v for n, v in _stored(program, matrices)):
+        states = tuple(s for s in program.states if s.name not in matrices)
+        results = {n: e for n, e in program.results.items() if n not in matrices}
+        return replace(program, states=states, results=results), None
     return _Divider(program, region).divided()
+
+
+def _stored(program: Program, names: Iterable[str]) -> list[tuple[str, Var]]:
+    """States of these names as they are read."""
+    return [(s.name, var(s.name, s.type)) for s in program.states if s.name in names]
 
 
 def settings(program: Program) -> tuple[Program, Library | None, Tree]:
@@ -87,7 +99,12 @@ def _beyond(expr: Expr) -> bool:
             return not is_joint(expr)  # where tensors meet they are reduced by torch anyway
         if CORE[expr.op].rule in _MATRIX:
             return True
-    return expr.type.level is Level.ARRAY and expr.type.shape not in (ELEMENT, ROWS, COLS)
+    return _is_matrix(expr.type)
+
+
+def _is_matrix(type_: Type) -> bool:
+    """Whether values of a type have neither an entry per element, row or column of a tensor nor one in all."""
+    return type_.level is Level.ARRAY and type_.shape not in (ELEMENT, ROWS, COLS)
 
 
 def _searched(assign: Assign) -> bool:
@@ -187,15 +204,18 @@ class _Divider:
                 inside.append(a)
             elif a.name in region:
                 if any(is_joint(node) for node in walk(a.expr)):
-                    raise Unsupported("tensors are reduced together between its matrix products")
+                    raise Unsupported("tensors meet between its matrix products")
                 if any(is_random(node) for node in walk(a.expr)):
                     raise Unsupported("random numbers are drawn between its matrix products")
                 inside.append(replace(a, expr=self.closed(a.expr, a)))
             else:
                 self.body.append(a)
         given = len(self.states)
-        read = set().union(*(variables(a.expr) for a in self.body), *map(variables, program.results.values()))
-        results: dict[str, Expr] = {}
+        kept = [s for s in program.states if _is_matrix(s.type)]
+        own = {s.name: program.results[s.name] for s in kept if s.name in program.results}
+        others = {n: e for n, e in program.results.items() if n not in own}
+        read = set().union(*(variables(a.expr) for a in self.body), *map(variables, others.values()))
+        results: dict[str, Expr] = dict(own)
         outputs: dict[str, Expr] = {}
         for a in inside:
             if a.name in region & read:
@@ -204,10 +224,11 @@ class _Divider:
                 outputs[a.name] = self.handed[a.var]
         kernels = program.with_body(
             tuple(replace(a, expr=substitute(a.expr, outputs)) for a in self.body),
-            {n: substitute(e, outputs) for n, e in program.results.items()} | self.inputs,
+            {n: substitute(e, outputs) for n, e in others.items()} | self.inputs,
         )
-        kernels = replace(kernels, states=(*program.states, *self.states), view=None)
-        hosts = tuple(s for s in program.states if s.type.is_host)
+        plain = tuple(s for s in program.states if s not in kept)
+        kernels = replace(kernels, states=(*plain, *self.states), view=None)
+        hosts = tuple(s for s in program.states if s.type.is_host or s in kept)
         written = [replace(s, given=False) for s in self.states[given:]]
         library = replace(
             program, states=(*hosts, *(replace(s, given=True) for s in self.states[:given]), *written),
@@ -215,7 +236,7 @@ class _Divider:
         )  # fmt: skip
         names = [s.name for s in self.states]
         return self.ordered(drop_dead(kernels)), Library(
-            drop_dead(library), tuple(names[:given]), tuple(names[given:])
+            drop_dead(library), tuple(names[:given]), tuple(names[given:]), tuple(s.name for s in kept)
         )
 
     def closed(self, expr: Expr, home: Assign) -> Expr:
@@ -223,7 +244,8 @@ class _Divider:
         if expr.type.is_host:
             return expr
         if isinstance(expr, Var):
-            return expr if expr.name in self.region else self.input(expr, self.guards.get(expr.name, ()))
+            ours = expr.name in self.region or _is_matrix(expr.type)
+            return expr if ours else self.input(expr, self.guards.get(expr.name, ()))
         ours = any(_beyond(n) or (isinstance(n, Var) and n.name in self.region) for n in walk(expr))
         if ours or _of_one(expr):
             assert isinstance(expr, Call)
@@ -265,7 +287,7 @@ class _Divider:
         rest = [a for a in program.body if not (a.name in need or a.expr.type.is_host)]
         joint = [a.name for a in program.body if any(map(is_joint, walk(a.expr)))]
         if joint != [a.name for a in (*first, *rest) if a.name in joint]:
-            raise Unsupported("tensors are reduced together beside its matrix products")
+            raise Unsupported("tensors meet beside its matrix products")
         return program.with_body((*first, *rest), program.results)
 
 

@@ -247,7 +247,9 @@ class _Flat:
 
 
 def _reads(program: Program, library: Library) -> bool:
-    """Whether a branch of a program needs what the library makes."""
+    """Whether a branch of a program needs what the library makes, which may be a state of its own."""
+    if library.kept:
+        return True
     need: set[str] = set()
     for name, expr in program.results.items():
         if name not in library.inputs:
@@ -527,7 +529,7 @@ class _Scheduler:
         if library is None:
             return None
         outputs = tuple(name for name in library.outputs if name in used)
-        return Handover(self.handover, tuple(self.flat.handed.items()), outputs)
+        return Handover(self.handover, tuple(self.flat.handed.items()), outputs, library.kept)
 
     def sweep(self, k: int, choice: _Choice) -> Sweep:
         """Sweep k of a choice."""

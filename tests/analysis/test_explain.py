@@ -143,7 +143,9 @@ EVERY = """optimizer Every:
 """
 MATRIX = """optimizer Matrix:
     step:
-        p = p - 0.1 * (g @ g') @ g
+        x = (g @ g') @ g
+        x = x / norm(x, over=all)
+        p = p - 0.1 * (x @ x') @ x
 """
 
 
@@ -249,9 +251,11 @@ def test_functions_that_are_not_instructions(told: Any) -> None:
 
 
 def test_a_spec_without_plan(here: Path, told: Any) -> None:
-    assert told("matrix.opt").endswith("\nStates: none\n\nThere is no plan: it works on matrices.\n")
-    assert json.loads(told("matrix.opt", "--json"))["no_plan"] == "it works on matrices"
-    assert "There is no plan: it works on matrices." in told("matrix.opt", "--markdown")
+    assert told("matrix.opt").endswith(
+        "\nStates: none\n\nThere is no plan: tensors meet between its matrix products.\n"
+    )
+    assert json.loads(told("matrix.opt", "--json"))["no_plan"] == "tensors meet between its matrix products"
+    assert "There is no plan: tensors meet between its matrix products." in told("matrix.opt", "--markdown")
 
 
 def test_too_many_branches(here: Path, told: Any) -> None:
@@ -351,7 +355,7 @@ OPERATIONS: dict[str, Any] = dict.fromkeys(KINDS, int)
 STREAM = [{"array": str, "bytes": int}]
 SWEEP = {
     "reads": STREAM, "writes": STREAM, "bytes_read": int, "bytes_written": int, "bytes_loaded": int,
-    "bytes_stored": int, "loops": int, "barrier": (str, type(None)),
+    "bytes_stored": int, "loops": int, "barrier": (str, type(None)), "torch_computes": [str],
     "reductions": [{"kind": str, "over": str, "text": str}], "operations": OPERATIONS, "library": {...: int},
     "scalar": {...: int},
 }  # fmt: skip

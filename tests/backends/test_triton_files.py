@@ -66,7 +66,6 @@ def test_every_function_is_of_a_kernel_and_the_other_way_round(name: str) -> Non
     assert {f.removesuffix("_chunk") for f in functions} == named
     for kernel in native.kernels:
         assert len(kernel.passes) == kernel.sweeps == len(kernel.between) - 1
-        assert all(kernel.passes)
 
 
 def test_files_lie_beside_their_class() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,13 +19,14 @@ from optdsl.check import check_path, check_text
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.types import Dim, Kind, Level
 from optdsl.driver import simplify
-from optdsl.ir.expr import Const, Expr, Var
+from optdsl.ir.expr import Call, Const, Expr, Var, call, transform
 from optdsl.ir.interpret import Group, Interpreter, hyper_values
 from optdsl.ir.numpy_ops import NUMPY
 from optdsl.ir.plan import Place, Plan, Value
-from optdsl.ir.program import Program
+from optdsl.ir.program import Assign, Program
+from optdsl.passes.library import settings
 from optdsl.passes.schedule import EXACT, schedule
-from optdsl.passes.specialise import Leaf, Split, Tree, specialise
+from optdsl.passes.specialise import Leaf, Split, Tree
 from tests.support import ROOT
 
 Array: TypeAlias = npt.NDArray[Any]
@@ -53,6 +55,23 @@ def program(step: str, hyper: str = "", state: str = "m = 0") -> Program:
 def shipped(name: str) -> Program:
     """The program of a shipped spec, as it is compiled."""
     return simplify(check_path(ROOT / "specs" / f"{name}.opt").require())
+
+
+def reciprocals(found: Program) -> Program:
+    """The program as plans compute it: a number of the host that divides is a factor, one over it."""
+
+    def visit(node: Expr) -> Expr:
+        if (
+            isinstance(node, Call)
+            and node.op == "div"
+            and not node.type.is_host
+            and node.args[1].type.is_host
+        ):
+            return Call("mul", (node.args[0], call("div", 1.0, node.args[1])), None, None, node.type)
+        return node
+
+    body = tuple(Assign(a.name, a.source, transform(a.expr, visit), a.guard, a.line) for a in found.body)
+    return found.with_body(body, {name: transform(expr, visit) for name, expr in found.results.items()})
 
 
 def settled(expr: Expr, known: Mapping[str, Any], definitions: Mapping[str, Expr]) -> Any:
@@ -122,8 +141,12 @@ class TensorStep:
         slots: Sequence[Any],
         rounding: Rounding,
         stream: tuple[int, int],
+        library: Callable[[Mapping[str, Array]], Mapping[str, Array]],
     ) -> None:
         self.plan, self.memory, self.rounding, self.stream = plan, memory, rounding, stream
+        self.library = library
+        #: Of a ranking that waits for other tensors, k.
+        self.rank: Array = np.zeros(())
         self.sizes = {Dim.ONE: 1, Dim.R: memory["p"].shape[0], Dim.C: memory["p"].shape[1]}
         self.slots = {f"{plan.slot_name}.{k}": value for k, value in enumerate(slots)}
         self.scalars: dict[str, Array] = {}
@@ -153,10 +176,15 @@ class TensorStep:
                 if v.reduction is not None and v.reduction.operand in (Place.SCALAR, Place.COLS)
             }
             operands = {**early, **self.sweep(k)}
+            if plan.library is not None and plan.library.sweep == k:
+                self.hand_over()
             formed = {}
             joint = [v for v in plan.closing(k) if v.reduction is not None and v.reduction.joint]
             for value in sorted(joint, key=_site):
-                formed[value.name] = yield value, operands[value.name]
+                operand = operands[value.name]
+                if value.reduction is not None and value.reduction.entries:
+                    self.rank, operand = operand, self.memory[value.reduction.entries]
+                formed[value.name] = yield value, operand
             for value in plan.scalars[k + 1]:
                 if value.name in operands and value.name not in formed:
                     formed[value.name] = self.reduced(value, operands[value.name])
@@ -166,6 +194,13 @@ class TensorStep:
                 self.left[name] = value
             else:
                 self.memory[name] = value
+
+    def hand_over(self) -> None:
+        """Has the library compute what it is there for."""
+        assert self.plan.library is not None
+        there = {**self.memory, **self.kept, **self.scalars}
+        made = self.library({name: there[held] for name, held in self.plan.library.inputs})
+        self.memory.update({name: made[name] for name in self.plan.library.outputs})
 
     def sweep(self, k: int) -> dict[str, Array]:
         """Does sweep k; returns the operands of the reductions that end behind it."""
@@ -261,12 +296,12 @@ class Plans(Interpreter):
         """Raises Unsupported, TooManyBranches."""
         super().__init__(program, groups, np.float64, seed)
         self.groups, self.mode, self.rounding = groups, mode, rounding
-        self.tree = specialise(program)
+        self.kernels, self.library, self.tree = settings(program)
         self.known: dict[int, tuple[Leaf, Plan]] = {}
 
     def plan(self, leaf: Leaf) -> Plan:
         if id(leaf) not in self.known:
-            self.known[id(leaf)] = leaf, schedule(leaf, self.mode)
+            self.known[id(leaf)] = leaf, schedule(leaf, self.mode, self.library)
         return self.known[id(leaf)][1]
 
     def step(self, grads: Sequence[Sequence[npt.ArrayLike | None]]) -> None:
@@ -326,8 +361,40 @@ class _Run:
                 )
                 memory[state.name] = np.asarray(kept).reshape([sizes[d] for d in state.type.shape])
         self.before = dict(memory)
-        self.tensor = TensorStep(plan, memory, slots, owner.rounding, (index, owner.seed))
+        #: States that are the library's, as it leaves them.
+        self.own: dict[str, Array] = {}
+        self.tensor = TensorStep(plan, memory, slots, owner.rounding, (index, owner.seed), self.library)
         self.steps = self.tensor.run()
+
+    def library(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """What the library makes of these, as the interpreter computes it."""
+        owner, found = self.owner, self.owner.library
+        assert found is not None
+        p = owner.params[self.group][self.place]
+        states = tuple(replace(state, given=False) for state in found.program.states)
+        program = reciprocals(replace(found.program, states=states))
+        runner = Interpreter(program, [Group([p], owner.hypers[self.group])])
+        runner.steps[0][0] = self.t - 1
+        runner.states[0][0].update(
+            {k: x for k, x in owner.states[self.group][self.place].items() if not isinstance(x, np.ndarray)}
+        )
+        own = [state.key for state in states if state.name in found.kept]
+        held = owner.states[self.group][self.place]
+        runner.states[0][0].update({key: held[key] for key in own if key in held})
+        for state in states:
+            if state.name in inputs:
+                kept = inputs[state.name]
+                kept = kept.reshape(p.shape) if state.type.is_element else kept
+                kept = kept if state.type.level is Level.ARRAY else kept.reshape(())
+                at = runner.group_states[0] if state.type.level is Level.GROUP else runner.states[0][0]
+                at[state.key] = kept
+        runner.step([[np.zeros_like(p)]])
+        made = {state.name: runner.states[0][0][state.key] for state in states if state.name in found.outputs}
+        self.own = {key: runner.states[0][0][key] for key in own if key in runner.states[0][0]}
+        rows, cols = self.before["p"].shape
+        sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
+        shapes = {state.name: [sizes[d] for d in state.type.shape] for state in states}
+        return {name: np.asarray(x).reshape(shapes[name]) for name, x in made.items()}
 
     def store(self) -> None:
         owner, memory = self.owner, self.tensor.memory
@@ -335,7 +402,9 @@ class _Run:
         p = owner.params[self.group][self.place]
         states = owner.states[self.group][self.place]
         for state in owner.program.states:
-            if state.name in self.new:
+            if state.key in self.own:
+                states[state.key] = self.own[state.key]
+            elif state.name in self.new:
                 states[state.key] = self.new[state.name]
             elif state.name in memory and state.type.level is not Level.GROUP:
                 value = memory[state.name]
@@ -377,7 +446,13 @@ def _together(runs: Sequence[_Run]) -> None:
         for numbers in meetings.values():
             found = waiting[numbers[0]][0].reduction
             assert found is not None
-            together = _jointly(found.kind, [waiting[number][1] for number in numbers])
+            operands = [waiting[number][1] for number in numbers]
+            if found.entries:
+                every = np.concatenate([x.reshape(-1) for x in operands])
+                k = runs[numbers[0]].tensor.rank.item()
+                together = np.asarray(NUMPY["reduce_kth_largest"](every, k))
+            else:
+                together = _jointly(found.kind, operands)
             for number in numbers:
                 resume(number, together)
 
@@ -390,4 +465,4 @@ def _jointly(kind: str, arrays: Sequence[Array]) -> Array:
     return np.asarray(function(np.array(partials, np.float64).reshape(1, -1)))
 
 
-__all__ = ["Plans", "Rounding", "TensorStep", "leaf_of", "settled", "tensor_known"]
+__all__ = ["Plans", "Rounding", "TensorStep", "leaf_of", "reciprocals", "settled", "tensor_known"]

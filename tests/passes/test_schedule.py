@@ -12,17 +12,18 @@ import pytest
 
 from optdsl import driver
 from optdsl.core.ops import CORE, Rule
-from optdsl.ir.expr import Call, Expr, Var, call, transform
+from optdsl.ir.expr import Call, Var
 from optdsl.ir.interpret import Group, Interpreter
 from optdsl.ir.numpy_ops import NUMPY
 from optdsl.ir.plan import Place, Plan
-from optdsl.ir.program import Assign, Program
-from optdsl.passes.schedule import EXACT, MODES, NARROW, OVERWRITE, Unsupported, _Scheduler, schedule
+from optdsl.ir.program import Program
+from optdsl.passes.library import Unsupported, settings
+from optdsl.passes.schedule import EXACT, MODES, NARROW, OVERWRITE, _Scheduler, schedule
 from optdsl.passes.simplify import simplify
 from optdsl.passes.specialise import Leaf, TooManyBranches, leaves, specialise
 from tests import fuzz
 from tests.passes.bruteforce import Problem, TooMany
-from tests.passes.plans import Array, Plans, leaf_of, program, shipped, tensor_known
+from tests.passes.plans import Array, Plans, leaf_of, program, reciprocals, shipped, tensor_known
 
 MATRIX = (6, 4)
 
@@ -247,11 +248,19 @@ def test_nothing_to_do() -> None:
     assert (plan.streams, plan.launches) == (0, 0)
 
 
-def test_matrices_have_no_plan() -> None:
-    found = program("p = p - lr * (g @ g') @ g", state="")
-    (leaf, *_) = leaves(specialise(found))
-    with pytest.raises(Unsupported, match="it works on matrices"):
-        schedule(leaf)
+def test_matrices_are_left_to_the_library() -> None:
+    """Between two sweeps, with what lies between two products; what only follows from them is handed back at once."""
+    found = program("u = g / (1 + norm(g))\nx = u @ u' @ u\nx = 2 * x @ x' @ x\np = p - lr * x", state="")
+    kernels, library, tree = settings(found)
+    assert library is not None
+    leaf = leaf_of(tree, {})
+    plan = schedule(leaf, EXACT, library)
+    assert traffic(plan) == [("g", ""), ("g", "work0"), ("", ""), ("p work1", "p")]
+    assert plan.library is not None
+    assert plan.library.sweep == 2
+    assert (plan.library.inputs, plan.library.outputs) == ((("work0", "work0"),), ("work1",))
+    assert plan.launches == 2
+    assert not any(a.name.startswith("x.") for a in kernels.body)
 
 
 def test_what_is_counted() -> None:
@@ -262,23 +271,6 @@ def test_what_is_counted() -> None:
 
 
 # ---- at random --------------------------------------------------------------------------------------------
-
-
-def reciprocals(found: Program) -> Program:
-    """The program as plans compute it: a number of the host that divides is a factor, one over it."""
-
-    def visit(node: Expr) -> Expr:
-        if (
-            isinstance(node, Call)
-            and node.op == "div"
-            and not node.type.is_host
-            and node.args[1].type.is_host
-        ):
-            return Call("mul", (node.args[0], call("div", 1.0, node.args[1])), None, None, node.type)
-        return node
-
-    body = tuple(Assign(a.name, a.source, transform(a.expr, visit), a.guard, a.line) for a in found.body)
-    return found.with_body(body, {name: transform(expr, visit) for name, expr in found.results.items()})
 
 
 def narrow(value: Array) -> Array:
@@ -342,7 +334,10 @@ def test_plans_do_what_the_interpreter_does(mode: str, numbers: Any) -> None:
         shapes, rounds = fuzz.shapes(seed), mode == NARROW
 
         def rounding(name: str, value: Array, found: Program = found, rounds: bool = rounds) -> Array:
-            sized = name in ("p", "g") or found.state(name).type.is_element
+            states = {
+                state.name: state for state in found.states
+            }  # what is handed to torch is none, and exact
+            sized = name in ("p", "g") or (name in states and states[name].type.is_element)
             return narrow(value) if rounds and sized else value
 
         def plans(groups: Any, seed: int = seed, found: Program = found, rounding: Any = rounding) -> Plans:
@@ -363,7 +358,7 @@ def test_plans_do_what_the_interpreter_does(mode: str, numbers: Any) -> None:
 
 
 def random_leaves(usual: int, most: int = 8) -> Iterator[tuple[int, Program, Leaf]]:
-    """Leaves of random programs that have plans, no more than `most` of each."""
+    """Leaves of random programs whose plans need nothing of torch, no more than `most` of each."""
     for size in (12, 5):
         for seed, drawn in fuzz.programs(usual, size):
             try:
@@ -372,8 +367,8 @@ def random_leaves(usual: int, most: int = 8) -> Iterator[tuple[int, Program, Lea
                 continue
             for leaf in found:
                 with contextlib.suppress(Unsupported):
-                    schedule(leaf)
-                    yield seed, drawn, leaf
+                    if not any(array.work for array in schedule(leaf).arrays):
+                        yield seed, drawn, leaf
 
 
 def test_no_sweep_reads_what_is_not_there_any_more() -> None:

@@ -74,11 +74,13 @@ class Arm:
 class Body:
     """Statements of one program with the places of loads and stores worked out.
 
-    `reach` maps each state to the paths (conditions) under which it is loaded or stored.
+    `reach` maps each state to the paths (conditions) under which it is loaded or stored. Those of a `library` program
+    are matrices, and it leaves no parameter.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, library: bool = False) -> None:
         self.program = program
+        self.library = library
         mangle = {name: f"{name}_" for name in inputs(program) if name in RESERVED}
         self.structured: Structured = structure(program, RESERVED, mangle)
         self.names = self.structured.names
@@ -227,21 +229,21 @@ class Body:
 
     # ---- lines ------------------------------------------------------------------------------------------
 
-    def lines(self, printer: Printer, leaves: bool = True) -> list[str]:
-        """The statements as Python lines, ending with the return of the new parameter if it `leaves` one."""
+    def lines(self, printer: Printer) -> list[str]:
+        """The statements as Python lines, ending with the return of the new parameter if there is one."""
         lines = self._arm(self.root, printer)
-        if leaves:
+        if not self.library:
             value = self.program.results.get("p", var("p", element()))
             lines.append(f"return {self._whole(value, 'shaped', printer)}")
         whole = mentions_whole(lines)
-        return self._prologue(printer, whole, leaves) + ["whole = p"] * whole + lines
+        return self._prologue(printer, whole) + ["whole = p"] * whole + lines
 
-    def _prologue(self, printer: Printer, whole: bool, leaves: bool) -> list[str]:
+    def _prologue(self, printer: Printer, whole: bool) -> list[str]:
         """Arrays as matrices, for a step that multiplies them."""
         if not self.matrices:
             return []
         read = used_inputs(self.program) | ({"p"} if whole else set())
-        lines = ["shaped = p"] if leaves else []
+        lines = [] if self.library else ["shaped = p"]
         for name in ("p", "g"):
             if name in read:
                 matrix = f"[as_matrix(x) for x in {name}]" if printer.foreach else f"as_matrix({name})"
@@ -253,7 +255,7 @@ class Body:
         text = printer.text(value)
         if printer.foreach and not printer.is_list(value):
             return f"[{text}] * len(whole)"
-        if not self.matrices or value.type.level < Level.ARRAY:
+        if not self.matrices or self.library or value.type.level < Level.ARRAY:
             return text
         if printer.foreach:
             return f"[like(x, y) for x, y in zip({text}, {target}, strict=True)]"

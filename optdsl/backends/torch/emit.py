@@ -58,12 +58,14 @@ def python_names(program: Program) -> dict[str, str]:
 
 
 class _Module:
-    def __init__(self, program: Program, source: str, digest: str, native: Native | None) -> None:
+    def __init__(
+        self, program: Program, source: str, digest: str, native: Native | None, library: bool = False
+    ) -> None:
         self.native = native
         self.original = program
         self.program = lower(program)
         self.source, self.digest = source, digest
-        self.body = Body(self.program)
+        self.body = Body(self.program, library)
         self.printers = printers(self.program, self.body)
         self.view = None if self.program.view is None else Body(self.program.view)
         #: The step, and what `eval:` says.
@@ -87,7 +89,9 @@ class _Module:
             declarations += self.native.declarations
             functions.append(list(self.native.function))
             if self.native.library is not None:
-                functions.append(_Module(self.native.library, self.source, self.digest, None).left())
+                functions.append(
+                    _Module(self.native.library, self.source, self.digest, None, library=True).left()
+                )
         code = "\n".join([*declarations, *self.arguments(), *(line for f in functions for line in f)])
         view = {
             "version": __version__,
@@ -455,9 +459,7 @@ class _Module:
 
     def left(self) -> list[str]:
         """`_library`, for a program that kernels leave to torch."""
-        lines = self.unpack(used_inputs(self.program)) + self.body.lines(
-            self.printers["foreach"], leaves=False
-        )
+        lines = self.unpack(used_inputs(self.program)) + self.body.lines(self.printers["foreach"])
         return [
             "@staticmethod",
             "def _library(",

@@ -78,7 +78,7 @@ class Batch:
     def run_library(self) -> None:
         """What the kernel leaves to torch: takes what it has left in memory, and puts there what comes of it."""
         assert self.kernel.library is not None
-        _, inputs, outputs = self.kernel.library
+        _, inputs, outputs, own = self.kernel.library
         for members, t, hosts, cohort in self.alike():
             rows = [self.rows[i] for i in members]
             state: dict[str, Any] = dict(zip(cohort.names, hosts, strict=True))
@@ -87,12 +87,23 @@ class Batch:
                 state[key] = held[0] if kind == "group" else held
             for key in outputs:
                 state[key] = [row.works[key] for row in rows]
+            for key in own:
+                if key in rows[0].state:
+                    state[key] = [row.state[key] for row in rows]
             one = rows[0].p.new_empty((), dtype=rows[0].real)
             like = [one.expand(row.facts.rows, row.facts.cols) for row in rows]
             self.group.rule._library(like, state, self.options(), t, cohort.facts)
             for key in outputs:
                 for row, new in zip(rows, state[key], strict=True):
                     row.works[key].copy_(new)
+            for key in own:
+                for row, new in zip(rows, state.get(key, ()), strict=False):
+                    self._keep(row.state[key], new)
+
+    def _keep(self, held: Tensor, new: Tensor) -> None:
+        """Leaves a state of the library as it is from now on."""
+        if new is not held:
+            held.copy_(new)
 
     def alike(self) -> Iterator[tuple[list[int], Any, Sequence[Any], Cohort]]:
         """Positions of rows for which the host has the same numbers: their step count and host states."""

@@ -21,7 +21,7 @@ class Kernel:
 
     `works` are those of the arrays that are there during a step only, as (key, level). `library` is the sweep behind
     which `_library` of the class runs, what it is handed, as (key, kind, number) with the kind "array", "value",
-    "group", "row" or "column" of what is handed, and what it hands back.
+    "group", "row" or "column" of what is handed, what it hands back, and which states are its own.
     """
 
     unit: int
@@ -42,7 +42,7 @@ class Kernel:
     by_rows: bool = False
     draws: bool = False
     works: tuple[tuple[str, str], ...] = ()
-    library: tuple[int, tuple[tuple[str, str, int], ...], tuple[str, ...]] | None = None
+    library: tuple[int, tuple[tuple[str, str, int], ...], tuple[str, ...], tuple[str, ...]] | None = None
     passes: tuple[str, ...] = ()
     between: tuple[str, ...] = ()
 

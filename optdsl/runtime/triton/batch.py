@@ -378,6 +378,10 @@ class TritonBatch(Batch):
         """The options as an update gets them."""
         return self.group.options_on(self.device) if self.counts_here else super().options()
 
+    def _keep(self, held: Tensor, new: Tensor) -> None:
+        """Leaves a state of the library as it is from now on, unless the step is skipped."""
+        super()._keep(held, new if self.skip is None else torch.where(self.skip != 0, held, new))
+
     def _on_device(self) -> AbstractContextManager[Any]:
         if self.device.type == "cpu":
             return nullcontext()
