@@ -46,8 +46,24 @@ def _with(text: str) -> frozenset[str]:
 
 #: Methods that are given more than gradients; tests of their own feed them.
 WITH_INPUTS = _with("given=True")
-#: Methods that work on matrices, or have too many branches.
+#: Methods without kernels, for whatever reason.
 WITHOUT_KERNELS = _with("_no_kernels =")
+
+
+def lacking(cls: Any, options: dict[str, Any], shape: tuple[int, ...]) -> Any:
+    """A class like `cls` that has no kernel for tensors of this shape with these options."""
+    from dataclasses import replace
+
+    import torch
+
+    from optdsl.runtime.states import facts_of
+
+    group = {**cls([torch.nn.Parameter(torch.zeros(shape))]).defaults, **options}
+    leaf, _, _ = cls._kernel(group, 1, facts_of(torch.Size(shape)), {})
+    modes = list(cls._native.modes)
+    modes[leaf] = (-1, -1, -1)
+    native = replace(cls._native, modes=tuple(modes), lacking="nobody wrote one")
+    return type(cls.__name__, (cls,), {"_native": native})
 
 
 def _picked() -> list[str]:

@@ -20,7 +20,8 @@ from optdsl.ir.program import Program
 from optdsl.passes.intervals import Intervals
 from optdsl.passes.library import Library, Unsupported, settings
 from optdsl.passes.schedule import EXACT, MODES, schedule
-from optdsl.passes.specialise import Leaf, Split, TooManyBranches, Tree, inline_host, leaves
+from optdsl.passes.simplify import drop_dead
+from optdsl.passes.specialise import Leaf, Split, TooManyBranches, Tree, decide, inline_host, leaves
 
 
 class NoKernels(Exception):
@@ -193,7 +194,10 @@ class Kernels:
         for read in (*plan.slots, *(expr for _, expr in plan.host_states), *path):
             need |= variables(read)
         if plan.library is not None and self.library is not None:
-            need |= set().union(*map(variables, self.library.program.expressions()))
+            left = self.library.program
+            for condition, value in leaf.setting:
+                left = decide(left, condition, value)
+            need |= set().union(*map(variables, drop_dead(left).expressions()))
         definitions = {a.name: a.expr for a in (*self.program.body, *leaf.program.body)}
         queue = list(need)
         while queue:

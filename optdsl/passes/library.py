@@ -217,10 +217,15 @@ class _Divider:
         read = set().union(*(variables(a.expr) for a in self.body), *map(variables, others.values()))
         results: dict[str, Expr] = dict(own)
         outputs: dict[str, Expr] = {}
-        for a in inside:
+        for a in list(inside):
             if a.name in region & read:
                 state = self.state(a.var, given=True)
-                results[state.name] = _wherever(a.guard, as_number(a.var))
+                made: Expr = a.var
+                if any(_joins(b.expr, a.name) for b in inside):  # where branches meet, its variable is another's
+                    copy = Assign(f"{state.name}.1", state.name, a.var, a.guard, a.line)
+                    inside.insert(inside.index(a) + 1, copy)
+                    made = copy.var
+                results[state.name] = _wherever(a.guard, as_number(made))
                 outputs[a.name] = self.handed[a.var]
         kernels = program.with_body(
             tuple(replace(a, expr=substitute(a.expr, outputs)) for a in self.body),
@@ -297,6 +302,11 @@ def _of_one(expr: Expr) -> bool:
     arrays = {node for node in nodes if isinstance(node, Var) and not node.type.is_host}
     reduced = any(isinstance(node, Call) and CORE[node.op].rule is Rule.REDUCE for node in nodes)
     return len(arrays) == 1 and not reduced and all(a.type.shape == expr.type.shape for a in arrays)
+
+
+def _joins(expr: Expr, name: str) -> bool:
+    """Whether an expression chooses, by a condition of the host, between this value and another."""
+    return isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host and name in expr.reads
 
 
 def _wherever(guard: Guard, value: Expr) -> Expr:

@@ -18,6 +18,7 @@ import optdsl
 from optdsl.runtime import optimizer as optimizer_module
 from optdsl.runtime.native import build, launch
 from tests.fuzz import seeds
+from tests.support import lacking
 
 ADAMW, SGD, LAMB, NADAM, RADAM, LARS, ORTHOGRAD, ADAGRADNORM, DIFFGRAD, ASGD = (
     optdsl.load(name)
@@ -1398,10 +1399,10 @@ def test_rounding_errors_are_those_of_torch():
 
 
 def test_some_branches_without_kernels() -> None:
-    """Muon's matrices take torch's operations, its other tensors kernels; who demands kernels is told."""
+    """Matrices take torch's operations, other tensors kernels; who demands kernels is told."""
     torch.manual_seed(3)
     start = [torch.randn(6, 4), torch.randn(5), torch.randn(3, 3), torch.randn(())]
-    muon = optdsl.load("muon")
+    muon = lacking(optdsl.load("muon"), {}, (6, 4))
     ours, peers = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
     optimizer, peer = muon(ours, weight_decay=0.1), muon(peers, weight_decay=0.1, fused=False)
     for _ in range(4):
@@ -1428,7 +1429,7 @@ def test_some_branches_without_kernels() -> None:
 
 def test_a_branch_without_kernels_comes_and_goes() -> None:
     """An option of a group may lead to a branch without kernels and back again; its states go along."""
-    lion = optdsl.load("lion_k")
+    lion = lacking(optdsl.load("lion_k"), {"kappa": "topk"}, (50,))
     p, q = (torch.nn.Parameter(torch.linspace(-1, 1, 50)) for _ in range(2))
     optimizer, peer = (
         lion([p], lr=0.01, weight_decay=0.1, k=7),
@@ -1449,7 +1450,7 @@ def test_a_branch_without_kernels_comes_and_goes() -> None:
 
 def test_a_step_that_is_refused_begins_no_states() -> None:
     """Neither of the parameter without a kernel, nor of those that have one."""
-    lion = optdsl.load("lion_k")
+    lion = lacking(optdsl.load("lion_k"), {"kappa": "topk"}, (3,))
     p, q = (torch.nn.Parameter(torch.ones(3)) for _ in "ab")
     optimizer = lion([{"params": [p]}, {"params": [q], "kappa": "topk"}], fused=True)
     p.grad, q.grad = torch.full((3,), 100.0), torch.full((3,), 100.0)

@@ -16,7 +16,7 @@ from optdsl.runtime import optimizer as optimizer_module
 from optdsl.runtime.native import launch
 from optdsl.runtime.native.build import BuildError
 from tests.backends.interpreted import HERE, interpreted, needs_triton
-from tests.support import ROOT, module_of, needs_compiler
+from tests.support import ROOT, lacking, module_of, needs_compiler
 
 pytestmark = [needs_compiler, needs_triton]
 batch = importlib.import_module("optdsl.runtime.triton.batch") if HERE else None
@@ -249,7 +249,8 @@ def test_who_supports_scaling() -> None:
         assert ADAMW(parameters(), **flags)._step_supports_amp_scaling is supports
     assert not ADAMW(parameters(), foreach=True)._step_supports_amp_scaling
     # some of its branches have no kernels
-    assert not optdsl.load("lion_k")(parameters(), fused=True)._step_supports_amp_scaling
+    lion = lacking(optdsl.load("lion_k"), {"kappa": "topk"}, (3,))
+    assert not lion(parameters(), fused=True)._step_supports_amp_scaling
     assert not SGD(
         parameters(), momentum=0.9, fused=True
     )._step_supports_amp_scaling  # its first step differs
