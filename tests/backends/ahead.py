@@ -126,7 +126,11 @@ def compiled(job: Job, kernel: Kernel, function: Any) -> Any:
     target = TARGETS[job.target]
     real, *of_arrays = TYPES[job.types]
     state = of_arrays[-1]
-    given = [*of_arrays[:2], *(state if place == "element" else real for _, place in kernel.arrays)]
+    works = dict(kernel.works)
+    given = [
+        *of_arrays[:2],
+        *(state if place == "element" and key not in works else real for key, place in kernel.arrays),
+    ]
     settings: dict[str, Any] = {
         "skip": None,
         "REAL": real,
