@@ -102,8 +102,14 @@ def _transform(library: Library, path: Path, name: str) -> syn.Spec:
 
 def stored(program: Program, store: Store | None) -> Program:
     """`program` with other formats for its states per element. Raises ValueError for unknown keys and formats."""
-    if not store:
+    if store is None:
         return program
+    listed = ", ".join(FORMATS)
+    if not isinstance(store, str | Mapping):
+        raise ValueError(
+            f"`store` is {store!r}; it can be one format for all states ({listed}), or a mapping from keys "
+            "of states to formats"
+        )
     elements = [s for s in program.kept if s.type.is_element]
     given = dict.fromkeys((s.key for s in elements), store) if isinstance(store, str) else dict(store)
     for key, name in given.items():
@@ -111,9 +117,8 @@ def stored(program: Program, store: Store | None) -> Program:
             raise ValueError(
                 "how parameters are kept is said where the optimizer is made, as `store={'p': ...}`"
             )
-        if name not in FORMATS:
-            help = nearest(name, FORMATS) or f"there are {', '.join(FORMATS)}"
-            raise ValueError(f"there is no format `{name}` to store a state in; {help}")
+        if not isinstance(name, str) or name not in FORMATS:
+            raise ValueError(f"there is no format {name!r} to store a state in; there are {listed}")
         if key not in {s.key for s in elements}:
             has = ", ".join(f"`{s.key}`" for s in elements)
             raise ValueError(

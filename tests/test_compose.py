@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,6 +128,39 @@ def test_a_transform_beside_the_spec(tmp_path: Path) -> None:
 def test_transforms_that_there_are_not(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         optdsl.load("adamw", with_=text)
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        "",
+        "p",
+        "q9",
+        "f64",
+        [],
+        ["q8"],
+        ("exp_avg", "q8"),
+        5,
+        True,
+        *({"exp_avg": x} for x in (None, "", "f64", ["q8"])),
+    ],
+    ids=str,
+)
+def test_formats_that_there_are_not(store: Any, tmp_path: Path) -> None:
+    """What was given is named, and what could have been; nothing is written."""
+    value = store["exp_avg"] if isinstance(store, dict) else store
+    message = f"{re.escape(repr(value))}.*f32, bf16, f16, bf16_sr, q8"
+    with pytest.raises(ValueError, match=message):
+        optdsl.load("adamw", store=store)
+    with pytest.raises(ValueError, match=message):
+        optdsl.compile(driver.locate("adamw"), out=tmp_path, store=store)
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_format_at_all() -> None:
+    adamw = optdsl.load("adamw")
+    assert optdsl.load("adamw", store=None) is adamw
+    assert optdsl.load("adamw", store={}) is adamw
 
 
 def test_options_that_a_transform_has_not() -> None:

@@ -136,7 +136,7 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
     """Raises unless `store` names formats for states that there are; puts it into kept form."""
     store, name = group["store"], type(rule).__name__
     usual = {spec.key: spec.stored for spec in rule._states if spec.level == "element" and not spec.given}
-    formats = [] if store is None else [store]
+    formats = [] if store is None else [("", store)]
     if isinstance(store, Mapping):
         store = group["store"] = dict(store)
         if (form := store.get("p")) is not None and form not in (*SPLITS, AT_RANDOM):
@@ -150,11 +150,11 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
             if key not in usual and key != "p":
                 has = f"those are {', '.join(map(repr, usual))}" if usual else "it has none"
                 raise ValueError(f"{name} has no state {key!r} with a number per element to store: {has}")
-        formats = [x for key, x in store.items() if key != "p"]
-    for given in formats:
+        formats = [(f" for {key!r}", x) for key, x in store.items() if key != "p"]
+    for where, given in formats:
         if given not in FORMATS:
             raise ValueError(
-                f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
+                f"Invalid store value{where}: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
             )
     for key, stored in usual.items() if group["differentiable"] else ():
         form = (store.get(key) if isinstance(store, Mapping) else store) or stored
