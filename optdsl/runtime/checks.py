@@ -170,9 +170,9 @@ def check_seed(rule: Any, group: dict[str, Any]) -> None:
     store = group["store"]
     formats = [spec.stored for spec in rule._states]
     formats += store.values() if isinstance(store, Mapping) else [store]
-    if not rule._random and AT_RANDOM not in formats:
-        return
-    seed = group.setdefault("seed", 0)
+    if rule._random or AT_RANDOM in formats:
+        group.setdefault("seed", 0)
+    seed = group.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
         raise ValueError(f"Invalid seed value: {seed} (must be an int in [0, 2^64))")
 

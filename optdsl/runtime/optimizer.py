@@ -105,9 +105,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | Mapping[str, str] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
-        """Checks the options and flags; `options` are those of `_hypers`, and may hold the `seed`."""
+        """Checks the options and flags; `options` are those of `_hypers`.
+
+        `seed` is that of groups without one of their own that draw or round at random; None is 0.
+        """
         self._forget()
         defaults = {
             **options,
@@ -119,8 +122,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
             "overwrite_grad": overwrite_grad,
             "store": store,
         }
-        if self._random or seed:
-            defaults.setdefault("seed", seed)
+        if seed is not None:
+            defaults["seed"] = seed
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -372,7 +375,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         super().__setstate__(state)
         self._forget()
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if parameter.default is not parameter.empty:
+            if parameter.default is not parameter.empty and name != "seed":
                 self.defaults.setdefault(name, parameter.default)
         for group in self.param_groups:
             for name, default in self.defaults.items():

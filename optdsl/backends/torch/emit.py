@@ -35,6 +35,7 @@ _FLAGS = (
     "fused: bool | None = None",
     "overwrite_grad: bool = False",
     "store: str | dict[str, str] | None = None",
+    "seed: int | None = None",
 )
 
 
@@ -154,8 +155,6 @@ class _Module:
             parts.append("State:\n" + "\n".join(rows))
         rows = ["    params: parameters or parameter groups to optimize, plain or named"]
         rows += [self.argument_doc(argument) for argument in self.argument_names()]
-        if self.seeded:
-            rows.append("    seed: seed of the random numbers, a whole number from 0 (default 0)")
         rows += [
             "    foreach: update lists of tensors together (default: on CUDA, where there are no kernels)",
             "    maximize: move along the gradient instead of against it",
@@ -167,6 +166,8 @@ class _Module:
             rows.append("    store: no effect on states, of which there are none per element")
         else:
             rows.append("    store: format of states per element, such as bf16 or q8, for all or by key")
+        drawn = "the random numbers" if self.seeded else "rounding at random, where `store` asks for it"
+        rows.append(f"    seed: seed of {drawn}, a whole number from 0 (default 0)")
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
             parts.append(f"Reference: {program.cite}")
@@ -186,7 +187,7 @@ class _Module:
 
     @property
     def seeded(self) -> bool:
-        """Whether the constructor takes a seed: for draws of the rule, or for states that are rounded at random."""
+        """Whether the seed matters as the class is: for draws of the rule, or for states rounded at random."""
         return bool(self.program.draws) or any(state.stored == AT_RANDOM for state in self.program.kept)
 
     def argument_names(self) -> list[str]:
@@ -298,14 +299,11 @@ class _Module:
                 kind = "float | Tensor"
             lines.append(f"{argument}: {kind} = {default},")
         lines.append("*,")
-        if self.seeded:
-            lines.append("seed: int = 0,")
         return [*lines, *(f"{flag}," for flag in _FLAGS)]
 
     def constructor(self) -> list[str]:
-        names = self.argument_names() + (["seed"] if self.seeded else [])
         lines = ["super().__init__(", "    params,", "    {"]
-        lines += [f"        {quoted(name)}: {name}," for name in names]
+        lines += [f"        {quoted(name)}: {name}," for name in self.argument_names()]
         lines.append("    },")
         lines += [f"    {flag}={flag}," for flag in (flag.partition(":")[0] for flag in _FLAGS)]
         return [*lines, ")"]
