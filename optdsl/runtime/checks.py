@@ -83,7 +83,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
     """Raises ValueError or TypeError unless `value` is allowed; returns it as the group should keep it.
 
     That is: a list becomes a tuple, a tensor of one element a 0-dim view, a number of numpy one of Python,
-    and None, where a range includes infinity, means that there is no limit.
+    and None, where the range of a float includes infinity, means that there is no limit.
     `changed` says that the value replaces one which the constructor had accepted.
     """
     if hyper.kind == "bool":
@@ -100,7 +100,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
         for index, part in enumerate(value):
             _check_number(hyper, index, part, changed)
         return tuple(_kept(hyper.kind, part) for part in value)
-    elif value is None and hyper.interval.endswith("inf]"):
+    elif value is None and hyper.kind == "float" and hyper.interval.endswith("inf]"):
         return math.inf
     else:
         _check_number(hyper, None, value, changed)
