@@ -168,7 +168,7 @@ def compile(
     *,
     standalone: bool = False,
     progress: Callable[[Path], None] | None = None,
-    with_: Sequence[str] = (),
+    with_: str | Sequence[str] = (),
     store: Store | None = None,
 ) -> list[Compiled]:
     """Compiles specs, or all specs of a folder, to `out/NAME.py`, `out/NAME.c` and `out/NAME.triton.py` (default:
@@ -184,6 +184,7 @@ def compile(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
+    with_ = [with_] if isinstance(with_, str) else list(with_)
     backends = known_backends(backends)
     results = []
     for path, target in _targets(spec_paths(paths), out).items():
