@@ -189,6 +189,8 @@ class _Flat:
         """A reduction, as a value of its own unless a row is an element."""
         if len(expr.args) > 1:
             raise Unsupported("it ranks the entries of tensors")
+        if expr.attr == "filter":
+            raise Unsupported("it reduces over filters")
         operand, over = expr.args[0], str(expr.attr)
         at = self.place(operand.type)
         if at is Place.HOST:

@@ -27,8 +27,12 @@ RESERVED = frozenset(
         *keyword.softkwlist,
         *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
         *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped", "whole", "broadcast"),
-        *("as_matrix", "fit", "like", "newton_schulz"),
-        *(f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")),
+        *("as_matrix", "fit", "like", "newton_schulz", "over_filters"),
+        *(
+            f"{over}_{kind}"
+            for over in ("row", "col", "tensor")
+            for kind in ("sum", "mean", "max", "min", "kth_largest")
+        ),
         *FACTS,
     ]
 )

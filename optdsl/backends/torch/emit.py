@@ -108,7 +108,7 @@ class _Module:
         """Import lines for what the code mentions."""
         code = without_strings(code)
         names = ["Facts", "Joint", "Kernel", "Native", "foreach", "host"]
-        names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz"]
+        names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz", "over_filters"]
         names += [
             f"{over}_{kind}"
             for over in ("row", "col", "tensor")
@@ -259,12 +259,14 @@ class _Module:
         return tuple(name for name in FACTS if name in used and name in STATIC_FACTS)
 
     def elementwise(self) -> bool:
-        """False when the step looks at rows, columns or matrices."""
+        """False when the step looks at rows, columns, filters or matrices."""
         if self.body.matrices or any(
             s.type.level is Level.ARRAY and s.type.shape != ELEMENT for s in self.program.states
         ):
             return False
-        return not any(isinstance(n, Call) and n.attr in ("rows", "cols") for n in nodes(self.program))
+        return not any(
+            isinstance(n, Call) and n.attr in ("rows", "cols", "filter") for n in nodes(self.program)
+        )
 
     def not_capturable(self) -> str | None:
         """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
