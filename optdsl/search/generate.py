@@ -88,7 +88,7 @@ class Weights:
     whole: float = 0.15
     protect: float = 0.95
     jump: float = 0.0
-    filter: float = 0.005
+    filter: float = 0.0
     branch: float = 0.25
     nesting: int = 3
     otherwise: float = 0.6
@@ -358,7 +358,8 @@ class _Maker:
         """A float."""
         if depth <= 0 or self.chance(self.weights.leaf):
             return self.leaf(place)
-        filters = place == _ELEMENT and self.chance(self.weights.filter)
+        # nothing is drawn for programs without them
+        filters = self.weights.filter > 0 and place == _ELEMENT and self.chance(self.weights.filter)
         weights = {
             op: weight
             for op, weight in self.weights.operators.items()
