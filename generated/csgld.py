@@ -39,7 +39,6 @@ class CSGLD(Optimizer):
         temperature: of what is sampled, in [0, inf) (default 1)
         weight_decay: precision of a normal prior, added to the gradient, in [0, inf) (default 0)
         given_noise: take the noise from `xi` (default False)
-        seed: seed of the random numbers, a whole number from 0 (default 0)
         foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
@@ -47,6 +46,7 @@ class CSGLD(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: no effect on states, of which there are none per element
+        seed: seed of the random numbers, a whole number from 0 (default 0)
 
     Reference: Zhang et al. 2020, Cyclical Stochastic Gradient MCMC for Bayesian Deep Learning, arXiv:1902.03932
     """
@@ -126,7 +126,6 @@ class CSGLD(Optimizer):
         weight_decay: float = 0.0,
         given_noise: bool = False,
         *,
-        seed: int = 0,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -134,6 +133,7 @@ class CSGLD(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -144,7 +144,6 @@ class CSGLD(Optimizer):
                 "temperature": temperature,
                 "weight_decay": weight_decay,
                 "given_noise": given_noise,
-                "seed": seed,
             },
             foreach=foreach,
             maximize=maximize,
@@ -153,6 +152,7 @@ class CSGLD(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

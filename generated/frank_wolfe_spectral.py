@@ -102,6 +102,7 @@ class FrankWolfeSpectral(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Xue and Lau 2021, Online Orthogonal Dictionary Learning Based on Frank-Wolfe Method, arXiv:2103.01484
     """
@@ -190,6 +191,7 @@ class FrankWolfeSpectral(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -204,6 +206,7 @@ class FrankWolfeSpectral(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

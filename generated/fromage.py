@@ -45,6 +45,7 @@ class Fromage(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: no effect on states, of which there are none per element
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Bernstein et al. 2020, On the distance between two neural networks and the stability of learning, arXiv:2002.03432
     """
@@ -183,6 +184,7 @@ class Fromage(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -197,6 +199,7 @@ class Fromage(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -45,6 +45,7 @@ class Grams(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Cao, Li and Song 2024, Grams: Gradient Descent with Adaptive Momentum Scaling, arXiv:2412.17107
     """
@@ -97,6 +98,7 @@ class Grams(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -114,6 +116,7 @@ class Grams(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -35,7 +35,6 @@ class Gravity(Optimizer):
         lr: learning rate, in [0, inf) (default 0.1)
         alpha: size of the first step that noise alone would take, in [0, inf) (default 0.01)
         beta: final decay of the momentum, in [0, 1) (default 0.9)
-        seed: seed of the random numbers, a whole number from 0 (default 0)
         foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
@@ -43,6 +42,7 @@ class Gravity(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of the random numbers, a whole number from 0 (default 0)
 
     Reference: Bahrami and Pouriyan Zadeh 2021, Gravity Optimizer: a Kinematic Approach on Optimization, arXiv:2101.09192
     """
@@ -146,7 +146,6 @@ class Gravity(Optimizer):
         alpha: float = 0.01,
         beta: float = 0.9,
         *,
-        seed: int = 0,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -154,6 +153,7 @@ class Gravity(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -161,7 +161,6 @@ class Gravity(Optimizer):
                 "lr": lr,
                 "alpha": alpha,
                 "beta": beta,
-                "seed": seed,
             },
             foreach=foreach,
             maximize=maximize,
@@ -170,6 +169,7 @@ class Gravity(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -63,6 +63,7 @@ class LionK(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Chen et al. 2023, Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts, arXiv:2310.05898
     """
@@ -252,6 +253,7 @@ class LionK(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -271,6 +273,7 @@ class LionK(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod
@@ -455,17 +458,17 @@ class LionK(Optimizer):
         k = group["k"]
         whole = p
         if kappa == "l2":
-            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+            chosen = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "lp":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "soft":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "huber":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "topk":
             work0 = state["work0"]
             part = [tensor_kth_largest(x, k) for x in work0]
-            chosen = part
+            chosen_1 = part
         else:
-            chosen = foreach.broadcast(0.0, "tensor", whole)
-        state["work1"] = chosen_1 if kappa == "l2" else chosen
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+        state["work1"] = chosen if kappa == "l2" else chosen_1

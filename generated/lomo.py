@@ -40,6 +40,7 @@ class LOMO(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: no effect on states, of which there are none per element
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Lv et al. 2023, Full Parameter Fine-tuning for Large Language Models with Limited Resources, arXiv:2306.09782
     """
@@ -172,6 +173,7 @@ class LOMO(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -187,6 +189,7 @@ class LOMO(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -53,7 +53,6 @@ class NoisyAdam(Optimizer):
         weight_decay: L2 penalty, or decoupled decay, in [0, inf) (default 0)
         amsgrad: divide by the largest second moment so far (default False)
         decoupled_weight_decay: decay the parameter instead of the gradient (AdamW) (default False)
-        seed: seed of the random numbers, a whole number from 0 (default 0)
         foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
@@ -61,6 +60,7 @@ class NoisyAdam(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of the random numbers, a whole number from 0 (default 0)
 
     Reference: Neelakantan et al. 2015, Adding Gradient Noise Improves Learning for Very Deep Networks, arXiv:1511.06807
     """
@@ -218,7 +218,6 @@ class NoisyAdam(Optimizer):
         amsgrad: bool = False,
         decoupled_weight_decay: bool = False,
         *,
-        seed: int = 0,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -226,6 +225,7 @@ class NoisyAdam(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -239,7 +239,6 @@ class NoisyAdam(Optimizer):
                 "weight_decay": weight_decay,
                 "amsgrad": amsgrad,
                 "decoupled_weight_decay": decoupled_weight_decay,
-                "seed": seed,
             },
             foreach=foreach,
             maximize=maximize,
@@ -248,6 +247,7 @@ class NoisyAdam(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

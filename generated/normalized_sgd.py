@@ -51,6 +51,7 @@ class NormalizedSGD(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Hazan, Levy and Shalev-Shwartz 2015, Beyond Convexity: Stochastic Quasi-Convex Optimization, arXiv:1507.02030
     """
@@ -433,6 +434,7 @@ class NormalizedSGD(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -450,6 +452,7 @@ class NormalizedSGD(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

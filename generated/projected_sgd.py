@@ -96,6 +96,7 @@ class ProjectedSGD(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: no effect on states, of which there are none per element
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Goldstein 1964, Convex programming in Hilbert space, Bulletin of the American Mathematical Society
     """
@@ -490,6 +491,7 @@ class ProjectedSGD(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -506,6 +508,7 @@ class ProjectedSGD(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -59,6 +59,7 @@ class Ranger(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Wright 2019, Ranger; from arXiv:1908.03265 (RAdam), arXiv:1907.08610 (Lookahead), arXiv:2004.01461 (GC)
     """
@@ -341,6 +342,7 @@ class Ranger(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -362,6 +364,7 @@ class Ranger(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -39,7 +39,6 @@ class SGHMC(Optimizer):
         temperature: of what is sampled, in [0, inf) (default 1)
         weight_decay: precision of a normal prior, added to the gradient, in [0, inf) (default 0)
         given_noise: take the noise from `xi` (default False)
-        seed: seed of the random numbers, a whole number from 0 (default 0)
         foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
@@ -47,6 +46,7 @@ class SGHMC(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of the random numbers, a whole number from 0 (default 0)
 
     Reference: Chen, Fox and Guestrin 2014, Stochastic Gradient Hamiltonian Monte Carlo, arXiv:1402.4102
     """
@@ -105,7 +105,6 @@ class SGHMC(Optimizer):
         weight_decay: float = 0.0,
         given_noise: bool = False,
         *,
-        seed: int = 0,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -113,6 +112,7 @@ class SGHMC(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -122,7 +122,6 @@ class SGHMC(Optimizer):
                 "temperature": temperature,
                 "weight_decay": weight_decay,
                 "given_noise": given_noise,
-                "seed": seed,
             },
             foreach=foreach,
             maximize=maximize,
@@ -131,6 +130,7 @@ class SGHMC(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

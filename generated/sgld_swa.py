@@ -45,7 +45,6 @@ class SGLDSWA(Optimizer):
         given_noise: take the noise from `xi` (default False)
         swa_start: steps before averaging, in [0, 1000000000] (default 10)
         swa_freq: steps from one that counts to the next, in [1, 1000000000] (default 5)
-        seed: seed of the random numbers, a whole number from 0 (default 0)
         foreach: update lists of tensors together (default: on CUDA, where there are no kernels)
         maximize: move along the gradient instead of against it
         capturable: keep step counts on the device, so that a CUDA graph can hold the step
@@ -53,6 +52,7 @@ class SGLDSWA(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of the random numbers, a whole number from 0 (default 0)
 
     Reference: Izmailov et al. 2018, Averaging Weights Leads to Wider Optima and Better Generalization, arXiv:1803.05407
     """
@@ -162,7 +162,6 @@ class SGLDSWA(Optimizer):
         swa_start: int = 10,
         swa_freq: int = 5,
         *,
-        seed: int = 0,
         foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
@@ -170,6 +169,7 @@ class SGLDSWA(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -180,7 +180,6 @@ class SGLDSWA(Optimizer):
                 "given_noise": given_noise,
                 "swa_start": swa_start,
                 "swa_freq": swa_freq,
-                "seed": seed,
             },
             foreach=foreach,
             maximize=maximize,
@@ -189,6 +188,7 @@ class SGLDSWA(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

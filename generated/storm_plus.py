@@ -49,6 +49,7 @@ class STORMPlus(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Levy, Kavis and Cevher 2021, STORM+: Fully Adaptive SGD with Momentum for Nonconvex Optimization, arXiv:2111.01040
     """
@@ -222,6 +223,7 @@ class STORMPlus(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -235,6 +237,7 @@ class STORMPlus(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

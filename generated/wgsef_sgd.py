@@ -266,6 +266,7 @@ class WGSEFSGD(Optimizer):
         fused: run native kernels (default: where there are some, unless `foreach` is set)
         overwrite_grad: let kernels use the memory of gradients, which then hold no gradients any more
         store: format of states per element, such as bf16 or q8, for all or by key
+        seed: seed of rounding at random, where `store` asks for it, a whole number from 0 (default 0)
 
     Reference: Refael, Arbel and Huleihel 2022, Learning k-Level Structured Sparse Neural Networks, arXiv:2212.12921
     """
@@ -1838,6 +1839,7 @@ class WGSEFSGD(Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | dict[str, str] | None = None,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             params,
@@ -1859,6 +1861,7 @@ class WGSEFSGD(Optimizer):
             fused=fused,
             overwrite_grad=overwrite_grad,
             store=store,
+            seed=seed,
         )
 
     @staticmethod

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: What `show` can print, in the order of the pipeline.
 STAGES = ("syntax", "program", "simplified", "lowered", "opt", "plan", "torch", "cpu", "triton")
 BACKENDS = ("torch", "cpu", "triton")
+#: What `store` is where no other formats are asked for.
+_AS_IT_IS: tuple[Store | None, ...] = (None, {})
 
 
 class SpecWarning(UserWarning):
@@ -166,7 +168,7 @@ def compile(
     *,
     standalone: bool = False,
     progress: Callable[[Path], None] | None = None,
-    with_: Sequence[str] = (),
+    with_: str | Sequence[str] = (),
     store: Store | None = None,
 ) -> list[Compiled]:
     """Compiles specs, or all specs of a folder, to `out/NAME.py`, `out/NAME.c` and `out/NAME.triton.py` (default:
@@ -182,6 +184,7 @@ def compile(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
+    with_ = [with_] if isinstance(with_, str) else list(with_)
     backends = known_backends(backends)
     results = []
     for path, target in _targets(spec_paths(paths), out).items():
@@ -202,7 +205,7 @@ def _composition(path: Path, with_: Sequence[str], store: Store | None) -> tuple
 
     Raises ValueError for transforms, states and formats that there are not.
     """
-    if not with_ and not store:
+    if not with_ and store in _AS_IT_IS:
         return check_path(path), "", ""
     from optdsl.compose import composed, module_of, stored
 
@@ -287,7 +290,7 @@ def load(
     path = locate(path_or_name)
     backends = BACKENDS if backend is None else known_backends(["torch", backend])
     with_ = [with_] if isinstance(with_, str) else list(with_)
-    ready = None if with_ or store else _shipped_class(path)
+    ready = None if with_ or store not in _AS_IT_IS else _shipped_class(path)
     if ready is not None and backend != "torch":
         return ready
     checked, own_name, digest = _composition(path, with_, store)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,16 @@ from optdsl.lang.diagnostics import SpecError
 from tests.support import TRANSFORM, class_of, command, environment, good
 from tests.support import module_of as imported
 
+MINE = """optimizer Mine:
+    hyper:
+        lr = 0.1 in [0, inf)
+        weight_decay = 0.1 in [0, inf)
+    state:
+        m = 0
+    step:
+        m = 0.9 * m + g + weight_decay * p
+        p = p - lr * m
+"""
 BY_HAND = """optimizer ByHand:
     use ClipByGlobalNorm(max_norm = 0.5)
     use AdamW()
@@ -86,6 +98,35 @@ def test_averages_are_of_what_a_step_leaves(average: str) -> None:
         optimizer.train()
 
 
+BOTH = """transform Both:
+    use {}()
+    use Lookahead(la_steps = 1, la_alpha = 0.4)
+"""
+
+
+def test_what_only_uses_others_comes_where_they_would(tmp_path: Path) -> None:
+    """Behind the optimizer if they act on what it leaves, and then as the two one after the other."""
+    (tmp_path / "mine.opt").write_text(MINE)
+    (tmp_path / "both.opt").write_text(BOTH.format("Cautious"))
+    (tmp_path / "around.opt").write_text(
+        "transform Around:\n    step:\n        if t > 0:\n            use Both()\n"
+    )
+    (tmp_path / "clips.opt").write_text("transform Clips:\n    use ClipByGlobalNorm(max_norm = 0.5)\n")
+    lookahead = "lookahead(la_steps = 1, la_alpha = 0.4)"
+    for alone, apart in (
+        ("both.opt", ["cautious", lookahead]),
+        ("around.opt", ["cautious", lookahead]),
+        ("clips.opt", ["clip_by_global_norm(max_norm = 0.5)"]),
+    ):
+        left = [steps(optdsl.load(tmp_path / "mine.opt", with_=with_)) for with_ in (alone, apart)]
+        assert all(torch.equal(a, b) for a, b in zip(*left, strict=True))
+    (tmp_path / "torn.opt").write_text(BOTH.format("ClipByGlobalNorm"))
+    with pytest.raises(
+        ValueError, match=r"`torn\.opt` changes the gradient by `ClipByGlobalNorm` and acts .* by `Lookahead`"
+    ):
+        optdsl.load(tmp_path / "mine.opt", with_="torn.opt")
+
+
 def test_its_plan_is_as_small_as_one_by_hand(tmp_path: Path) -> None:
     (tmp_path / "by_hand.opt").write_text(BY_HAND)
     costs = []
@@ -118,7 +159,7 @@ def test_a_transform_beside_the_spec(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("clip_global", "there is no transform `clip_global`; did you mean `clip_by_global_norm`"),
-        ("clip_by_value(", "is not a transform, as in"),
+        ("(max_norm = 1.0)", "is not a transform, as in"),
         ("../halve.opt", "its file stands beside the spec"),
         ("schedules", "`schedules` holds no transform"),
     ],
@@ -128,9 +169,122 @@ def test_transforms_that_there_are_not(text: str, message: str) -> None:
         optdsl.load("adamw", with_=text)
 
 
-def test_options_that_a_transform_has_not() -> None:
-    with pytest.raises(SpecError, match="no hyperparameter `max`"):
-        optdsl.load("adamw", with_="clip_by_global_norm(max = 1.0)")
+@pytest.mark.parametrize(
+    "store",
+    [
+        "",
+        "p",
+        "q9",
+        "f64",
+        [],
+        ["q8"],
+        ("exp_avg", "q8"),
+        5,
+        True,
+        *({"exp_avg": x} for x in (None, "", "f64", ["q8"])),
+    ],
+    ids=str,
+)
+def test_formats_that_there_are_not(store: Any, tmp_path: Path) -> None:
+    """What was given is named, and what could have been; nothing is written."""
+    value = store["exp_avg"] if isinstance(store, dict) else store
+    message = f"{re.escape(repr(value))}.*f32, bf16, f16, bf16_sr, q8"
+    with pytest.raises(ValueError, match=message):
+        optdsl.load("adamw", store=store)
+    with pytest.raises(ValueError, match=message):
+        optdsl.compile(driver.locate("adamw"), out=tmp_path, store=store)
+    assert not any(tmp_path.iterdir())
+
+
+def test_no_format_at_all() -> None:
+    adamw = optdsl.load("adamw")
+    assert optdsl.load("adamw", store=None) is adamw
+    assert optdsl.load("adamw", store={}) is adamw
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "marked"),
+    [
+        ("clip_by_global_norm(max = 1.0)", "no hyperparameter `max`", "max = 1.0"),
+        ("clip_by_global_norm (max_norm = -1.0)", "the default -1 of `max_norm` is not in", "-1.0"),
+        ("clip_by_global_norm(max_norm = q)", "unknown name `q`", "q"),
+        ("clip_by_global_norm(\n  max_norm = q\n)", "unknown name `q`", "q"),
+        ("clip_by_global_norm(max_norm = )", "unexpected `)`", ")"),
+        ("clip_by_global_norm(max_norm = (1.0, 2.0))", "takes one value, got 2", "max_norm = (1.0, 2.0)"),
+        ("clip_by_global_norm(max_norm = 1.0", "`(` is never closed", "("),
+        ("clip_by_global_norm(max_norm = 1.0 # no more", "`(` is never closed", "("),
+        ("clip_by_global_norm(max_norm = 1.0))", "`)` closes nothing", ")"),
+        ("clip_by_value)", "`)` closes nothing", ")"),
+        ("clip_by_global_norm(max_norm = 1.0)\n    use SGD()", "unexpected `use`", "use"),
+        ("clip_by_global_norm() as g", "`g` cannot name a prefix", "clip_by_global_norm() as g"),
+        ("clip_by_global_norm() with g = p", "is a transform, which changes `g` itself", "g"),
+        ("halve.opt(by = 2)", "`Halve` has no hyperparameter `by`", "by = 2"),
+        ("cautious() as lr()", "unexpected `(`", "("),
+    ],
+)
+def test_mistakes_in_options(text: str, message: str, marked: str, tmp_path: Path) -> None:
+    """They are shown in the text that was given, beside one of another transform."""
+    (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - 0.1 * g\n")
+    (tmp_path / "halve.opt").write_text(TRANSFORM)
+    for with_ in ([text, "cautious"], ["centralize", text]):
+        with pytest.raises(SpecError) as caught:
+            optdsl.load(tmp_path / "mine.opt", with_=with_)
+        found = caught.value.diagnostics[0]
+        given = text.replace("\n", " ")
+        assert message in found.message
+        assert (found.path, found.span.line, found.source_line) == ("<transform>", 1, given)
+        assert given[found.span.column - 1 : found.span.end_column - 1] == marked
+
+
+def test_mistakes_between_transforms(tmp_path: Path) -> None:
+    """What clashes is shown where it was asked for; what lies in the spec itself, there."""
+    (tmp_path / "cautious.opt").write_text(TRANSFORM.replace("Halve", "Cautious"))
+    (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - 0.1 * g\n")
+    with pytest.raises(SpecError) as caught:
+        optdsl.load(tmp_path / "mine.opt", with_=["cautious", "cautious.opt"])
+    found = caught.value.diagnostics[0]
+    assert (found.code, found.path, found.source_line) == ("E0508", "<transform>", "cautious.opt")
+    (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - q * g\n")
+    with pytest.raises(SpecError) as caught:
+        optdsl.load(tmp_path / "mine.opt", with_="cautious")
+    (found,) = caught.value.diagnostics
+    assert (found.path, found.span.line) == (str(tmp_path / "mine.opt"), 3)
+
+
+PULL = """transform Pull:
+    hyper:
+        rates = (slow: 0.1, fast: 0.2) in [0, 1)
+        way = "(" in {"(", ")"}
+    state:
+        far = p
+    step:
+        far = far * slow
+        p = p - (fast * p if way == ")" else 0)
+"""
+
+
+def test_options_with_brackets(tmp_path: Path) -> None:
+    """Of tuples, of expressions, and in strings."""
+    (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - 0.1 * g\n")
+    (tmp_path / "pull.opt").write_text(PULL)
+    for text, fast in (
+        ('pull.opt(rates = (0.1, 0.4), way = ")")', 0.4),
+        ('pull.opt(slow = 0.2, fast = min(0.5, (1 + 1) * 0.1), way = ")")', 0.2),
+        ('pull.opt(rates = (0.1, 0.4), way = "(")', 0.0),
+    ):
+        p = torch.nn.Parameter(torch.full((3,), 1.1))
+        p.grad = torch.ones(3)
+        optdsl.load(tmp_path / "mine.opt", with_=text)([p]).step()
+        torch.testing.assert_close(p.detach(), torch.full((3,), 1 - fast))
+
+
+def test_a_prefix_for_a_transform(tmp_path: Path) -> None:
+    """The same one twice, which takes names that differ."""
+    cls = optdsl.load("sgd", with_=["box(low = -1.0) as first", "box(low = -2.0) as second"])
+    names = [hyper.name for hyper in cls._hypers]
+    (made,) = optdsl.compile(driver.locate("sgd"), out=tmp_path, with_="box(low = -1.0) as first")
+    assert made.files[0].stem == "sgd_with_box"
+    assert names[-2:] == ["second_low", "second_high"]
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -123,17 +123,16 @@ class Branches(Calls):
                 builder.values[slot] = self.join(guard, slot, a, b, node)
         movements.join(guard, updates[0], updates[1], p)
 
-    def join(self, condition: Expr, slot: Slot, a: Expr, b: Expr, node: syn.Expression) -> Expr:
-        """One value for a name that has a value on both sides."""
+    def join(self, condition: Expr, slot: Slot, a: Expr, b: Expr, node: syn.Expression) -> Value:
+        """One value for a name that has a value on both sides; none if their shapes do not fit together."""
         if a is b:
             return a
         try:
             ty.join([a.type, b.type])
         except ty.ShapeError:
-            message = f"`{slot[1]}` is {describe(a.type)} on one side of this branch"
-            message += f" and {describe(b.type)} on the other"
-            self.report("E0405", node.span, message, "use two names")
-            return POISON
+            kinds = f"it is {describe(a.type)} on one side, {describe(b.type)} on the other"
+            reason = f"behind the branch on line {node.span.line}: {kinds}"
+            return Undefined(reason, node.span.line, *_sides(condition, a, b), help="use two names")
         value, path = call("select", condition, a, b), self.scope.file.path
         joined = self.builder.assign_slot(slot, value, node.span.line, path)
         assert isinstance(joined, Var)
@@ -147,18 +146,18 @@ class Branches(Calls):
         kept = [side.kept if isinstance(side, Undefined) else side for side in (a, b)]
         for side in (a, b):
             reason = side.reason if isinstance(side, Undefined) else reason
-        both = None
+        both: Expr | None = None
         if kept[0] is not None and kept[1] is not None:  # a state, which keeps something in any case
-            both = self.join(condition, slot, kept[0], kept[1], node)
+            joined = self.join(condition, slot, kept[0], kept[1], node)
+            assert not isinstance(joined, Undefined)  # all that a state is given fits its own shape
+            both = joined
         line = 0
         for side in (a, b):
             if isinstance(side, Undefined):
                 line = line or side.line
             elif isinstance(side, Var) and side.name in self.builder.origins:
                 line = line or self.builder.origins[side.name].line
-        while isinstance(condition, Call) and condition.op == "not":
-            condition, a, b = condition.args[0], b, a
-        return Undefined(reason, line, condition, a, b, both)
+        return Undefined(reason, line, *_sides(condition, a, b), both)
 
     # ---- loops ------------------------------------------------------------------------------------------
 
@@ -244,3 +243,10 @@ class Branches(Calls):
         if math.isinf(high):
             return f"nothing says how large {text} may be", help
         return f"{text} may be as large as {number(high)}", help
+
+
+def _sides(condition: Expr, a: Value | None, b: Value | None) -> tuple[Expr, Value | None, Value | None]:
+    """A condition that is no negation, and what holds where it does and where it does not."""
+    while isinstance(condition, Call) and condition.op == "not":
+        condition, a, b = condition.args[0], b, a
+    return condition, a, b

@@ -358,6 +358,22 @@ def assignments(node: object) -> list[syn.AssignSyntax]:
     return []
 
 
+def uses(node: object) -> list[syn.Use]:
+    """Every `use` of a spec, in order."""
+    match node:
+        case syn.Use():
+            return [node]
+        case syn.Spec():
+            return uses(node.uses) + uses(node.steps)
+        case syn.StepSyntax() | syn.Every() | syn.Repeat():
+            return uses(node.body)
+        case syn.If():
+            return uses(node.then) + uses(node.other)
+        case tuple():
+            return [found for item in node for found in uses(item)]
+    return []
+
+
 def assigned_lines(spec: syn.Spec) -> dict[str, int]:
     """The first line that assigns each name."""
     return {node.name: node.span.line for node in reversed(assignments(spec))}

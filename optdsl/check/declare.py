@@ -116,6 +116,16 @@ def _interval(
             message = f"`{name}` is an int, since its default is `{default}`, and {interval} holds {left}"
             report("E0205", syntax.span, message, f"for a float write the default as `{default}.0`")
             return None
+        ends = {
+            "low_open": interval.low_open or math.isinf(low),
+            "high_open": interval.high_open or math.isinf(high),
+        }
+        if (finite := replace(interval, **ends)) != interval:
+            message = f"`{name}` is an int, since its default is `{default}`, and no int is infinite"
+            report(
+                "E0205", syntax.span, message, f"write {finite}, or for a float the default as `{default}.0`"
+            )
+            return finite
     return interval
 
 

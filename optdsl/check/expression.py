@@ -186,7 +186,7 @@ class Expressions(ABC):
             if is_state:
                 help = f"declare it with an initial value, as in `{name} = 0`"
             else:
-                help = f"line {value.line} assigns it; assign it on every path, or once before"
+                help = value.help or f"line {value.line} assigns it; assign it on every path, or once before"
             self.report(
                 "E0308" if is_state else "E0305", span, f"`{shown(name)}` has no value {value.reason}", help
             )

@@ -32,7 +32,8 @@ class Undefined:
     """A name that has a value on some paths only; `reason` completes "has no value ...".
 
     `then` and `other` are its values where `condition` is known to hold or not to hold. `kept` is what a
-    state is left with at the end of the step; `line` is where the name is assigned.
+    state is left with at the end of the step; `line` is where the name is assigned. `help` says what to do, where
+    that is not to assign the name on every path.
     """
 
     reason: str
@@ -41,6 +42,7 @@ class Undefined:
     then: Value | None = None
     other: Value | None = None
     kept: Expr | None = None
+    help: str = ""
 
     def settle(self, facts: Mapping[Expr, bool]) -> Value:
         """The value where these conditions are known."""

@@ -106,8 +106,9 @@ CORE: dict[str, CoreOp] = _table(
     CoreOp("newton_schulz", 2, Rule.MATRIX),
 )
 
-#: Where a reduction may end. The level of the result is the name, `all` counting as `group`.
-OVERS = ("tensor", "rows", "cols", "group", "all")
+#: Where a reduction may end. The level of the result is the name, `all` counting as `group`; over a `filter`, the
+#: dimensions behind the first two, every entry gets the result of its own.
+OVERS = ("tensor", "rows", "cols", "filter", "group", "all")
 DEFAULT_OVER = "tensor"
 
 #: Named numbers of the language.

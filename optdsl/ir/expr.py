@@ -271,6 +271,10 @@ def _reduced(type_: Type, over: str | None) -> tuple[Level, ty.Shape]:
         raise TypeFault(f"there is nothing to reduce: this is {describe(type_)}", 0)
     if over in ("group", "all"):
         return Level.GROUP, ty.SCALAR
+    if over == "filter":
+        if not type_.is_element:
+            raise TypeFault(f"`over=filter` needs a value per element, this is {describe(type_)}", 0)
+        return Level.ARRAY, ty.ELEMENT
     if over == "tensor":
         return Level.TENSOR, ty.SCALAR
     rows, cols = type_.shape

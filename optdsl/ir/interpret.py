@@ -323,9 +323,18 @@ class _TensorStep:
             return self.conform(drawn.reshape(self.shape(node.type.shape)), node.type)
         if not node.type.is_host:
             args = [self.rounded(arg) for arg in args]
+        if rule is Rule.REDUCE and node.attr == "filter":
+            return self.conform(self.over_filters(function, *args), node.type)
         if rule is Rule.REDUCE:
             args.append(_AXES[str(node.attr)])
         return self.conform(function(*args), node.type)
+
+    def over_filters(self, function: Callable[..., Array], x: Array, *more: Value) -> Array:
+        """A reduction over the dimensions behind the first two; every entry gets that of its own."""
+        if not x.size:
+            return x
+        filters = x.reshape(-1, math.prod(self.p.shape[2:]))
+        return np.broadcast_to(function(filters, *more, 1), filters.shape).reshape(x.shape)
 
     def request(self, node: Expr) -> _Joint:
         """The joint reduction `node`."""

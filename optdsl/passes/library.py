@@ -97,7 +97,7 @@ def _beyond(expr: Expr) -> bool:
     if isinstance(expr, Call):
         if expr.op == "reduce_kth_largest":
             return not is_joint(expr)  # where tensors meet they are reduced by torch anyway
-        if CORE[expr.op].rule in _MATRIX:
+        if CORE[expr.op].rule in _MATRIX or expr.attr == "filter":
             return True
     return _is_matrix(expr.type)
 
@@ -221,7 +221,9 @@ class _Divider:
             if a.name in region & read:
                 state = self.state(a.var, given=True)
                 made: Expr = a.var
-                if any(_joins(b.expr, a.name) for b in inside):  # where branches meet, its variable is another's
+                if any(
+                    _joins(b.expr, a.name) for b in inside
+                ):  # where branches meet, its variable is another's
                     copy = Assign(f"{state.name}.1", state.name, a.var, a.guard, a.line)
                     inside.insert(inside.index(a) + 1, copy)
                     made = copy.var

@@ -60,7 +60,14 @@ Tree: TypeAlias = Leaf | Split
 
 def specialise(program: Program) -> Tree:
     """The tree of `program` (simplified, not lowered). Raises TooManyBranches."""
-    return _Specialiser(program).tree(program, ())
+    return _finished(_Specialiser(program).tree(program, ()))
+
+
+def _finished(tree: Tree) -> Tree:
+    """`tree` with its leaves settled and trimmed, which is done only when it is known that they are few enough."""
+    if isinstance(tree, Leaf):
+        return replace(tree, program=trimmed(settled(tree.program)))
+    return replace(tree, then=_finished(tree.then), other=_finished(tree.other))
 
 
 def leaves(tree: Tree) -> Iterator[Leaf]:
@@ -82,7 +89,7 @@ class _Specialiser:
         return is_static(condition, self.definitions, self.stored)
 
     def tree(self, program: Program, setting: tuple[tuple[Expr, bool], ...]) -> Tree:
-        conditions = list(_structural(program, self.static))
+        conditions = dict.fromkeys(_structural(program, self.static))
         condition = next(filter(self.static, conditions), None)
         if condition is not None:
             then, other = (
@@ -94,12 +101,13 @@ class _Specialiser:
             then, other = (self.tree(program, (*setting, (ONE_COLUMN, w))) for w in (True, False))
             return Split(program, ONE_COLUMN, then, other, static=True)
         if conditions:
-            then, other = (self.tree(decide(program, conditions[0], w), setting) for w in (True, False))
-            return Split(program, conditions[0], then, other, static=False)
+            first = next(iter(conditions))
+            then, other = (self.tree(decide(program, first, w), setting) for w in (True, False))
+            return Split(program, first, then, other, static=False)
         self.count += 1
         if self.count > MAX_LEAVES:
             raise TooManyBranches
-        return Leaf(trimmed(settled(program)), setting, (ONE_COLUMN, True) in setting)
+        return Leaf(program, setting, (ONE_COLUMN, True) in setting)
 
 
 #: Whether a tensor has at most one column.

@@ -83,7 +83,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
     """Raises ValueError or TypeError unless `value` is allowed; returns it as the group should keep it.
 
     That is: a list becomes a tuple, a tensor of one element a 0-dim view, a number of numpy one of Python,
-    and None, where a range includes infinity, means that there is no limit.
+    and None, where the range of a float includes infinity, means that there is no limit.
     `changed` says that the value replaces one which the constructor had accepted.
     """
     if hyper.kind == "bool":
@@ -100,7 +100,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
         for index, part in enumerate(value):
             _check_number(hyper, index, part, changed)
         return tuple(_kept(hyper.kind, part) for part in value)
-    elif value is None and hyper.interval.endswith("inf]"):
+    elif value is None and hyper.kind == "float" and hyper.interval.endswith("inf]"):
         return math.inf
     else:
         _check_number(hyper, None, value, changed)
@@ -136,7 +136,7 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
     """Raises unless `store` names formats for states that there are; puts it into kept form."""
     store, name = group["store"], type(rule).__name__
     usual = {spec.key: spec.stored for spec in rule._states if spec.level == "element" and not spec.given}
-    formats = [] if store is None else [store]
+    formats = [] if store is None else [("", store)]
     if isinstance(store, Mapping):
         store = group["store"] = dict(store)
         if (form := store.get("p")) is not None and form not in (*SPLITS, AT_RANDOM):
@@ -150,11 +150,11 @@ def check_store(rule: Any, group: dict[str, Any]) -> None:
             if key not in usual and key != "p":
                 has = f"those are {', '.join(map(repr, usual))}" if usual else "it has none"
                 raise ValueError(f"{name} has no state {key!r} with a number per element to store: {has}")
-        formats = [x for key, x in store.items() if key != "p"]
-    for given in formats:
+        formats = [(f" for {key!r}", x) for key, x in store.items() if key != "p"]
+    for where, given in formats:
         if given not in FORMATS:
             raise ValueError(
-                f"Invalid store value: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
+                f"Invalid store value{where}: {given!r} (must be one of {', '.join(map(repr, FORMATS))})"
             )
     for key, stored in usual.items() if group["differentiable"] else ():
         form = (store.get(key) if isinstance(store, Mapping) else store) or stored
@@ -170,9 +170,9 @@ def check_seed(rule: Any, group: dict[str, Any]) -> None:
     store = group["store"]
     formats = [spec.stored for spec in rule._states]
     formats += store.values() if isinstance(store, Mapping) else [store]
-    if not rule._random and AT_RANDOM not in formats:
-        return
-    seed = group.setdefault("seed", 0)
+    if rule._random or AT_RANDOM in formats:
+        group.setdefault("seed", 0)
+    seed = group.get("seed", 0)
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
         raise ValueError(f"Invalid seed value: {seed} (must be an int in [0, 2^64))")
 

@@ -136,6 +136,16 @@ def tensor_kth_largest(x: Tensor, k: Any) -> Tensor:
     return _kth_largest(x.reshape(-1), k).reshape(())
 
 
+def over_filters(reduce_rows: Callable[..., Tensor], x: Tensor, *more: Any) -> Tensor:
+    """A reduction over the dimensions behind the first two, the kernels of a filter bank: for every entry that of its
+    own. Without such dimensions, an entry is reduced alone. `reduce_rows` does it for each row of a matrix.
+    """
+    if x.numel() == 0:
+        return x.clone()
+    filters = x.reshape(-1, math.prod(x.shape[2:]))
+    return reduce_rows(filters, *more).repeat(1, filters.shape[1]).reshape(x.shape)
+
+
 def broadcast(x: Any, level: str, p: Tensor) -> Tensor:
     """`x`, a number or a coarser value, with an entry for each one that the parameter `p` has at `level`."""
     if "1" in level:  # the transpose of rows or of columns, which only matrices have

@@ -27,6 +27,7 @@ from optdsl.runtime.states import (
     group_prototype,
     kept,
     restored,
+    turn,
 )
 from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, SPLITS, Coded, code
 from optdsl.runtime.units import Cohorts, Unit, gather
@@ -105,9 +106,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
         fused: bool | None = None,
         overwrite_grad: bool = False,
         store: str | Mapping[str, str] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
-        """Checks the options and flags; `options` are those of `_hypers`, and may hold the `seed`."""
+        """Checks the options and flags; `options` are those of `_hypers`.
+
+        `seed` is that of groups without one of their own that draw or round at random; None is 0.
+        """
         self._forget()
         defaults = {
             **options,
@@ -119,8 +123,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
             "overwrite_grad": overwrite_grad,
             "store": store,
         }
-        if self._random or seed:
-            defaults.setdefault("seed", seed)
+        if seed is not None:
+            defaults["seed"] = seed
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -186,9 +190,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
                     if hyper.name in names:
                         check(hyper, group[hyper.name], changed=True)
             return names
+        changed = set()
         for position, hyper in enumerate(self._hypers):
             if known is None or values[position] is not known[0][position]:
                 group[hyper.name] = check(hyper, values[position], changed=True)
+                changed.add(hyper.name)
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
@@ -197,6 +203,10 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 f"{type(self).__name__}: `store` was changed, but states are kept in the old formats already; make a "
                 "new optimizer with the new `store`, and load this one's state dict into it"
             )
+        for spec in self._states:
+            for p in group["params"] if spec.delay in changed else ():
+                if (held := self.state.get(p, {}).get(spec.key)) is not None:
+                    turn(kept(spec, group, p), held, 0)  # raises if it was kept for another delay
         names = tuple(hyper.name for hyper in self._hypers if has_tensor(group[hyper.name]))
         store = group["store"]  # a dict may be changed where it is
         self._checked[number] = (
@@ -372,7 +382,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         super().__setstate__(state)
         self._forget()
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
-            if parameter.default is not parameter.empty:
+            if parameter.default is not parameter.empty and name != "seed":
                 self.defaults.setdefault(name, parameter.default)
         for group in self.param_groups:
             for name, default in self.defaults.items():

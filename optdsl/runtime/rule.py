@@ -27,7 +27,7 @@ class Rule:
     _states: ClassVar[tuple[State, ...]] = ()
     #: The facts on which host values or taken branches depend: tensors of one foreach call agree in them.
     _bucket_facts: ClassVar[tuple[str, ...]] = ()
-    #: False for a rule that sees a tensor as a matrix: complex parameters are then rejected.
+    #: False for a rule that sees a tensor as a matrix or as filters: complex and sharded ones are then rejected.
     _elementwise: ClassVar[bool] = True
     #: Whether the rule draws random numbers; the group then holds a `seed`.
     _random: ClassVar[bool] = False

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optdsl.runtime.storage import AT_RANDOM, CODES, FLOATS, FORMATS, LEAST, Coded, coded
+from optdsl.runtime.storage import AT_RANDOM, CODES, FLOATS, LEAST, Coded, coded
 
 
 class Facts(NamedTuple):
@@ -50,8 +50,8 @@ class State:
         """Brings "rows, cols" into the form in which this module compares levels."""
         level = self.level.replace(" ", "")
         object.__setattr__(self, "level", "element" if level == "rows,cols" else level)
-        if self.stored is not None and self.stored not in FORMATS:
-            raise ValueError(f"state {self.key}: stored {self.stored!r} is not one of {', '.join(FORMATS)}")
+        if self.stored is not None and self.stored not in (known := (*FLOATS, *CODES)):
+            raise ValueError(f"state {self.key}: stored {self.stored!r} is not one of {', '.join(known)}")
 
     @property
     def in_codes(self) -> bool:

@@ -38,7 +38,8 @@ FLOATS = {
     AT_RANDOM: torch.bfloat16,
 }
 CODES = {"q8": 8, "q8_linear": 8, "q8_sqrt": 8, "q4": 4, "q4_linear": 4}
-FORMATS = (*FLOATS, *CODES)
+#: Those that an optimizer may be asked for; in f64 are states of float64 parameters.
+FORMATS = (*(name for name in FLOATS if name != "f64"), *CODES)
 #: Numbers that share a scale, and how many a tensor must have to be kept in codes.
 BLOCK = 256
 LEAST = 4096

@@ -323,7 +323,7 @@ def gather(
             reason = "it delays states" if delays else "`store` rounds at random"
             reason = "it draws at random" if rule._random else reason
             if not rule._elementwise:
-                reason = "it needs whole rows, columns or matrices"
+                reason = "it needs whole rows, columns, filters or matrices"
             raise RuntimeError(f"{name} does not support sharded parameters: {reason}")
         state = states.get(p)
         if is_new := not state:

@@ -67,7 +67,8 @@ class Weights:
     `literals`), `old` that it is one whose name has a newer value by now, `coarse` that it lives at a coarser
     level than its neighbour, `joint` that this level is the group, `truth` that it is a truth value, `whole`
     that it is an int where host values are, and `protect` that it is first brought into the domain of its
-    operator. `jump` is the chance that the condition of a choice is known per element, not on the host.
+    operator. `jump` is the chance that the condition of a choice is known per element, not on the host, `filter` that
+    a value per element is reduced over filters.
 
     Of a statement, `branch` is the chance that it is an `if` (of at most `nesting` in one another),
     `otherwise` that this has an `else`, `average` that a state becomes a moving average of something,
@@ -87,6 +88,7 @@ class Weights:
     whole: float = 0.15
     protect: float = 0.95
     jump: float = 0.0
+    filter: float = 0.0
     branch: float = 0.25
     nesting: int = 3
     otherwise: float = 0.6
@@ -356,10 +358,12 @@ class _Maker:
         """A float."""
         if depth <= 0 or self.chance(self.weights.leaf):
             return self.leaf(place)
+        # nothing is drawn for programs without them
+        filters = self.weights.filter > 0 and place == _ELEMENT and self.chance(self.weights.filter)
         weights = {
             op: weight
             for op, weight in self.weights.operators.items()
-            if weight > 0 and self.gives(op, place)
+            if weight > 0 and (CORE[op].rule is Rule.REDUCE if filters else self.gives(op, place))
         }
         if not weights:
             return self.leaf(place)
@@ -419,7 +423,9 @@ class _Maker:
 
     def reducible(self, place: Place, depth: int) -> Expr:
         """An operand for a reduction that ends at `place`."""
-        if place[0] is Level.ARRAY:
+        if place == _ELEMENT:
+            source = _ELEMENT
+        elif place[0] is Level.ARRAY:
             source = _matrix(place, usual=self.chance(0.9))
         elif place[0] is Level.GROUP and self.chance(0.3):
             source = _TENSOR
@@ -439,6 +445,8 @@ class _Maker:
         if level is Level.ARRAY:
             if x.type.level is not Level.ARRAY or Dim.ONE in x.type.shape:
                 return None
+            if place == _ELEMENT:
+                return call(op, x, *more, over="filter") if x.type.is_element else None
             return call(op, x, *more, over="rows" if shape[1] is Dim.ONE else "cols")
         if level is Level.TENSOR:
             return call(op, x, *more, over="tensor") if x.type.level is Level.ARRAY else None

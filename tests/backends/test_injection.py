@@ -368,9 +368,29 @@ LOADED_WORDS = [
         "exec",
     ),
     *("match", "case", "property", "staticmethod", "as_matrix", "like", "row_sum", "tensor_max", "lr_1"),
+    *("over_filters", "tensor_kth_largest"),
     *("defaults", "param_groups", "add_param_group", "zero_grad", "load_state_dict", "profile_hook_step"),
     *("m", "m_1", "p_1", "g_2", "os", "sys", "eval", "input", "values", "dtype", "device", "shape", "grad"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("tensor_kth_largest", "kth_largest(g, 2)"),
+        ("row_mean", "mean(g, over=rows)"),
+        ("over_filters", "mean(g, over=filter)"),
+    ],
+)
+@pytest.mark.parametrize("path", [False, True])
+def test_a_value_may_have_the_name_of_the_function_that_makes_it(name, value, path):
+    space = {"__name__": "victim"}
+    checked = check_text(f"optimizer A:\n    step:\n        {name} = {value}\n        p = p - g * {name}\n")
+    exec(emit(driver.simplify(checked.require()), "victim.opt", "0" * 64), space)
+    p = torch.nn.Parameter(torch.ones(2, 2, 2))
+    p.grad = torch.full((2, 2, 2), 0.5)
+    space["A"]([p], foreach=path).step()
+    torch.testing.assert_close(p.detach(), torch.full((2, 2, 2), 0.75))
 
 
 @pytest.mark.parametrize("word", LOADED_WORDS)

@@ -21,6 +21,7 @@ import torch
 
 from optdsl.check import check_path, check_text
 from optdsl.core.types import Kind
+from optdsl.ir.expr import Call
 from optdsl.ir.program import Program
 from optdsl.ir.text import show, to_opt
 from optdsl.search.generate import TAME, WILD, random_program
@@ -109,6 +110,20 @@ def test_random_programs(batch: range) -> None:
     print(tally, {hostile: found.share for hostile, found in tally.items()})
     for found in tally.values():
         assert found.share > 0.97, f"too little was checked: {found}"
+
+
+@pytest.mark.parametrize("batch", batches(50), ids=lambda batch: str(batch.start))
+def test_random_programs_with_filters(batch: range) -> None:
+    """As above, of reductions over filters; on matrices, too."""
+    tally, some = Tally(), 0
+    for seed in batch:
+        weights = replace(TAME, filter=0.25, operators={**TAME.operators, "matmul": 0.3 * (seed % 2)})
+        program = random_program(random.Random(seed), 8, weights, inputs=True)
+        some += any(isinstance(node, Call) and node.attr == "filter" for node in program.nodes())
+        given = problem(program, np.random.default_rng(seed), torch.float64, 3, 0.0)
+        tally += held(program, seed, given, ways_of(program, seed))
+    assert some > len(batch) // 2
+    assert tally.share > 0.97, f"too little was checked: {tally}"
 
 
 # ---- flags ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optdsl.core.types import ELEMENT
+from optdsl.ir.text import to_opt
 from tests.check.helpers import found, only, program, run, same, spec
 
 ON = "on = true\noff = false"
@@ -135,11 +136,51 @@ def test_the_same_condition_again() -> None:
 def test_a_name_may_differ_in_level() -> None:
     built = program(spec("if on:\n    x = g\nelse:\n    x = 0\np = p - x" + USE, ON))
     assert next(a for a in built.body if a.name == "x.3").expr.type.shape == ELEMENT
-    message = only(
-        spec("if on:\n    x = g @ g'\nelse:\n    x = g' @ g\np = p - norm(x) * g" + USE, ON), "E0405", "on"
+
+
+GRAMS = """if on:
+    x = g @ g'
+    u = x @ g
+else:
+    x = g' @ g
+    u = g @ x
+"""
+
+
+def test_a_name_may_hold_two_kinds_of_matrices() -> None:
+    """One on each side of a branch, and then it has a value where the side is known."""
+    two = GRAMS.replace("x = g'", "y = g'").replace("g @ x", "g @ y")
+    again = "if on:\n    p = p - norm(x) * u\n"
+    negated, after = (x.replace("if on", "if not on") for x in (GRAMS, two))
+    for text, other in (
+        (GRAMS, two),
+        (GRAMS + again, two + again),
+        (negated + again, after + again.replace("x", "y")),
+    ):
+        for on in (True, False):
+            found, wanted = (run(spec(x + "p = p - u" + USE, ON), hypers={"on": on}) for x in (text, other))
+            assert same(found, wanted)
+    loop = "repeat 3:\n" + "".join(f"    {line}\n" for line in GRAMS.splitlines()) + "    g = u / norm(u)\n"
+    built = program(spec(loop + "p = p - u" + USE, ON))
+    assert same(run(to_opt(built)), run(spec(loop + "p = p - u" + USE, ON)))
+    text = spec(GRAMS + "p = p - norm(x) * u" + USE, ON)
+    message = only(text, "E0305", "x")
+    kinds = "a matrix of rows by rows on one side, a matrix of cols by cols on the other"
+    line = text.split("\n").index("        if on:") + 1
+    assert message.message == f"`x` has no value behind the branch on line {line}: it is {kinds}"
+    assert message.help == "use two names"
+
+
+def test_the_locals_of_two_functions_have_one_name() -> None:
+    """Where both are put in place, in two branches, the printed text gives their matrices one name."""
+    functions = (
+        "def f(x):\n    s = x' @ x\n    return x @ s\n\ndef h(x):\n    s = x @ x'\n    return s @ x\n\n"
     )
-    sides = "a matrix of rows by rows on one side of this branch and a matrix of cols by cols on the other"
-    assert message.message == f"`x` is {sides}"
+    text = functions + spec("if on:\n    x = f(g)\nelse:\n    x = h(g)\np = p - x" + USE, ON)
+    printed = to_opt(program(text))
+    assert printed.count(" s = ") == 2
+    assert to_opt(program(printed)) == printed
+    assert same(run(printed), run(text))
 
 
 def test_choices_stay_what_they_are_in_branches() -> None:

@@ -120,6 +120,15 @@ def test_rows_and_columns_are_reduced_once() -> None:
     only(spec("c = mean(g, over=cols)\np = p - sum(c, over=cols)"), "E0405", "c")
 
 
+def test_what_is_reduced_over_filters_has_one_value_per_element() -> None:
+    for name in ("sum", "mean", "norm", "max", "var", "count"):
+        assert level(f"{name}(g, over=filter)") == "element"
+    assert level("sum(mean(g, over=filter), over=rows)") == "rows"
+    only(spec("r = mean(g, over=rows)\np = p - sum(r, over=filter)"), "E0405", "r")
+    only(spec("p = p - sum(g @ g', over=filter)"), "E0405", "g @ g'")
+    only(spec("p = p - sum(norm(g), over=filter)"), "E0403", "norm(g)")
+
+
 def test_matrices() -> None:
     assert level("(g @ g') @ g") == "element"
     assert level("g @ (g' @ g)") == "element"

@@ -76,6 +76,9 @@ NO_KERNELS = {
     ("adam_coord_clip", ""),
 }
 
+#: Methods that have kernels, but not for every tensor: where these are asked for alone, others are left to torch.
+SOME_KERNELS = {"adahessian"}
+
 METHODS = {
     *("adamp", "spam", "grams", "cautious_adamw", "cautious_lion", "adamod", "tiger", "lion_k", "lookahead"),
     *("gradient_centralization", "dadapt_adam", "muon", "muon_torch", "sgd_coord_clip", "adam_coord_clip"),
@@ -165,7 +168,10 @@ def run(
         groups = [{"params": [p], "kind": kind} for p, kind in zip(params, kinds, strict=True)]
         groups += [{"params": padding}] if padding else []
     options = hypers(entry) if options is None else options
-    optimizer = cls(groups, **options, **FLAGS[path])
+    flags = dict(FLAGS[path])
+    if entry["optimizer"] in SOME_KERNELS and flags.get("fused"):
+        flags["fused"] = None
+    optimizer = cls(groups, **options, **flags)
     history = {name: [p.detach().numpy().copy()] for name, p in zip(names, params, strict=True)}
     for step in range(INDEX["steps"]):
         for p, g in zip(params, grads, strict=True):
@@ -185,8 +191,6 @@ def prepared(entry: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
     """A recorded product of the Hessian and signs, step by step, as the spec wants it."""
     if entry["optimizer"] == "sophia_h":
         return x.abs()
-    if entry["optimizer"] == "adahessian" and x.ndim == 5:
-        return x.abs().mean((3, 4), keepdim=True).expand_as(x)
     return x
 
 

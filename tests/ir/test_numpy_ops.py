@@ -312,6 +312,17 @@ def test_reductions(op: str, shape: tuple[int, ...], rng: np.random.Generator) -
     np.testing.assert_allclose(twice, reduced(op, by_row.ravel().tolist()), rtol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 3, 4), (2, 3, 2, 2), (2, 3, 0), (0, 3, 2)])
+@pytest.mark.parametrize("op", EMPTY)
+def test_reductions_over_filters(op: str, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    g = np.asarray(rng.normal(size=shape))
+    found = value_of(call(op, G, over="filter"), g, g)
+    wanted = g.copy()
+    for index in np.ndindex(*shape[:2]) if len(shape) > 2 and g.size else ():
+        wanted[index] = reduced(op, g[index].ravel().tolist())
+    np.testing.assert_allclose(found.reshape(shape), wanted, rtol=1e-13)
+
+
 def test_reductions_of_hostile_values() -> None:
     x = [1.0, NAN, INF]
     for op in EMPTY:

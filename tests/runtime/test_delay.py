@@ -161,6 +161,33 @@ def test_the_delay_cannot_change(late: Any) -> None:
         other.load_state_dict(saved)
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("loaded", [False, True], ids=["", "loaded"])
+def test_nothing_changes_before_a_changed_delay_is_refused(late: Any, path: str, loaded: bool) -> None:
+    """Neither earlier groups, nor parameters of the same group whose states are still to begin."""
+    params = start(torch.float32)
+    groups = [{"params": params[:2]}, {"params": params[2:]}]
+    with how(path):
+        optimizer = late(groups, **FLAGS[path])
+        give(params, 0, skipped=2)
+        optimizer.step()
+        if loaded:
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        optimizer.param_groups[1]["keep"] = 5
+        give(params, 1)
+        before = copy.deepcopy((params, optimizer.state_dict()))
+        for _ in range(2):
+            with pytest.raises(
+                RuntimeError, match="'past_steps' was kept for 3 steps and is now to be for 5"
+            ):
+                optimizer.step()
+            assert all(torch.equal(p, q) for p, q in zip(params, before[0], strict=True))
+            torch.testing.assert_close(optimizer.state_dict(), before[1], rtol=0, atol=0)
+        optimizer.param_groups[1]["keep"] = 3
+        optimizer.step()
+        assert not any(torch.equal(p, q) for p, q in zip(params, before[0], strict=True))
+
+
 @needs_compiler
 def test_the_delay_cannot_change_under_kernels(late: Any) -> None:
     params = start(torch.float32)

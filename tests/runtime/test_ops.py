@@ -39,6 +39,26 @@ def test_reductions(kind, shape):
     torch.testing.assert_close(whole, getattr(x, kind)())
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 3, 2, 2, 3), (0, 2, 3), (2, 0, 3), (2, 3, 0)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_filters(kind, shape):
+    """Over the dimensions behind the first two, and every entry gets the result; in memory of its own."""
+    x = torch.randn(shape, dtype=torch.float64)
+    found = runtime.over_filters(getattr(runtime, f"row_{kind}"), x)
+    wanted = x.clone()
+    for index in np.ndindex(*shape[:2]) if len(shape) > 2 and x.numel() else ():
+        wanted[index] = getattr(x[index], kind)()
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+    found.add_(1.0)
+    torch.testing.assert_close(found, wanted + 1.0, rtol=1e-14, atol=1e-14)
+
+
+def test_the_kth_largest_over_filters():
+    x = torch.arange(12.0).reshape(3, 1, 4)
+    found = runtime.over_filters(runtime.row_kth_largest, x, torch.tensor(2.0))
+    torch.testing.assert_close(found, torch.tensor([2.0, 6.0, 10.0]).reshape(3, 1, 1).expand(3, 1, 4))
+
+
 def test_results_are_new_tensors():
     x = torch.randn(5)
     for kind in KINDS:

@@ -27,8 +27,12 @@ RESERVED = frozenset(
         *keyword.softkwlist,
         *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
         *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped", "whole", "broadcast"),
-        *("as_matrix", "fit", "like", "newton_schulz"),
-        *(f"{over}_{kind}" for over in ("row", "col", "tensor") for kind in ("sum", "mean", "max", "min")),
+        *("as_matrix", "fit", "like", "newton_schulz", "over_filters"),
+        *(
+            f"{over}_{kind}"
+            for over in ("row", "col", "tensor")
+            for kind in ("sum", "mean", "max", "min", "kth_largest")
+        ),
         *FACTS,
     ]
 )
@@ -236,14 +240,14 @@ class Body:
             value = self.program.results.get("p", var("p", element()))
             lines.append(f"return {self._whole(value, 'shaped', printer)}")
         whole = mentions_whole(lines)
-        return self._prologue(printer, whole) + ["whole = p"] * whole + lines
+        return self._prologue(printer, whole, lines) + ["whole = p"] * whole + lines
 
-    def _prologue(self, printer: Printer, whole: bool) -> list[str]:
+    def _prologue(self, printer: Printer, whole: bool, body: list[str]) -> list[str]:
         """Arrays as matrices, for a step that multiplies them."""
         if not self.matrices:
             return []
         read = used_inputs(self.program) | ({"p"} if whole else set())
-        lines = [] if self.library else ["shaped = p"]
+        lines = ["shaped = p"] if any("shaped" in line for line in body) else []
         for name in ("p", "g"):
             if name in read:
                 matrix = f"[as_matrix(x) for x in {name}]" if printer.foreach else f"as_matrix({name})"

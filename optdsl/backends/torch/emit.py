@@ -35,6 +35,7 @@ _FLAGS = (
     "fused: bool | None = None",
     "overwrite_grad: bool = False",
     "store: str | dict[str, str] | None = None",
+    "seed: int | None = None",
 )
 
 
@@ -113,7 +114,7 @@ class _Module:
         """Import lines for what the code mentions."""
         code = without_strings(code)
         names = ["Facts", "Joint", "Kernel", "Native", "foreach", "host"]
-        names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz"]
+        names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz", "over_filters"]
         names += [
             f"{over}_{kind}"
             for over in ("row", "col", "tensor")
@@ -160,8 +161,6 @@ class _Module:
             parts.append("State:\n" + "\n".join(rows))
         rows = ["    params: parameters or parameter groups to optimize, plain or named"]
         rows += [self.argument_doc(argument) for argument in self.argument_names()]
-        if self.seeded:
-            rows.append("    seed: seed of the random numbers, a whole number from 0 (default 0)")
         rows += [
             "    foreach: update lists of tensors together (default: on CUDA, where there are no kernels)",
             "    maximize: move along the gradient instead of against it",
@@ -173,6 +172,8 @@ class _Module:
             rows.append("    store: no effect on states, of which there are none per element")
         else:
             rows.append("    store: format of states per element, such as bf16 or q8, for all or by key")
+        drawn = "the random numbers" if self.seeded else "rounding at random, where `store` asks for it"
+        rows.append(f"    seed: seed of {drawn}, a whole number from 0 (default 0)")
         parts.append("Args:\n" + "\n".join(rows))
         if program.cite:
             parts.append(f"Reference: {program.cite}")
@@ -192,7 +193,7 @@ class _Module:
 
     @property
     def seeded(self) -> bool:
-        """Whether the constructor takes a seed: for draws of the rule, or for states that are rounded at random."""
+        """Whether the seed matters as the class is: for draws of the rule, or for states rounded at random."""
         return bool(self.program.draws) or any(state.stored == AT_RANDOM for state in self.program.kept)
 
     def argument_names(self) -> list[str]:
@@ -264,12 +265,14 @@ class _Module:
         return tuple(name for name in FACTS if name in used and name in STATIC_FACTS)
 
     def elementwise(self) -> bool:
-        """False when the step looks at rows, columns or matrices."""
+        """False when the step looks at rows, columns, filters or matrices."""
         if self.body.matrices or any(
             s.type.level is Level.ARRAY and s.type.shape != ELEMENT for s in self.program.states
         ):
             return False
-        return not any(isinstance(n, Call) and n.attr in ("rows", "cols") for n in nodes(self.program))
+        return not any(
+            isinstance(n, Call) and n.attr in ("rows", "cols", "filter") for n in nodes(self.program)
+        )
 
     def not_capturable(self) -> str | None:
         """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
@@ -304,14 +307,11 @@ class _Module:
                 kind = "float | Tensor"
             lines.append(f"{argument}: {kind} = {default},")
         lines.append("*,")
-        if self.seeded:
-            lines.append("seed: int = 0,")
         return [*lines, *(f"{flag}," for flag in _FLAGS)]
 
     def constructor(self) -> list[str]:
-        names = self.argument_names() + (["seed"] if self.seeded else [])
         lines = ["super().__init__(", "    params,", "    {"]
-        lines += [f"        {quoted(name)}: {name}," for name in names]
+        lines += [f"        {quoted(name)}: {name}," for name in self.argument_names()]
         lines.append("    },")
         lines += [f"    {flag}={flag}," for flag in (flag.partition(":")[0] for flag in _FLAGS)]
         return [*lines, ")"]

@@ -269,6 +269,10 @@ class Printer:
             return f"{name or self.wrap(expr.args[0], _ATOM)}.{kind}()"
         prefix = {"rows": "row", "cols": "col"}.get(str(expr.attr), "tensor")
         more = "".join(f", {self.text(arg)}" for arg in expr.args[1:])
+        if expr.attr == "filter":
+            x = self.shaped(expr.args[0], name or self.text(expr.args[0]), "y" if name else "shaped")
+            found = f"over_filters(row_{kind}, {x}{more})"
+            return f"as_matrix({found})" if self.matrices else found
         return f"{prefix}_{kind}({name or self.text(expr.args[0])}{more})"
 
     def random(self, expr: Call, source: str) -> str:
@@ -303,7 +307,10 @@ class Printer:
         if op == "select" and _is_indicator(*args[1:]):
             return f"foreach.indicator({self.text(args[0])}, whole)"
         if rule is Rule.REDUCE:
-            return f"[{self.reduce(expr, 'x')} for x in {self.wrap(args[0], _OR)}]"
+            text = self.reduce(expr, "x")
+            if expr.attr == "filter" and self.matrices:
+                return f"[{text} for x, y in zip({self.text(args[0])}, shaped, strict=True)]"
+            return f"[{text} for x in {self.wrap(args[0], _OR)}]"
         if rule in (Rule.TRANSPOSE, Rule.MATRIX):
             body = "x.mT" if rule is Rule.TRANSPOSE else f"{op}(x, {self.text(args[1])})"
             return f"[{body} for x in {self.wrap(args[0], _OR)}]"

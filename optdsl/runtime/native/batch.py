@@ -12,6 +12,7 @@ from optdsl.runtime.native.build import Library, driver, library
 from optdsl.runtime.native.codes import table_of
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
+from optdsl.runtime.states import state_shape
 from optdsl.runtime.storage import AT_RANDOM, Code, Half
 
 #: Cells of a row in front of the arrays; see kernel.h.
@@ -91,11 +92,12 @@ class Batch:
                 if key in rows[0].state:
                     state[key] = [row.state[key] for row in rows]
             one = rows[0].p.new_empty((), dtype=rows[0].real)
-            like = [one.expand(row.facts.rows, row.facts.cols) for row in rows]
+            like = [one.expand(row.p.shape) for row in rows]
             self.group.rule._library(like, state, self.options(), t, cohort.facts)
             for key in outputs:
                 for row, new in zip(rows, state[key], strict=True):
-                    row.works[key].copy_(new)
+                    work = row.works[key]
+                    work.copy_(new.reshape(work.shape) if new.numel() == work.numel() else new)
             for key in own:
                 for row, new in zip(rows, state.get(key, ()), strict=False):
                     self._keep(row.state[key], new)
@@ -116,16 +118,16 @@ class Batch:
         return self.group.options(self.device)
 
     def _handed(self, position: int, key: str, kind: str, number: int) -> Tensor:
-        """What the kernel hands over of one tensor, as a matrix or a number."""
+        """What the kernel hands over of one tensor, in the shape of a state."""
         row = self.rows[position]
-        rows, cols = row.facts.rows, row.facts.cols
         if kind == "array":
             return row.works[key]
         if kind in ("value", "group"):
             return self.values[position, number].to(row.real)
         memory = self.kept_rows[position] if kind == "row" else self.kept_cols[position]
-        size = rows if kind == "row" else cols
-        return memory[number * size : (number + 1) * size].view((rows, 1) if kind == "row" else (1, cols))
+        size = row.facts.rows if kind == "row" else row.facts.cols
+        shape = state_shape("rows" if kind == "row" else "cols", row.p.shape)
+        return memory[number * size : (number + 1) * size].view(shape)
 
     def _gather_cohorts(self, group: GroupStep) -> None:
         """The cohorts, and in the table where their numbers are."""

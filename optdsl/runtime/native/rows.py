@@ -150,7 +150,7 @@ class Row:
         self.codes: list[Code | Half | None] = []
         #: Delayed states by their keys: all that is kept of them.
         self.rings: dict[str, Tensor] = {}
-        #: What is there during a step only, by the keys of the table, as matrices.
+        #: What is there during a step only, by the keys of the table.
         self.works: dict[str, Tensor] = {}
         #: (stand-in, key or "p" or "g", form of the tensor itself) of each tensor that is copied in and out.
         self.staged: list[tuple[Tensor, str, Form | None]] = []
@@ -164,11 +164,8 @@ class Row:
 
     def work(self, key: str, level: str) -> Tensor:
         """Memory for what is there during a step only."""
-        made = torch.empty(state_shape(level, self.p.shape), dtype=self.real, device=self.p.device)
-        rows, cols = self.facts.rows, self.facts.cols
-        self.works[key] = made.view(
-            {"element": (rows, cols), "rows": (rows, 1), "cols": (1, cols)}.get(level, ())
-        )
+        shape = state_shape(level, self.p.shape)
+        made = self.works[key] = torch.empty(shape, dtype=self.real, device=self.p.device)
         return made
 
     def aligned(self) -> bool:
