@@ -117,7 +117,9 @@ class _Module:
         if self.program.states:
             used.add("State")
         lines = ["import math"] if re.search(r"\bmath\.", code) else []
-        lines += ["from collections.abc import Generator"] if self.program.joint else []
+        abstract = ["Generator"] * self.program.joint
+        abstract += ["Sequence"] * any(h.kind is Kind.LIST for h in self.program.hypers)
+        lines += [f"from collections.abc import {', '.join(abstract)}"] if abstract else []
         lines += ["from typing import Any", ""]
         if re.search(r"\btorch\.", code):
             lines.append("import torch")
@@ -141,10 +143,11 @@ class _Module:
             parts.append("\n".join(line[4:] for line in view.split("\n")))
         if program.inputs:
             rows = [
-                f"    {state.key}: {' '.join(state.doc.split()) or 'one value per element'}"
+                f"    {state.key}: {' '.join(state.doc.split()) or state.key.replace('_', ' ')} "
+                f"({'one value per element' if state.type.is_element else 'one number'})"
                 for state in program.inputs
             ]
-            parts.append("Given as `step(inputs={name: tensors})`:\n" + "\n".join(rows))
+            parts.append("Given as `step(inputs={name: ...})`:\n" + "\n".join(rows))
         if program.kept:
             rows = []
             for state in program.kept:
@@ -217,13 +220,15 @@ class _Module:
         for argument in self.argument_names():
             group = self.parts(argument)
             first = group[0]
-            fields = [quoted(argument), quoted(first.kind.value)]
+            fields = [quoted(argument), quoted(first.number_kind.value)]
             if first.interval is not None:
                 fields.append(quoted(str(first.interval)))
             if first.is_part:
                 fields.append(f"parts={listed(h.name for h in group)}")
             if first.kind is Kind.CHOICE:
                 fields.append(f"choices={listed(first.choices)}")
+            if first.kind is Kind.LIST:
+                fields.append("many=True")
             lines.append(f"    Hyper({', '.join(fields)}),")
         lines.append(")")
         if program.states:
@@ -286,7 +291,7 @@ class _Module:
         for argument in self.argument_names():
             group = self.parts(argument)
             kind = {Kind.FLOAT: "float", Kind.INT: "int", Kind.BOOL: "bool", Kind.CHOICE: "str"}[
-                group[0].kind
+                group[0].number_kind
             ]
             default = ", ".join(python_literal(h.default) for h in group)
             if group[0].is_part:
@@ -294,6 +299,8 @@ class _Module:
                     f"tuple[{', '.join([kind] * len(group))}]",
                     f"({default}{',' * (len(group) == 1)})",
                 )
+            elif group[0].kind is Kind.LIST:
+                kind = f"Sequence[{kind}]"
             elif argument == "lr":
                 kind = "float | Tensor"
             lines.append(f"{argument}: {kind} = {default},")
@@ -500,6 +507,8 @@ def listed(texts: Iterable[str]) -> str:
 
 def _shown(value: object) -> str:
     """A default as the docstring shows it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, bool):
