@@ -59,7 +59,7 @@ def program(seed: int, size: int = 12) -> Program:
     """The random program of a seed."""
     rng = random.Random(seed)
     weights: Weights = (TAME, WILD)[seed % 2]
-    return random_program(rng, rng.choice((size // 3, size, size, 2 * size)), weights)
+    return random_program(rng, rng.choice((size // 3, size, size, 2 * size)), weights, lists=seed % 5 == 4)
 
 
 @contextmanager
@@ -148,9 +148,7 @@ def run(
         if step == 0 and len(grads[-1]) > 1:
             grads[-1][0] = None
         given = [[None if g is None else np.flip(g) for g in group] for group in grads]
-        interpreter.step(
-            grads, {s.key: given if s.type.is_element else rng.normal() for s in program.inputs}
-        )
+        interpreter.step(grads, {s.key: given if s.type.is_element else rng.normal() for s in program.inputs})
         left.append(_snapshot(interpreter))
     return left
 

@@ -253,6 +253,8 @@ class _Maker:
         level, _ = place
         if level is Level.CONST or (level is Level.HOST and self.chance(self.weights.literal)):
             return self.literal()
+        if level is Level.HOST and self.hosts(Kind.LIST) and self.chance(0.4):
+            return self.asked_list("entry", 1)
         found = self.at_hand(Kind.FLOAT, place)
         if found is not None:
             return found
@@ -415,7 +417,7 @@ class _Maker:
 
     def asked_list(self, op: str, depth: int) -> Expr:
         """An entry of a list, or a count of its entries: of a whole number, as a small change of it may jump."""
-        x = self.number(_HOST, depth) if self.chance(self.weights.jump) else self.whole(_HOST, depth)
+        x = self.number(_HOST, 0) if self.chance(self.weights.jump) else self.whole(_HOST, depth - 1)
         return call(op, self.rng.choice(self.hosts(Kind.LIST)), x)
 
     def choice_condition(self, place: Place, depth: int) -> Expr:
@@ -501,11 +503,11 @@ class _Maker:
             if found is not None and self.chance(0.5):
                 return call(self.rng.choice(("add", "sub", "mul", "min", "max")), found, one)
             return call("select", self.truth(place, depth - 1), one, other)
+        if level is Level.HOST and depth > 0 and self.hosts(Kind.LIST) and self.chance(0.5):
+            return self.asked_list("count_upto", depth)
         if depth <= 0 or level is Level.CONST or self.chance(0.6):
             found = self.at_hand(Kind.INT, _HOST) if level is Level.HOST else None
             return const(self.rng.randrange(5)) if found is None else found
-        if self.hosts(Kind.LIST) and self.chance(0.3):
-            return self.asked_list("count_upto", depth - 1)
         op = self.rng.choice(("add", "sub", "mul", "mod", "min", "max", "neg", "abs", "sign", "select"))
         a = self.whole(place, depth - 1)
         if op == "mod" and self.chance(self.weights.protect):
@@ -642,13 +644,15 @@ def random_program(
     weights: Weights = TAME,
     name: str = "Random",
     inputs: bool = False,
+    lists: bool = False,
 ) -> Program:
     """A method with about `size` statements. It always assigns `p`.
 
-    With `inputs`, many take some beside the gradient, and have lists, and many have a view for evaluation.
+    With `inputs`, many take some beside the gradient, and many have a view for evaluation; with `lists`, many have
+    lists among their hyperparameters.
     """
     hypers = _random_hypers(rng)
-    if inputs:
+    if lists:
         hypers += _random_lists(rng)
     states = _random_states(rng, weights, hypers)
     if inputs and rng.random() < 0.4:
