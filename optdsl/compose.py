@@ -18,8 +18,8 @@ from optdsl.lang.diagnostics import SpecError, nearest
 from optdsl.lang.source import read_text
 from optdsl.resources import data_dir
 
-#: `NAME` or `NAME(option = value)`.
-_WITH = re.compile(r"\s*([\w./-]+)\s*(?:\(([^()\n]*)\))?\s*")
+#: `NAME` or `NAME(option = value)`; a value may be a tuple.
+_WITH = re.compile(r"\s*([\w./-]+)\s*(?:\(((?:[^()\n]|\([^()\n]*\))*)\))?\s*")
 #: How states are kept: one format for all of them, or one for each key.
 Store = str | Mapping[str, str]
 

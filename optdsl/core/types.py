@@ -17,7 +17,9 @@ from optdsl.core.record import record
 
 
 class Kind(Enum):
-    """What a value is made of. `CHOICE` is a string known when the step is built, `LIST` numbers that the user lists."""
+    """What a value is made of. `CHOICE` is a string known when the step is built, `LIST` as many numbers as the user
+    lists.
+    """
 
     BOOL = "bool"
     INT = "int"

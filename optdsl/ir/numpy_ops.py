@@ -93,8 +93,8 @@ def _count_upto(values: Array, x: Any) -> Any:
 
 
 #: Elementwise operators take their operands; reductions take (x, axis) or (x, k, axis); draws take (seed, t,
-#: index of the tensor, site, number of elements) and then their operands; matrix operators take their operands, and so
-#: do those of lists.
+#: index of the tensor, site, number of elements) and then their operands; matrix operators and those of
+#: lists take their operands.
 NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,

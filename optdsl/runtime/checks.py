@@ -96,10 +96,11 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
             allowed = ", ".join(map(repr, hyper.choices))
             raise ValueError(f"Invalid {hyper.name} value: {value!r} (must be one of {allowed})")
     elif hyper.many:
-        if not isinstance(value, (tuple, list)) or not value:
-            found = f"a {type(value).__name__}" if not isinstance(value, (tuple, list)) else "empty"
+        if not isinstance(value, (tuple, list)):
             hint = "; `.tolist()` makes one of it" if hasattr(value, "tolist") else ""
-            raise TypeError(f"{hyper.name} must be a list of at least one number, not {found}{hint}")
+            raise TypeError(f"{hyper.name} must be a list of numbers, not {type(value).__name__}{hint}")
+        if not value:
+            raise ValueError(f"{hyper.name} must be a list of at least one number, not an empty one")
         for index, part in enumerate(value):
             _check_number(hyper, index, part, changed)
         return tuple(_kept(hyper.kind, part) for part in value)

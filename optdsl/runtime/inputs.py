@@ -74,7 +74,7 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
 
 
 def _number(name: str, key: str, x: Any) -> Tensor:
-    """An input that is one number, as a 0-dim tensor without a graph behind it. Raises ValueError for anything else."""
+    """An input that is one number, as a 0-dim tensor without a graph. Raises ValueError for anything else."""
     if isinstance(x, Tensor):
         if x.numel() == 1 and not x.is_complex() and x.layout is torch.strided:
             return x.detach().reshape(())
