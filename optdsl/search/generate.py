@@ -706,9 +706,9 @@ def _random_hypers(rng: random.Random) -> tuple[Hyper, ...]:
 def _random_lists(rng: random.Random) -> tuple[Hyper, ...]:
     hypers: list[Hyper] = []
     for name in rng.sample(_LISTS, rng.choice((0, 0, 1, 2))):
-        numbers: tuple[tuple[float, ...], ...] = ((2,), (1, 3, 3), (4, 2, 0)), ((0.5,), (1.0, 0.1, 0.25))
+        some: tuple[tuple[float, ...], ...] = (2,), (1, 3, 3), (4, 2, 0), (0.5,), (1.0, 0.1, 0.25)
         interval = rng.choice((Interval(0, math.inf), None))
-        hypers.append(Hyper(name, name, Kind.LIST, rng.choice(rng.choice(numbers)), interval))
+        hypers.append(Hyper(name, name, Kind.LIST, rng.choice(some), interval))
     return tuple(hypers)
 
 

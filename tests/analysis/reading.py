@@ -83,7 +83,7 @@ def _tokens(text: str, to: Notation) -> list[Token]:
         + (r"(?:_\w+|[₀-₉]+)?(?=\()" if plain else r"(?:_\{(?:[^{}]|\{[^{}]*\})*\})?(?= ?\\left\(|\()"),
         "raised": f"[{''.join(_RAISED)}]+" if plain else r"(?!)",
         "transposed": "ᵀ" if plain else r"\^\{\\top\}",
-        "below": "(?<=‖)(?:_\\w+|_∞|[₀-₉]+)" if plain else r"(?<=\\rVert)_\{(?:[^{}]|\{[^{}]*\})*\}",
+        "below": "(?<=‖)(?:_[A-Za-z_]+|_∞|[₀-₉]+)" if plain else r"(?<=\\rVert)_\{(?:[^{}]|\{[^{}]*\})*\}",
         "skip": r"\s+|\\left(?![a-z])|\\left(?=\\)|\\right(?![a-z])|\\right(?=\\)",
         "sign": _any(_SIGNS) if not plain else "(?:if|else|and|or|not)(?= )|[^\\w\\s]",
         "var": f"(?:{_any(symbols)})(?![A-Za-z0-9_])" if plain else f"(?:{_any(symbols)})(?![A-Za-z])",

@@ -142,12 +142,14 @@ class _Module:
             parts.append("While the model is evaluated (between `eval()` and `train()`)::")
             parts.append("\n".join(line[4:] for line in view.split("\n")))
         if program.inputs:
-            rows = [
-                f"    {state.key}: {' '.join(state.doc.split()) or state.key.replace('_', ' ')} "
-                f"({'one value per element' if state.type.is_element else 'one number'})"
-                for state in program.inputs
-            ]
-            parts.append("Given as `step(inputs={name: ...})`:\n" + "\n".join(rows))
+            rows = []
+            for state in program.inputs:
+                text = " ".join(state.doc.split())
+                if not state.type.is_element:
+                    text += " (one number)" if text else "one number"
+                rows.append(f"    {state.key}: {text or 'one value per element'}")
+            what = "tensors" if all(state.type.is_element for state in program.inputs) else "..."
+            parts.append(f"Given as `step(inputs={{name: {what}}})`:\n" + "\n".join(rows))
         if program.kept:
             rows = []
             for state in program.kept:
