@@ -260,7 +260,9 @@ def count_upto(values: Sequence[float], x: Scalar) -> Scalar:
 
 
 #: Lists that steps on a device have asked for lately, with their numbers there: a CUDA graph cannot record the copy.
+#: What a graph was captured with stays, as the graph reads it in every replay.
 _COPIES: OrderedDict[tuple[int, torch.device], tuple[Sequence[float], Tensor]] = OrderedDict()
+_CAPTURED: dict[tuple[int, torch.device], tuple[Sequence[float], Tensor]] = {}
 
 
 def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
@@ -271,6 +273,8 @@ def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
         known = _COPIES[key] = values, torch.tensor(values, dtype=torch.float64, device=device)
         while len(_COPIES) > 64:
             _COPIES.popitem(last=False)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _CAPTURED[key] = known
     return known[1]
 
 
