@@ -38,11 +38,12 @@ class SpecWarning(UserWarning):
 
 
 def simplify(program: Program) -> Program:
-    """The program that is emitted: local rules, then algebra where a program is bloated."""
+    """The program that is emitted: local rules, algebra where a program is bloated, and no state without a use."""
     from optdsl.passes.algebra import improve
+    from optdsl.passes.simplify import drop_unused
     from optdsl.passes.simplify import simplify as run
 
-    return improve(run(program))
+    return drop_unused(improve(run(program)))
 
 
 def program_of(

@@ -59,7 +59,7 @@ def program(seed: int, size: int = 12) -> Program:
     """The random program of a seed."""
     rng = random.Random(seed)
     weights: Weights = (TAME, WILD)[seed % 2]
-    return random_program(rng, rng.choice((size // 3, size, size, 2 * size)), weights)
+    return random_program(rng, rng.choice((size // 3, size, size, 2 * size)), weights, lists=seed % 5 == 4)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def everything(**changes: object) -> Available:
     values: list[Expr] = [var("p", ty.element()), var("g", ty.element())]
     values += [var(name, ty.host(kind)) for name, kind in FACTS.items()]
     values += [var("lr", ty.host()), var("k", ty.host(Kind.INT)), var("flag", ty.host(Kind.BOOL))]
-    values += [var("mode", ty.host(Kind.CHOICE))]
+    values += [var("mode", ty.host(Kind.CHOICE)), var("values", ty.host(Kind.LIST))]
     for name, place in STATE_LEVELS.items():
         values.append(var("s_" + name.replace(", ", "_"), Type(Kind.FLOAT, *place)))
     return replace(Available(values, [], {"mode": ("a", "b")}), **changes)  # type: ignore[arg-type]
@@ -112,6 +112,9 @@ def _setting(rng: np.random.Generator, hyper: Hyper) -> Any:
         return str(rng.choice(hyper.choices))
     if hyper.kind is Kind.BOOL:
         return bool(rng.integers(2))
+    if isinstance(hyper.default, tuple):
+        one = replace(hyper, kind=hyper.number_kind, default=hyper.default[0])
+        return [_setting(rng, one) for _ in range(rng.integers(1, 5))]
     candidates = [0, 1, 2, 3, 7] if hyper.kind is Kind.INT else [0.0, 0.01, 0.5, 0.9, 1.0, 2.0]
     fitting = [c for c in candidates if hyper.interval is None or c in hyper.interval]
     return fitting[rng.integers(len(fitting))]
@@ -145,7 +148,7 @@ def run(
         if step == 0 and len(grads[-1]) > 1:
             grads[-1][0] = None
         given = [[None if g is None else np.flip(g) for g in group] for group in grads]
-        interpreter.step(grads, {state.key: given for state in program.inputs})
+        interpreter.step(grads, {s.key: given if s.type.is_element else rng.normal() for s in program.inputs})
         left.append(_snapshot(interpreter))
     return left
 

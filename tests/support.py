@@ -34,7 +34,7 @@ CORE = (
         "lamb",
     ),
     *("lars", "lion", "nadam", "orthograd", "radam", "rmsprop", "rprop", "sgd", "signsgd"),
-    *("schedule_free_adamw", "adafactor", "came", "sm3", "dog"),
+    *("schedule_free_adamw", "adafactor", "came", "sm3", "dog", "sgd_multistep"),
 )
 
 

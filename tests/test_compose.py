@@ -348,3 +348,27 @@ def test_a_learning_rate_of_zero_where_the_range_leaves_it_out(tmp_path: Path) -
         p.grad = torch.ones(3)
         optimizer.step()
         assert torch.equal(p, torch.ones(3))
+
+
+def test_options_that_are_fixed_or_lists(tmp_path: Path) -> None:
+    text = (
+        "transform Stages:\n"
+        "    hyper:\n"
+        "        pair = (a: 1.0, b: 2.0)\n"
+        "        factors = [1.0] in [0, inf)\n"
+        "    step:\n"
+        "        g = g * a * b * factors[t]\n"
+    )
+    (tmp_path / "stages.opt").write_text(text)
+    (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - g\n")
+    cls = optdsl.load(
+        tmp_path / "mine.opt", with_="stages.opt(fixed pair = (0.5, 3.0), factors = [2.0, 0.1])"
+    )
+    p = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    optimizer = cls([p])
+    assert optimizer.param_groups[0]["factors"] == (2.0, 0.1)
+    assert "pair" not in optimizer.param_groups[0]
+    for wanted in (-3.0, -3.15, -3.3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.full_like(p, wanted), rtol=1e-12, atol=0)

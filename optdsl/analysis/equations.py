@@ -14,7 +14,7 @@ from optdsl.analysis.symbols import latex_symbols, unicode_symbols
 from optdsl.analysis.tex import Latex
 from optdsl.core.types import Kind
 from optdsl.ir.program import Hyper, Program, number
-from optdsl.ir.text import quote
+from optdsl.ir.text import literal, quote
 
 
 def unicode(program: Program) -> str:
@@ -46,9 +46,10 @@ def markdown(program: Program) -> str:
         blocks += ["## Hyperparameters", _table(("name", "symbol", "default", "range", "meaning"), rows)]
     if program.inputs:
         rows = [
-            (code(s.key), f"${written.notation.variable(s.name).text}$", prose(s.doc)) for s in program.inputs
+            (code(s.key), f"${written.notation.variable(s.name).text}$", s.type.level_name, prose(s.doc))
+            for s in program.inputs
         ]
-        blocks += ["## Input", _table(("name", "symbol", "meaning"), rows)]
+        blocks += ["## Input", _table(("name", "symbol", "one value per", "meaning"), rows)]
     if program.kept:
         rows = []
         for state in program.kept:
@@ -83,7 +84,7 @@ def _row(line: Line) -> str:
 
 
 def _hyper(hyper: Hyper, to: Latex) -> tuple[str, ...]:
-    default = quote(hyper.default) if isinstance(hyper.default, str) else number(hyper.default)
+    default = number(hyper.default) if isinstance(hyper.default, float | int) else literal(hyper.default)
     range_ = "" if hyper.interval is None else str(hyper.interval)
     if hyper.kind is Kind.CHOICE:
         range_ = ", ".join(map(quote, hyper.choices))

@@ -22,7 +22,7 @@ from optdsl.core.ops import FACTS
 from optdsl.core.record import record
 from optdsl.core.storage import LEAST, is_code
 from optdsl.core.types import Dim, Level
-from optdsl.ir.expr import Expr, Literal, TypeFault, Var, call, transform, variables
+from optdsl.ir.expr import Expr, HostValue, TypeFault, Var, call, transform, variables
 from optdsl.ir.plan import KINDS, Plan, Value
 from optdsl.ir.program import Program, State, number
 from optdsl.passes.library import Unsupported
@@ -83,7 +83,7 @@ class Explanation:
 
     program: Program
     setting: Setting
-    hypers: Mapping[str, Literal]
+    hypers: Mapping[str, HostValue]
     states: tuple[StateAccount, ...]
     conditions: tuple[str, ...]
     plans: tuple[PlanFor, ...]
@@ -142,7 +142,7 @@ def explain(
     return Explanation(program, setting, hypers, states, conditions, plans, None, bandwidth)
 
 
-def _without(program: Program, setting: Setting, hypers: Mapping[str, Literal], reason: str) -> Explanation:
+def _without(program: Program, setting: Setting, hypers: Mapping[str, HostValue], reason: str) -> Explanation:
     states = tuple(_state(state, setting, hypers) for state in program.kept)
     return Explanation(program, setting, hypers, states, (), (), reason)
 
@@ -152,13 +152,13 @@ def _host_states(found: Phases, program: Program) -> set[str]:
     return {name for phase in found.phases for name, _ in phase.plan.host_states}
 
 
-def _delay(state: State, hypers: Mapping[str, Literal]) -> float:
+def _delay(state: State, hypers: Mapping[str, HostValue]) -> float:
     """For how many steps a state is kept."""
     delay = hypers[state.delay] if isinstance(state.delay, str) else state.delay
-    return 1.0 if delay is None else float(delay)
+    return 1.0 if not isinstance(delay, int | float) else float(delay)
 
 
-def _state(state: State, setting: Setting, hypers: Mapping[str, Literal]) -> StateAccount:
+def _state(state: State, setting: Setting, hypers: Mapping[str, HostValue]) -> StateAccount:
     facts = {Dim.ONE: 1.0, Dim.R: setting.facts["rows"], Dim.C: setting.facts["cols"]}
     rows, cols = state.type.shape
     entries = int(facts[rows] * facts[cols] * _delay(state, hypers))
@@ -349,8 +349,10 @@ def _sweep_json(
     }
 
 
-def _plain(value: Literal) -> Literal:
+def _plain(value: HostValue) -> object:
     """A value as JSON takes it, which has no infinity."""
+    if isinstance(value, tuple):
+        return tuple(number(x) if not math.isfinite(x) else x for x in value)
     return number(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -280,6 +280,15 @@ def _reduced(to: Notation, node: Call) -> Piece:
     return Piece(text, ATOM, "function") if node.op == "reduce_max" else Piece(text, POW, "function", "open")
 
 
+def _entry(to: Notation, node: Call) -> Piece:
+    values, i = (to.done[arg] for arg in node.args)
+    return Piece(values.text + to.enclose(i.text, "[", "]"), ATOM, values.head)
+
+
+def _counted(to: Notation, node: Call) -> Piece:
+    return to.function("count_upto", to.compare("le", *(to.done[arg] for arg in node.args)).text)
+
+
 def _compare(to: Notation, node: Call) -> Piece:
     return to.compare(node.op, *(to.done[arg] for arg in node.args))
 
@@ -307,6 +316,8 @@ RULES: Mapping[str, Callable[[Notation, Call], Piece]] = {
     "reduce_sum": _reduced,
     "reduce_max": _reduced,
     "transpose": lambda to, node: to.transposed(to.done[node.args[0]]),
+    "entry": _entry,
+    "count_upto": _counted,
 }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from optdsl.analysis.account import Account, account, widths
 from optdsl.analysis.setting import Setting
 from optdsl.core.record import record
-from optdsl.ir.expr import Expr, Literal, variables
+from optdsl.ir.expr import Expr, HostValue, variables
 from optdsl.ir.plan import Plan
 from optdsl.ir.program import Program
 from optdsl.passes.evaluate import Unknown, host_value
@@ -101,7 +101,7 @@ class Planner:
 class _Timeline:
     """The leaves that the steps of one tensor follow. `known` are hyperparameters and fixed facts."""
 
-    def __init__(self, program: Program, tree: Tree, known: Mapping[str, Literal]) -> None:
+    def __init__(self, program: Program, tree: Tree, known: Mapping[str, HostValue]) -> None:
         self.known = known
         self.hosts = {state.name: state for state in program.states if state.type.is_host}
         settled: list[tuple[Expr, bool]] = []
@@ -169,16 +169,16 @@ class _Timeline:
             yield leaf, decisions
             states = self._next(t, states, leaf.program)
 
-    def _begin(self) -> dict[str, Literal]:
+    def _begin(self) -> dict[str, HostValue]:
         """The host states in front of the first step."""
-        states: dict[str, Literal] = {}
+        states: dict[str, HostValue] = {}
         for state in self.hosts.values():
             if state.init is not None:
                 with contextlib.suppress(Unknown):
                     states[state.name] = host_value(state.init, self.known, {})
         return states
 
-    def _next(self, t: int, states: Mapping[str, Literal], program: Program) -> dict[str, Literal]:
+    def _next(self, t: int, states: Mapping[str, HostValue], program: Program) -> dict[str, HostValue]:
         """The host states behind step t; one that cannot be known is left out."""
         definitions = _definitions(program)
         known = self._environment(t, states)
@@ -191,10 +191,10 @@ class _Timeline:
                     new[name] = states[name]
         return new
 
-    def _environment(self, t: int, states: Mapping[str, Literal]) -> dict[str, Literal]:
+    def _environment(self, t: int, states: Mapping[str, HostValue]) -> dict[str, HostValue]:
         return {**self.known, **states, "t": float(t), "first_step": t == 1}
 
-    def _leaf(self, t: int, states: Mapping[str, Literal]) -> tuple[Leaf, Decisions]:
+    def _leaf(self, t: int, states: Mapping[str, HostValue]) -> tuple[Leaf, Decisions]:
         """The leaf that step t follows."""
         tree, decisions = self.tree, []
         known = self._environment(t, states)

@@ -38,6 +38,7 @@ class Unicode(Notation):
     FUNCTIONS: ClassVar[Mapping[str, str]] = {name: name for name in _AS_THEY_ARE} | {
         **{"reduce_sum": "Σ", "reduce_mean": "mean", "reduce_max": "max", "reduce_min": "min"},
         **{"reduce_kth_largest": "kth_largest", "newton_schulz": "NewtonSchulz", "truth": "𝟙"},
+        "count_upto": "count",
         **{"normal": "𝒩", "uniform": "𝒰", "rademacher": "Rademacher", "bernoulli": "Bernoulli"},
     }
 

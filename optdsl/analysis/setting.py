@@ -14,8 +14,9 @@ from typing import Any
 from optdsl.analysis.account import BYTES, computed_in
 from optdsl.core.record import field, record
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Literal
+from optdsl.ir.expr import HostValue, Literal
 from optdsl.ir.program import Hyper, Program
+from optdsl.ir.text import literal
 from optdsl.lang.diagnostics import nearest
 from optdsl.passes.schedule import EXACT, NARROW, OVERWRITE
 
@@ -48,7 +49,7 @@ class Setting:
         facts = {"ndim": len(self.shape), "numel": math.prod(self.shape), "rows": rows}
         return {name: float(n) for name, n in (*facts.items(), ("cols", math.prod(self.shape[1:])))}
 
-    def hypers(self, program: Program) -> dict[str, Literal]:
+    def hypers(self, program: Program) -> dict[str, HostValue]:
         """The value of every hyperparameter, as a host value. Raises ValueError for options it does not take."""
         return hyper_values(program, self.options)
 
@@ -73,8 +74,8 @@ def options_of(texts: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def hyper_values(program: Program, options: Mapping[str, Any]) -> dict[str, Literal]:
-    """The value of every hyperparameter, as a host value: a float, a truth value or a choice.
+def hyper_values(program: Program, options: Mapping[str, Any]) -> dict[str, HostValue]:
+    """The value of every hyperparameter, as a host value: a float, a truth value, a choice or a list of floats.
 
     `options` are constructor arguments; a number of a tuple may also be given by its own name. Raises ValueError.
     """
@@ -96,14 +97,18 @@ def hyper_values(program: Program, options: Mapping[str, Any]) -> dict[str, Lite
             known = [*parts, *sorted(names - set(parts))]
             help = nearest(name, known) or (f"there are {', '.join(parts)}" if parts else "there are none")
             raise ValueError(f"{program.name} has no option `{name}`; {help}")
-    return {
-        h.name: _checked(h, given[h.name]) if h.name in given else _host(h.default) for h in program.hypers
-    }
+    return {h.name: _checked(h, given.get(h.name, h.default)) for h in program.hypers}
 
 
-def _checked(hyper: Hyper, value: Any) -> Literal:
+def _checked(hyper: Hyper, value: Any) -> HostValue:
     """A value that a hyperparameter takes. Raises ValueError."""
     name, shown = hyper.name, _short(value)
+    if hyper.kind is Kind.LIST:
+        if not isinstance(value, tuple | list) or not value:
+            raise ValueError(
+                f"{name}={shown}: it must be a list of numbers, as in {name}={literal(hyper.default)}"
+            )
+        return tuple(_number(hyper, number) for number in value)
     if hyper.kind is Kind.CHOICE:
         if str(value) not in hyper.choices:
             raise ValueError(f"{name}={shown}: it must be one of {', '.join(hyper.choices)}")
@@ -114,9 +119,15 @@ def _checked(hyper: Hyper, value: Any) -> Literal:
         return value
     if value is None and hyper.interval is not None and math.inf in hyper.interval:
         value = math.inf  # no limit
+    return _number(hyper, value)
+
+
+def _number(hyper: Hyper, value: Any) -> float:
+    """A number that a hyperparameter, or an entry of it, takes. Raises ValueError."""
+    name, shown = hyper.name, _short(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name}={shown}: it must be a number")
-    if hyper.kind is Kind.INT and not isinstance(value, int):
+    if hyper.number_kind is Kind.INT and not isinstance(value, int):
         raise ValueError(f"{name}={shown}: it must be a whole number")
     number = _host(value)
     assert isinstance(number, float)

@@ -40,6 +40,7 @@ class Latex(Notation):
         "nan_to_num": "\\operatorname{nan\\_to\\_num}",
         **{"reduce_sum": "\\sum", "reduce_mean": "\\operatorname{mean}"},
         **{"reduce_max": "\\max", "reduce_min": "\\min"},
+        "count_upto": "\\operatorname{count}",
         "reduce_kth_largest": "\\operatorname{kth\\_largest}",
         **{"newton_schulz": "\\operatorname{NewtonSchulz}", "truth": "\\mathbf{1}"},
         **{"normal": "\\mathcal{N}", "uniform": "\\mathcal{U}"},

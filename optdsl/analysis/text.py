@@ -9,7 +9,7 @@ from optdsl.analysis.account import Account, SweepAccount
 from optdsl.analysis.explain import PARAMETERS, Explanation, PlanFor
 from optdsl.analysis.prose import cell, code
 from optdsl.analysis.symbols import printable
-from optdsl.ir.expr import Literal
+from optdsl.ir.expr import HostValue
 from optdsl.ir.program import number
 from optdsl.passes.schedule import OVERWRITE
 
@@ -87,11 +87,14 @@ def _setting(found: Explanation) -> str:
     return ", ".join(notes)
 
 
-def _options(hypers: Mapping[str, Literal]) -> list[str]:
+def _options(hypers: Mapping[str, HostValue]) -> list[str]:
     return [f"{name}={_value(value)}" for name, value in hypers.items()]
 
 
-def _value(value: Literal) -> str:
+def _value(value: HostValue) -> str:
+    if isinstance(value, tuple):
+        shown = [*map(number, value[:8]), *([f"... {len(value)} numbers"] if len(value) > 8 else [])]
+        return f"[{', '.join(shown)}]"
     return printable(value) if isinstance(value, str) else number(value)
 
 

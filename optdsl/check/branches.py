@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from optdsl.check.calls import Calls
 from optdsl.check.expression import fact
+from optdsl.check.faults import LIST_HELP
 from optdsl.check.ranges import range_of
 from optdsl.check.scope import POISON, Slot, Undefined, Value
 from optdsl.check.update import UpdateValue
@@ -43,9 +44,13 @@ class Branches(Calls):
         if value is POISON:
             return POISON
         if value.type.kind is not Kind.BOOL:
-            choice = value.type.kind is Kind.CHOICE
-            help = 'compare it, as in `mode == "l2"`' if choice else "compare it with something: `x > 0`"
-            message = f"{self.why.text(node)} is a {'choice' if choice else 'number'}, not a condition"
+            kind = value.type.kind
+            help = {Kind.CHOICE: 'compare it, as in `mode == "l2"`', Kind.LIST: LIST_HELP}.get(
+                kind, "compare it with something: `x > 0`"
+            )
+            message = (
+                f"{self.why.text(node)} is a {'number' if kind.computed else kind.value}, not a condition"
+            )
             self.report("E0404", node.span, message, help)
             return POISON
         if not value.type.is_host:

@@ -13,7 +13,7 @@ from optdsl.check.names import OTHER_FUNCTIONS, closest, shown
 from optdsl.check.scope import POISON, Scope, TooLarge
 from optdsl.core.ops import BUILTINS, CORE, DEFAULT_OVER, OVERS, Builtin, Rule
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Expr, const, walk
+from optdsl.ir.expr import Expr, Var, const, walk
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span
 
@@ -37,6 +37,8 @@ class Calls(Expressions):
         name, file = node.function, self.scope.file
         if name in file.defs:
             return self.inline(node, *file.defs[name])
+        if name == "count" and (found := self.counted(node)) is not None:
+            return found
         if name in BUILTINS:
             return self.builtin(node, BUILTINS[name])
         for arg in node.args:
@@ -52,6 +54,34 @@ class Calls(Expressions):
             help = help or "define it with `def`, or import it"
             self.report("E0302", node.function_span, f"unknown function `{shown(name)}`", help)
         return POISON
+
+    def counted(self, node: syn.CallSyntax) -> Expr | None:
+        """`count(list <= x)`: how many numbers of a list are at most x; None for a count of something else."""
+        match node:
+            case syn.CallSyntax(_, (syn.Compare((op,), (left, right)) as inside,), ()):
+                pass
+            case _:
+                return None
+        values, bound, wanted = (left, right, "le") if self.is_list(left) else (right, left, "ge")
+        if not self.is_list(values):
+            return None
+        if op != wanted:
+            message = f"`count` cannot count {self.why.text(inside)}"
+            self.report(
+                "E0404",
+                inside.span,
+                message,
+                "of a list, `count(milestones <= t)` counts what is at most `t`",
+            )
+            return POISON
+        return self.operator("count_upto", (values, bound), node)
+
+    def is_list(self, node: syn.Expression) -> bool:
+        """True for the name of a list."""
+        if not isinstance(node, syn.Name):
+            return False
+        found = self.scope.hypers.get(node.id) or self.builder.values.get((self.scope.number, node.id))
+        return isinstance(found, Var) and found.type.kind is Kind.LIST
 
     def is_repeated(self, node: syn.CallSyntax) -> bool:
         """True after a message when a keyword is given twice."""

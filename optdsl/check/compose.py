@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeAlias
 
-from optdsl.check.declare import article, hypers_of, literal_value, with_default
+from optdsl.check.declare import article, hypers_of, literal_value, numbers_of, with_default
 from optdsl.check.expression import Session, View
 from optdsl.check.library import Loaded
 from optdsl.check.names import check_name, closest, shown, snake_case
@@ -15,7 +15,7 @@ from optdsl.check.states import States
 from optdsl.check.why import describe
 from optdsl.core import types as ty
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Expr, Var, as_number, call, is_joint, is_random, var, walk
+from optdsl.ir.expr import Expr, HostValue, Var, as_number, call, const, is_joint, is_random, var, walk
 from optdsl.ir.program import Assign, Hyper
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span
@@ -24,13 +24,13 @@ MAX_USE_DEPTH = 12
 MAX_INSTANCES = 60
 
 #: A new default for a hyperparameter of a used spec, and where it is given.
-Default: TypeAlias = "tuple[syn.LiteralValue, Span]"
+Given: TypeAlias = tuple[HostValue, Span]
 
 
 class Composer(States):
     """Walks one spec of a composition."""
 
-    def run(self, hypers: list[Hyper], bindings: dict[str, Expr], defaults: dict[str, Default]) -> None:
+    def run(self, hypers: list[Hyper], bindings: dict[str, Expr], defaults: dict[str, Given]) -> None:
         """Declares the spec and walks its step. `bindings` are hypers given by expressions."""
         instance = self.scope.instance
         assert instance is not None
@@ -53,7 +53,7 @@ class Composer(States):
         instance: Instance,
         hypers: list[Hyper],
         bindings: dict[str, Expr],
-        defaults: dict[str, Default],
+        defaults: dict[str, Given],
     ) -> None:
         """Adds the hyperparameters that are not bound; a name that is taken gets the prefix of the spec."""
         declared = self.session.declared
@@ -236,8 +236,8 @@ class Composer(States):
         value = self.check(expression)
         if value is POISON:
             return POISON
-        if value.type.kind is Kind.CHOICE or not ty.broadcasts_into(value.type.shape, ty.ELEMENT):
-            what = "a choice" if value.type.kind is Kind.CHOICE else describe(value.type)
+        if not value.type.kind.computed or not ty.broadcasts_into(value.type.shape, ty.ELEMENT):
+            what = describe(value.type) if value.type.kind.computed else article(value.type.kind)
             message = f"a gradient has one value per element, this is {what}"
             self.report(
                 "E0405", expression.span, message, self.why(expression, lambda type_: type_.is_element)
@@ -249,15 +249,15 @@ class Composer(States):
 
     def bind(
         self, node: syn.Use, spec: syn.Spec, hypers: dict[str, Hyper]
-    ) -> tuple[dict[str, Expr], dict[str, Default]]:
+    ) -> tuple[dict[str, Expr], dict[str, Given]]:
         """Hypers of `spec` given by expressions, and those given new defaults."""
         names: dict[str, tuple[str, ...]] = {}
         for item in spec.hypers:
             parts = tuple(name for name, _, _ in item.parts)
             names |= {item.name: parts or (item.name,)} | {part: (part,) for part in parts}
         bindings: dict[str, Expr] = {}
-        defaults: dict[str, Default] = {}
-        for name, values, span in node.bindings:
+        defaults: dict[str, Given] = {}
+        for index, (name, values, span) in enumerate(node.bindings):
             if name not in names:
                 has = ", ".join(f"`{item.name}`" for item in spec.hypers)
                 help = closest(name, names) or (f"it has {has}" if has else "it has none")
@@ -268,8 +268,16 @@ class Composer(States):
                 if target in bindings or target in defaults:
                     self.report("E0509", span, f"`{shown(target)}` is given twice", "remove one of them")
                     continue
-                literal = literal_value(value)
-                if literal is not None:
+                literal: HostValue | None
+                if isinstance(value, syn.ListSyntax):
+                    literal = numbers_of(value, target, self.scope.file.report)
+                    if not literal:
+                        continue
+                else:
+                    literal = literal_value(value)
+                if index in node.fixed:
+                    bindings[target] = self.fixed(hypers.get(target), literal, value)
+                elif literal is not None:
                     defaults[target] = (literal, value.span)
                 elif target in hypers:
                     bindings[target] = self.bound(hypers[target], self.check(value), value)
@@ -299,6 +307,27 @@ class Composer(States):
         help = f"its parts are {parts}" if len(targets) > 1 else "write `name = value`"
         self.report("E0303", span, f"`{shown(name)}` takes {wanted}, got {got}", help)
         return []
+
+    def fixed(self, hyper: Hyper | None, value: HostValue | None, node: syn.Expression) -> Expr:
+        """The constant that a hyperparameter of a used spec becomes; POISON after a message."""
+        if hyper is None:  # said where it is declared
+            return POISON
+        name = shown(hyper.name)
+        if value is None:
+            message = f"`fixed {name}` is for a value as it is written, such as `0.9`"
+            self.report(
+                "E0509", node.span, message, "leave `fixed` out: what is tied to an expression is no argument"
+            )
+            return POISON
+        if isinstance(value, tuple):
+            message = f"the list `{name}` cannot be fixed"
+            self.report(
+                "E0509", node.span, message, f"declare a list under `hyper:`, and tie `{name}` to that"
+            )
+            return POISON
+        made = with_default(hyper, value, node.span, self.scope.file.report, "value")
+        assert not isinstance(made.default, tuple)
+        return const(made.default)
 
     def bound(self, hyper: Hyper, value: Expr, node: syn.Expression) -> Expr:
         """The value that a hyperparameter of a used spec is bound to; POISON after a message."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from optdsl.check.names import LANGUAGE_NAMES, check_name, shown
 from optdsl.check.ranges import whole_range
 from optdsl.core.types import Kind
+from optdsl.ir.expr import HostValue
 from optdsl.ir.program import Hyper, Interval, number
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Reporter, Span
@@ -18,9 +19,15 @@ def hypers_of(spec: syn.Spec, report: Reporter) -> list[Hyper]:
     found: list[Hyper] = []
     lines: dict[str, int] = {}
     for item in spec.hypers:
-        rows = item.parts or ((item.name, item.default, item.name_span),)
-        names = [(item.name, item.name_span)] + [(name, span) for name, _, span in item.parts]
+        only: HostValue | None
         fine = True
+        if isinstance(item.default, syn.ListSyntax):
+            numbers = numbers_of(item.default, item.name, report)
+            only, fine = numbers or (0.0,), bool(numbers)
+        else:
+            only = item.default
+        rows = item.parts or ((item.name, only, item.name_span),)
+        names = [(item.name, item.name_span)] + [(name, span) for name, _, span in item.parts]
         for name, span in names:
             fine &= check_name(name, span, report, "part" if span is not item.name_span else "hyperparameter")
             if name in lines:
@@ -45,9 +52,21 @@ def hypers_of(spec: syn.Spec, report: Reporter) -> list[Hyper]:
     return found
 
 
-def kind_of(value: syn.LiteralValue | None) -> Kind:
+def numbers_of(node: syn.ListSyntax, name: str, report: Reporter) -> tuple[float, ...]:
+    """The numbers of a list, all ints or all floats; none after a message (E0209)."""
+    kinds = sorted({kind_of(value).value for value in node.values})
+    if len(kinds) == 1 and kinds[0] in ("int", "float"):
+        return tuple(value for value in node.values if not isinstance(value, str))
+    message = f"the list `{shown(name)}` holds {' and '.join(f'{kind}s' for kind in kinds)}"
+    report("E0209", node.span, message, "a list holds numbers, all written alike: `[30, 60]` or `[1.0, 0.5]`")
+    return ()
+
+
+def kind_of(value: HostValue | None) -> Kind:
     """The kind a literal has."""
     match value:
+        case tuple():
+            return Kind.LIST
         case bool():
             return Kind.BOOL
         case int():
@@ -69,13 +88,15 @@ def literal_value(node: syn.Expression) -> syn.LiteralValue | None:
     return None
 
 
-def written(value: syn.LiteralValue) -> str:
+def written(value: HostValue) -> str:
     """A literal as the language writes it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(number, value))}]"
     return f'"{shown(value)}"' if isinstance(value, str) else number(value)
 
 
 def _range(
-    item: syn.HyperSyntax, default: syn.LiteralValue, report: Reporter
+    item: syn.HyperSyntax, default: HostValue, report: Reporter
 ) -> tuple[Interval | None, tuple[str, ...]]:
     """What `in ...` allows, or nothing after a message."""
     kind, name = kind_of(default), shown(item.name)
@@ -99,7 +120,7 @@ def _interval(
     syntax: syn.IntervalSyntax, kind: Kind, name: str, default: str, report: Reporter
 ) -> Interval | None:
     interval = Interval(syntax.low, syntax.high, syntax.low_open, syntax.high_open)
-    if not kind.numeric:
+    if not kind.numeric and kind is not Kind.LIST:
         message = f"`{name}` is {article(kind)}; an interval is for numbers"
         report("E0205", syntax.span, message, "remove the interval")
         return None
@@ -134,29 +155,40 @@ def article(kind: Kind) -> str:
     return f"an {kind.value}" if kind is Kind.INT else f"a {kind.value}"
 
 
-def _check_default(hyper: Hyper, span: Span, report: Reporter) -> bool:
+def _check_default(hyper: Hyper, span: Span, report: Reporter, what: str = "default") -> bool:
     """False after a message (E0203) when a hyperparameter may not have its default."""
     name, default = shown(hyper.name), hyper.default
-    if hyper.interval is not None and not isinstance(default, str) and default not in hyper.interval:
-        message = f"the default {number(default)} of `{name}` is not in {hyper.interval}"
-        report("E0203", span, message, "change the default or the interval")
-        return False
+    for value in default if isinstance(default, tuple) else (default,):
+        if hyper.interval is not None and not isinstance(value, str) and value not in hyper.interval:
+            message = f"the {what} {number(value)} of `{name}` is not in {hyper.interval}"
+            report("E0203", span, message, f"change the {what} or the interval")
+            return False
     if hyper.kind is Kind.CHOICE and hyper.choices and default not in hyper.choices:
         listed = ", ".join(written(choice) for choice in hyper.choices)
-        message = f"the default {written(default)} of `{name}` is not one of {listed}"
-        report("E0203", span, message, "change the default, or add it to the choices")
+        message = f"the {what} {written(default)} of `{name}` is not one of {listed}"
+        report("E0203", span, message, f"change the {what}, or add it to the choices")
         return False
     return True
 
 
-def with_default(hyper: Hyper, value: syn.LiteralValue, span: Span, report: Reporter) -> Hyper:
-    """`hyper` with another default, given in a `use`; reports one that does not fit."""
+def with_default(
+    hyper: Hyper, value: HostValue, span: Span, report: Reporter, what: str = "default"
+) -> Hyper:
+    """`hyper` with another default (or value: `what`), given in a `use`; reports one that does not fit."""
     kind = kind_of(value)
     if hyper.kind is Kind.FLOAT and kind is Kind.INT:
+        assert isinstance(value, int)
         value, kind = float(value), Kind.FLOAT
+    if isinstance(value, tuple) and isinstance(hyper.default, tuple):
+        if hyper.number_kind is Kind.FLOAT:
+            value = tuple(map(float, value))
+        elif isinstance(value[0], float):
+            message = f"`{shown(hyper.name)}` is a list of ints, {written(value)} holds floats"
+            report("E0404", span, message, f"its default is `{written(hyper.default)}`")
+            return hyper
     if kind is not hyper.kind:
         message = f"`{shown(hyper.name)}` is {article(hyper.kind)}, {written(value)} is {article(kind)}"
         report("E0404", span, message, f"its default is `{written(hyper.default)}`")
         return hyper
     changed = replace(hyper, default=value)
-    return changed if _check_default(changed, span, report) else hyper
+    return changed if _check_default(changed, span, report, what) else hyper

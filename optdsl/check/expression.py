@@ -96,6 +96,8 @@ class Expressions(ABC):
                 return self.operator("select", (condition, then, other), node)
             case syn.CallSyntax():
                 return self.function(node)
+            case syn.ListSyntax():
+                raise AssertionError("a list stands in a binding alone")
 
     def operator(self, op: str, args: tuple[syn.Expression, ...], node: syn.Expression) -> Expr:
         """An operator applied to checked operands."""

@@ -8,6 +8,9 @@ from optdsl.check.why import describe
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.types import Kind, Level, Type
 
+#: What can be asked of a list.
+LIST_HELP = "take an entry, as in `milestones[1]`, or count: `count(milestones <= t)`"
+
 #: A code, a message and a remedy.
 Fault = tuple[str, str, str]
 
@@ -24,6 +27,14 @@ def fault_of(
     type_, text = (types[at], texts[at]) if types else (None, "this")
     if type_ is None:
         return "E0404", fallback, ""
+    if row.rule is Rule.LIST and not index:
+        message = f"{text} is {_noun(type_)}; only a list has entries"
+        return "E0404", message, "a list is declared as in `milestones = [30, 60]`"
+    if row.rule is Rule.LIST and type_.kind.computed:
+        message = f"{text} is {describe(type_)}; a list is asked for what is known on the host"
+        return "E0406", message, ""
+    if type_.kind is Kind.LIST:
+        return "E0404", f"{text} is a list, not a number", LIST_HELP
     if type_.kind is Kind.CHOICE and (row.takes == "number" or row.rule is not Rule.ELEMENTWISE):
         return "E0404", f"{text} is a choice, not a number", 'compare it, as in `mode == "l2"`'
     match row.rule:
@@ -100,4 +111,6 @@ def _dims(type_: Type) -> str:
 
 
 def _noun(type_: Type) -> str:
-    return {Kind.BOOL: "a condition", Kind.CHOICE: "a choice"}.get(type_.kind, "a number")
+    return {Kind.BOOL: "a condition", Kind.CHOICE: "a choice", Kind.LIST: "a list"}.get(
+        type_.kind, "a number"
+    )

@@ -21,7 +21,7 @@ TORCH_NAMES = frozenset({
 #: What a generated file uses under a name already.
 FILE_NAMES = frozenset({
     *("host", "foreach", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
-    *("Facts", "Hyper", "State", "Joint"),
+    *("Facts", "Hyper", "State", "Joint", "Sequence"),
 })  # fmt: skip
 
 #: What papers and other libraries call a value, and what to write here.

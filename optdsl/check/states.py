@@ -129,7 +129,14 @@ class States(Statements):
         """Adds what each step is given under a name."""
         declared, slot = self.session.declared, (self.scope.number, item.name)
         name = free_name(item.name, instance.prefix, declared.names() | {s.key for s in declared.states})
-        type_ = instance.state_types[item.name] = ty.element()
+        type_ = ty.element()
+        if item.level == "group":
+            type_ = Type(Kind.FLOAT, ty.Level.GROUP)
+        elif item.level not in (None, "element"):
+            message = f"an input cannot be one value per [{shown(str(item.level))}]"
+            help = "`[group]` is one number for all parameters; without brackets it is one value per element"
+            self.report("E0206", item.level_span, message, help)
+        instance.state_types[item.name] = type_
         declared.states.append(State(name, name, type_, None, given=True, doc=item.doc))
         self.builder.values[slot] = self.builder.inputs[slot] = var(name, type_)
 
@@ -265,10 +272,9 @@ class States(Statements):
         span = item.init.span
         if value is POISON:
             return False
-        if value.type.kind is Kind.CHOICE:
-            self.report(
-                "E0404", span, f"{self.why.text(item.init)} is a choice; a state is a number", "start from 0"
-            )
+        if not value.type.kind.computed:
+            message = f"{self.why.text(item.init)} is a {value.type.kind.value}; a state is a number"
+            self.report("E0404", span, message, "start from 0")
         elif any(is_random(node) for node in walk(value)):
             self.report(
                 "E0408", span, "an initial value cannot be drawn", "draw it in the step: `if first_step:`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from optdsl.check.branches import Branches
+from optdsl.check.faults import LIST_HELP
 from optdsl.check.names import check_name, shown
 from optdsl.check.scope import POISON
 from optdsl.check.why import describe
@@ -61,9 +62,11 @@ class Statements(Branches):
         instance = self.scope.instance
         if not self.is_assignable(node):
             return
-        if value is not POISON and value.type.kind is Kind.CHOICE:
+        if value is not POISON and not value.type.kind.computed:
             help = 'compare it where it is needed, as in `mode == "l2"`'
-            self.report("E0404", node.value.span, "a choice cannot be assigned", help)
+            if value.type.kind is Kind.LIST:
+                help = LIST_HELP
+            self.report("E0404", node.value.span, f"a {value.type.kind.value} cannot be assigned", help)
             value = POISON
         if instance and name in ("p", "g", "update"):
             self.assign_flow(name, value, node)

@@ -26,13 +26,14 @@ class Rule(Enum):
     TRANSPOSE = "transpose"
     BROADCAST = "broadcast"  # to the level that attribute `over` names
     MATRIX = "matrix"  # same shape as the first argument, which must be a matrix
+    LIST = "list"  # of a list and a number known on the host
 
 
 @record
 class CoreOp:
     """One core operator.
 
-    `result` is the kind of the result: "float", "bool", or "same" (int when all arguments are int).
+    `result` is the kind of the result: "float", "int", "bool", or "same" (int when all arguments are int).
     `takes` is the kind of every argument: "number" (a bool counts as 0 or 1), "bool" or "any".
     `flops` is the weight of the operator in the cost report.
     """
@@ -104,6 +105,8 @@ CORE: dict[str, CoreOp] = _table(
     CoreOp("matmul", 2, Rule.MATMUL, symbol="@"),
     CoreOp("transpose", 1, Rule.TRANSPOSE, symbol="'"),
     CoreOp("newton_schulz", 2, Rule.MATRIX),
+    CoreOp("entry", 2, Rule.LIST, takes="any"),
+    CoreOp("count_upto", 2, Rule.LIST, result="int", takes="any"),
 )
 
 #: Where a reduction may end. The level of the result is the name, `all` counting as `group`; over a `filter`, the

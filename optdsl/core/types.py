@@ -17,17 +17,25 @@ from optdsl.core.record import record
 
 
 class Kind(Enum):
-    """What a value is made of. `CHOICE` is a string known when the step is built."""
+    """What a value is made of. `CHOICE` is a string known when the step is built, `LIST` as many numbers as the user
+    lists.
+    """
 
     BOOL = "bool"
     INT = "int"
     FLOAT = "float"
     CHOICE = "choice"
+    LIST = "list"
 
     @property
     def numeric(self) -> bool:
         """True for int and float."""
         return self in (Kind.INT, Kind.FLOAT)
+
+    @property
+    def computed(self) -> bool:
+        """True for what a step can compute and keep: a choice is compared, a list is asked for its entries."""
+        return self not in (Kind.CHOICE, Kind.LIST)
 
 
 class Level(IntEnum):

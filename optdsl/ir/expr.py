@@ -18,6 +18,8 @@ from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Level, ShapeError, Type
 
 Literal: TypeAlias = float | int | bool | str
+#: What is known on the host: a literal, or the numbers of a list.
+HostValue: TypeAlias = Literal | tuple[float, ...]
 
 
 class TypeFault(Exception):
@@ -164,10 +166,12 @@ def as_number(node: Expr) -> Expr:
 
 def _typed(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> tuple[tuple[Expr, ...], Type]:
     """Checked (and, for truth values used as numbers, converted) operands and the type of the result."""
-    if row.takes == "number":
+    if row.rule is Rule.LIST:
+        args = _of_list(row, args)
+    elif row.takes == "number":
         for index, arg in enumerate(args):
-            if arg.type.kind is Kind.CHOICE:
-                raise TypeFault("a choice is not a number", index)
+            if not arg.type.kind.computed:
+                raise TypeFault(f"a {arg.type.kind.value} is not a number", index)
         args = tuple(map(as_number, args))
     elif row.takes == "bool":
         for index, arg in enumerate(args):
@@ -178,8 +182,20 @@ def _typed(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> tuple[tuple
     return args, _result(row, args, over)
 
 
+def _of_list(row: CoreOp, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
+    """A list and a number of the host."""
+    values, x = args
+    if values.type.kind is not Kind.LIST:
+        raise TypeFault("only a list has entries", 0)
+    if not x.type.kind.computed:
+        raise TypeFault(f"a {x.type.kind.value} is not a number", 1)
+    if not x.type.is_host:
+        raise TypeFault("a list is for the host, and so is what it is asked for", 1)
+    return values, as_number(x)
+
+
 def _noun(kind: Kind) -> str:
-    return {Kind.BOOL: "condition", Kind.CHOICE: "choice"}.get(kind, "number")
+    return {Kind.BOOL: "condition", Kind.CHOICE: "choice", Kind.LIST: "list"}.get(kind, "number")
 
 
 def _mixed(row: CoreOp, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
@@ -188,6 +204,10 @@ def _mixed(row: CoreOp, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
     if head and head[0].type.kind is not Kind.BOOL:
         raise TypeFault("the condition of a choice between two values must be true or false", 0)
     kinds = {arg.type.kind for arg in rest}
+    if Kind.LIST in kinds:
+        raise TypeFault(
+            "a list is not a number", next(i for i, a in enumerate(args) if a.type.kind is Kind.LIST)
+        )
     if Kind.CHOICE in kinds:
         if kinds != {Kind.CHOICE}:
             raise TypeFault("a choice can only be compared with a choice", len(head))
@@ -199,7 +219,9 @@ def _mixed(row: CoreOp, args: tuple[Expr, ...]) -> tuple[Expr, ...]:
 
 
 def _result(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> Type:
-    kind = Kind.BOOL if row.result == "bool" else Kind.FLOAT
+    kind = {"bool": Kind.BOOL, "int": Kind.INT}.get(row.result, Kind.FLOAT)
+    if row.rule is Rule.LIST:
+        return ty.host(kind)
     if row.result == "same":
         values = args[1:] if row.name == "select" else args
         kinds = {arg.type.kind for arg in values}

@@ -7,7 +7,7 @@ Every backend and every pass is held to it. How it sees things:
   tensor and per group have shape (1, 1). All of them are in `dtype` (float64 is the definition; in float32
   every operation is done in float32), truth values in `np.bool_`.
 - Host values are float64 numbers whatever `dtype` is, ints among them; they are rounded to `dtype` where they
-  meet an array. Choices are strings.
+  meet an array. Choices are strings, lists float64 arrays.
 - A parameter's own step count `t` is 1 when it first gets a gradient. All its states, used or not, are
   initialised then, with its `p` and `g` of that step. A group-level state is initialised by the first
   parameter of the group that takes part in any step.
@@ -108,12 +108,14 @@ class Interpreter:
     def step(
         self,
         grads: Sequence[Sequence[npt.ArrayLike | None]],
-        inputs: Mapping[str, Sequence[Sequence[npt.ArrayLike | None]]] | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
         """One step. `grads` holds a gradient for each parameter of each group; None leaves it untouched.
 
-        `inputs` holds the same of each input, by its key. One that is not given must not be read. Raises Uncomputed.
+        `inputs` holds the same of each input, by its key, or a number of one at the level of groups. One that is not
+        given must not be read. Raises Uncomputed.
         """
+        numbers = {s.key for s in self.program.inputs if not s.type.is_element}
         with np.errstate(all="ignore"):
             runs: list[_TensorStep] = []
             index = 0
@@ -124,8 +126,8 @@ class Interpreter:
                         g = np.asarray(grad, self.dtype)
                         given_here = {
                             key: np.asarray(x, self.dtype)
-                            for key, tensors in (inputs or {}).items()
-                            if (x := tensors[group][number]) is not None
+                            for key, found in (inputs or {}).items()
+                            if (x := found if key in numbers else found[group][number]) is not None
                         }
                         runs.append(_TensorStep(self, group, number, index, g, fresh, given_here))
                     index += 1
@@ -185,12 +187,14 @@ def hyper_values(program: Program, given: Mapping[str, Any]) -> dict[str, Value]
 
 
 def _on_host(value: Any, kind: Kind) -> Value:
-    """A number, truth value or string as a host value.
+    """A number, truth value, string or list of numbers as a host value.
 
     An int is a float64 without -0; beyond all floats it is an infinity.
     """
     if kind is Kind.CHOICE:
         return str(value)
+    if kind is Kind.LIST:
+        return np.array(value, np.float64)
     if kind is Kind.BOOL:
         return bool(value)
     try:
@@ -223,7 +227,8 @@ class _TensorStep:
     ) -> None:
         self.owner, self.group, self.number, self.index, self.fresh = owner, group, number, index, fresh
         self.p: Array = owner.params[group][number]
-        for what, x in {"gradient": g, **inputs}.items():
+        elements = {s.key: inputs.get(s.key) for s in owner.program.inputs if s.type.is_element}
+        for what, x in {"gradient": g, **elements}.items():
             if x is not None and x.shape != self.p.shape:
                 raise ValueError(f"the {what} has shape {x.shape}, its parameter {self.p.shape}")
         self.before: int = owner.steps[group][number]

@@ -10,6 +10,7 @@ raises; call them under `np.errstate(all="ignore")`, which also keeps them from 
 - `pow(x, 2)` is `x * x`, exactly.
 - `nan_to_num` gives the largest finite number of the float type of its operand.
 - A reduction of nothing is 0 (sum), nan (mean), -inf (max, k-th largest) or inf (min).
+- The entry of a list goes by a number rounded down, counts from 1 and stays in the list; that of nan is nan.
 - The k-th largest goes by k rounded down: inf where that is less than 1 or nan, -inf beyond the number of
   entries. nan is larger than all numbers.
 """
@@ -80,8 +81,20 @@ def _newton_schulz(x: Array, steps: Any) -> Array:
     return x.T if tall else x
 
 
+def _entry(values: Array, i: Any) -> Any:
+    """Entry i, rounded down, of a list with one dimension: the first for i < 1, the last for i beyond its length."""
+    index = np.clip(np.floor(np.nan_to_num(i)), 1, len(values)).astype(np.int64)
+    return np.where(np.isnan(i), math.nan, values[index - 1])
+
+
+def _count_upto(values: Array, x: Any) -> Any:
+    """How many numbers of a list with one dimension are at most x."""
+    return np.sum(values <= np.asarray(x)[..., None], axis=-1)
+
+
 #: Elementwise operators take their operands; reductions take (x, axis) or (x, k, axis); draws take (seed, t,
-#: index of the tensor, site, number of elements) and then their operands; matrix operators take their operands.
+#: index of the tensor, site, number of elements) and then their operands; matrix operators and those of
+#: lists take their operands.
 NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -136,4 +149,6 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "matmul": np.matmul,
     "transpose": np.transpose,
     "newton_schulz": _newton_schulz,
+    "entry": _entry,
+    "count_upto": _count_upto,
 }

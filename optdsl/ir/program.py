@@ -15,7 +15,7 @@ from typing import TypeAlias
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Type
-from optdsl.ir.expr import Expr, Literal, Var, is_joint, is_random, variables, walk
+from optdsl.ir.expr import Expr, HostValue, Var, is_joint, is_random, variables, walk
 
 #: Conditions that must hold, outermost first: (condition, wanted value).
 Guard: TypeAlias = tuple[tuple[Expr, bool], ...]
@@ -52,16 +52,16 @@ def number(value: float) -> str:
 
 @record
 class Hyper:
-    """One number, switch or choice the user sets. `argument` is the constructor argument it is (part of).
+    """One number, switch, choice or list the user sets. `argument` is the constructor argument it is (part of).
 
-    `interval` holds for int and float, `choices` for a choice. `shared_interval` lets parts of a tuple
-    share one interval.
+    `interval` holds for int and float, and for the numbers of a list, which are all ints or all floats, as in its
+    default; `choices` for a choice.
     """
 
     name: str
     argument: str
     kind: Kind
-    default: Literal
+    default: HostValue
     interval: Interval | None = None
     choices: tuple[str, ...] = ()
     doc: str = ""
@@ -70,6 +70,13 @@ class Hyper:
     def is_part(self) -> bool:
         """True for a named part of a tuple such as `betas`."""
         return self.name != self.argument
+
+    @property
+    def number_kind(self) -> Kind:
+        """Its kind; of a list, that of its numbers."""
+        if not isinstance(self.default, tuple):
+            return self.kind
+        return Kind.INT if isinstance(self.default[0], int) else Kind.FLOAT
 
 
 @record

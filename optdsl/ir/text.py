@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from optdsl.core.ops import CONSTANTS, CORE, FACTS, Rule
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Call, Const, Expr, Var, variables
+from optdsl.ir.expr import Call, Const, Expr, HostValue, Var, variables
 from optdsl.ir.plan import Plan, Value
 from optdsl.ir.program import Hyper, Interval, Program, number
 from optdsl.ir.structure import Set, Statement, Structured, fresh, structure
@@ -27,8 +27,10 @@ _RESERVED = frozenset(
 )
 
 
-def literal(value: float | int | bool | str) -> str:
+def literal(value: HostValue) -> str:
     """A literal as the language writes it; parses back to the same value."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(literal, value))}]"
     if isinstance(value, str):
         return quote(value)
     if isinstance(value, bool):
@@ -83,6 +85,10 @@ def _print(expr: Expr, names: dict[str, str]) -> tuple[str, int]:
         chained = 1 if CORE[op].result == "bool" and op not in ("and", "or") else 0
         return f"{_wrap(left, strength + chained)} {row.symbol} {_wrap(right, strength + 1)}", strength
     arguments = [expression(arg, names) for arg in expr.args]
+    if op == "entry":
+        return f"{arguments[0]}[{arguments[1]}]", _ATOM
+    if op == "count_upto":
+        return f"count({arguments[0]} <= {_wrap(_print(expr.args[1], names), 6)})", _ATOM
     if row.rule is Rule.REDUCE and expr.attr != "tensor":
         arguments.append(f"over={expr.attr}")
     if row.rule is Rule.RANDOM:
@@ -118,7 +124,8 @@ def to_opt(program: Program) -> str:
     if program.inputs:
         lines.append("")
         for state in program.inputs:
-            lines.append(f"    input {state.name}" + (f" {quote(state.doc)}" if state.doc else ""))
+            level = "" if state.type.is_element else f" [{state.type.level_name}]"
+            lines.append(f"    input {state.name}{level}" + (f" {quote(state.doc)}" if state.doc else ""))
     if program.kept:
         lines += ["", "    state:"]
         for state in program.kept:

@@ -144,12 +144,17 @@ class _Verifier:
         self.unique("name", [*FACTS, "p", "g"], names)
         self.unique("key", {hyper.argument for hyper in program.hypers}, [s.key for s in program.states])
         for hyper in program.hypers:
-            if const(hyper.default).type.kind is not hyper.kind:
+            if isinstance(hyper.default, tuple):
+                fine = hyper.kind is Kind.LIST and {type(x) for x in hyper.default} in ({int}, {float})
+            else:
+                fine = const(hyper.default).type.kind is hyper.kind
+            if not fine:
                 self.fail(f"the default of `{hyper.name}` is {hyper.default!r}, not a {hyper.kind.value}")
         for state in program.states:
             if (state.type.level, state.type.shape) not in STATE_LEVELS.values():
                 self.fail(f"the state `{state.name}` has the type {state.type}")
-            if state.given and (state.init is not None or state.type != element()):
+            inputs = (element(), Type(Kind.FLOAT, Level.GROUP))
+            if state.given and (state.init is not None or state.type not in inputs):
                 self.fail(f"the input `{state.name}` has an initial value, or the type {state.type}")
             if state.init is not None:
                 self.fits(state.init, state.type, f"the initial value of `{state.name}`")
@@ -168,7 +173,7 @@ class _Verifier:
 
     def fits(self, value: Expr, target: Type, where: str) -> None:
         finer = value.type.level > target.level or not broadcasts_into(value.type.shape, target.shape)
-        if finer or value.type.kind is Kind.CHOICE:
+        if finer or not value.type.kind.computed:
             self.fail(f"{where} has the type {value.type} and must fit {target}")
 
     # ---- expressions ------------------------------------------------------------------------------------

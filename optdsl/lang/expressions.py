@@ -64,6 +64,11 @@ class ExpressionReader:
                 return string_value(last)
         return self.signed(node, line)
 
+    def listed(self, node: Tree[Token], line: LogicalLine) -> syn.ListSyntax:
+        """The literals of a list."""
+        values = tuple(self.literal(child, line) for child in node.children if isinstance(child, Tree))
+        return syn.ListSyntax(values, self.span(line, node))
+
     def expression(self, node: object, line: LogicalLine) -> syn.Expression:
         assert isinstance(node, Tree)
         span = self.span(line, node)
@@ -96,6 +101,8 @@ class ExpressionReader:
                 return syn.Operation("pow", (sub(0), sub(1)), span)
             case "transpose":
                 return syn.Operation("transpose", (sub(0),), span)
+            case "entry":
+                return syn.Operation("entry", (sub(0), sub(1)), span)
             case "not_":
                 return syn.Operation("not", (sub(0),), span)
             case "and_" | "or_":

@@ -243,6 +243,9 @@ class _Layout:
         """Whether a space stands between two tokens of a line."""
         if token.type in _TIGHT or (token.type == "LPAR" and previous.type == "NAME"):
             return False
+        if token.type == "LSQB" and previous.type in _VALUE_ENDS:  # an entry of a list, unless it is a level
+            first, *rest = self.tokens
+            return previous is first or (first.type == "INPUT" and previous is rest[0])
         if "EQUAL" in (token.type, previous.type):
             return not self.brackets or self.brackets[-1][1]
         return True

@@ -206,7 +206,7 @@ class _Parser(StatementReader):
         assert isinstance(name, Token)
         assert isinstance(value, Tree)
         parts: tuple[tuple[str, syn.LiteralValue, Span], ...] = ()
-        default: syn.LiteralValue | None = None
+        default: syn.LiteralValue | syn.ListSyntax | None = None
         if value.data == "parts":
             parts = tuple(
                 (
@@ -217,6 +217,8 @@ class _Parser(StatementReader):
                 for part in value.children
                 if isinstance(part, Tree)
             )
+        elif value.data == "list":
+            default = self.listed(value, line)
         else:
             default = self.literal(value, line)
         interval: syn.IntervalSyntax | syn.ChoicesSyntax | None = None
@@ -269,10 +271,12 @@ class _Parser(StatementReader):
         )
 
     def input(self, tree: Tree[Token], line: LogicalLine) -> syn.InputSyntax:
-        name, doc = tree.children
+        name, level, doc = tree.children
         assert isinstance(name, Token)
         text = string_value(doc) if isinstance(doc, Token) else ""
-        return syn.InputSyntax(str(name), self.span(line, name), text, line.whole)
+        named = str(level) if isinstance(level, Token) else None
+        level_span = self.span(line, level) if named else line.whole
+        return syn.InputSyntax(str(name), self.span(line, name), named, level_span, text, line.whole)
 
     def step(self, tree: Tree[Token], line: LogicalLine) -> syn.StepSyntax:
         condition = self.expression(tree.children[0], line) if tree.data == "step_when" else None

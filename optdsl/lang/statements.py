@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from optdsl.lang import syntax as syn
 from optdsl.lang.diagnostics import Span
@@ -215,12 +216,20 @@ class StatementReader(ExpressionReader):
     def use(self, tree: object, line: LogicalLine) -> syn.Use:
         assert isinstance(tree, Tree)
         name, *arguments, alias, with_name, with_value = tree.children
-        bindings = []
+        bindings: list[tuple[str, tuple[syn.Expression, ...], Span]] = []
+        fixed: list[int] = []
         for argument in arguments:
             if isinstance(argument, Tree):
                 target, *values = argument.children
-                expressions = tuple(self.expression(value, line) for value in values)
-                bindings.append((str(target), expressions, self.span(line, argument)))
+                assert isinstance(target, Tree)
+                if len(target.children) == 2:
+                    fixed.append(len(bindings))
+                if argument.data == "list_argument":
+                    value = self.listed(Tree("list", values), line)
+                    given: tuple[syn.Expression, ...] = (replace(value, span=self.span(line, argument)),)
+                else:
+                    given = tuple(self.expression(value, line) for value in values if value is not None)
+                bindings.append((str(target.children[-1]), given, self.span(line, argument)))
         gradient = None
         if with_name is not None:
             gradient = (str(with_name), self.expression(with_value, line), self.span(line, with_name))
@@ -228,6 +237,7 @@ class StatementReader(ExpressionReader):
             str(name),
             self.span(line, name),
             tuple(bindings),
+            tuple(fixed),
             str(alias) if alias is not None else None,
             gradient,
             line.whole,

@@ -81,7 +81,15 @@ class CallSyntax:
     function_span: Span
 
 
-Expression: TypeAlias = Number | Bool | String | Name | Operation | Compare | IfElse | CallSyntax
+@record
+class ListSyntax:
+    """`[30, 60]`, in a binding of `use` alone."""
+
+    values: tuple[LiteralValue, ...]
+    span: Span
+
+
+Expression: TypeAlias = Number | Bool | String | Name | Operation | Compare | IfElse | CallSyntax | ListSyntax
 
 # ---- statements ---------------------------------------------------------------------------------------
 
@@ -135,11 +143,15 @@ class Return:
 
 @record
 class Use:
-    """`use NAME(bindings) [as alias] [with gradient = expr]`; a tuple hyper is bound to several values."""
+    """`use NAME(bindings) [as alias] [with gradient = expr]`; a tuple hyper is bound to several values.
+
+    `fixed` are the bindings that leave no argument, by their place among all.
+    """
 
     name: str
     name_span: Span
     bindings: tuple[tuple[str, tuple[Expression, ...], Span], ...]
+    fixed: tuple[int, ...]
     alias: str | None
     gradient: tuple[str, Expression, Span] | None
     span: Span
@@ -177,7 +189,7 @@ class HyperSyntax:
 
     name: str
     name_span: Span
-    default: LiteralValue | None
+    default: LiteralValue | ListSyntax | None
     default_span: Span
     parts: tuple[tuple[str, LiteralValue, Span], ...]
     range: IntervalSyntax | ChoicesSyntax | None
@@ -204,10 +216,12 @@ class StateSyntax:
 
 @record
 class InputSyntax:
-    """`input h "text"`: something that each step is given beside the gradient."""
+    """`input h [level] "text"`: something that each step is given beside the gradient."""
 
     name: str
     name_span: Span
+    level: str | None
+    level_span: Span
     doc: str
     span: Span
 

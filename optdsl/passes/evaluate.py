@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Call, Const, Expr, Literal, Var
+from optdsl.ir.expr import Call, Const, Expr, HostValue, Literal, Var
 
 _INF, _NAN = math.inf, math.nan
 
@@ -86,6 +86,10 @@ def _nan_to_num(x: float) -> float:
     return max(min(float(x), 1.7976931348623157e308), -1.7976931348623157e308)
 
 
+def _entry(values: tuple[float, ...], i: float) -> float:
+    return _NAN if i != i else float(values[int(min(max(i, 1), len(values))) - 1])
+
+
 NUMBERS: dict[str, Callable[..., Any]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
@@ -126,6 +130,8 @@ NUMBERS: dict[str, Callable[..., Any]] = {
     "round": _round(round),
     "isfinite": math.isfinite,
     "nan_to_num": _nan_to_num,
+    "entry": _entry,
+    "count_upto": lambda values, x: sum(value <= x for value in values),
 }
 
 #: A folded integer larger than this would not survive a 64-bit backend.
@@ -152,13 +158,13 @@ class Unknown(Exception):
     """A value is needed that has no value yet: a state without an initial value, say."""
 
 
-def host_value(root: Expr, known: Mapping[str, Literal], definitions: Mapping[str, Expr]) -> Literal:
-    """The value of a host expression: a float, a truth value or a choice.
+def host_value(root: Expr, known: Mapping[str, HostValue], definitions: Mapping[str, Expr]) -> HostValue:
+    """The value of a host expression: a float, a truth value, a choice or a list.
 
     `known` are the values of inputs, `definitions` the expressions of other names. As in the interpreter, ints are
     floats without -0.0, and only that side of a choice is computed that is taken. Raises Unknown.
     """
-    values: dict[int, Literal] = {}
+    values: dict[int, HostValue] = {}
     stack = [root]
     while stack:
         node = stack[-1]
@@ -173,7 +179,10 @@ def host_value(root: Expr, known: Mapping[str, Literal], definitions: Mapping[st
 
 
 def _operands(
-    node: Expr, values: Mapping[int, Literal], known: Mapping[str, Literal], definitions: Mapping[str, Expr]
+    node: Expr,
+    values: Mapping[int, HostValue],
+    known: Mapping[str, HostValue],
+    definitions: Mapping[str, Expr],
 ) -> tuple[Expr, ...]:
     """What must be known before `node`, as far as can be told now."""
     if isinstance(node, Var):
@@ -191,8 +200,11 @@ def _operands(
 
 
 def _apply(
-    node: Expr, values: Mapping[int, Literal], known: Mapping[str, Literal], definitions: Mapping[str, Expr]
-) -> Literal:
+    node: Expr,
+    values: Mapping[int, HostValue],
+    known: Mapping[str, HostValue],
+    definitions: Mapping[str, Expr],
+) -> HostValue:
     if isinstance(node, Const):
         return node.value
     if isinstance(node, Var):
@@ -204,8 +216,8 @@ def _apply(
     return 0.0 if value is None else value  # either zero
 
 
-def _plain(value: Literal, kind: Kind) -> Literal:
-    if isinstance(value, bool | str):
+def _plain(value: HostValue, kind: Kind) -> HostValue:
+    if isinstance(value, bool | str | tuple):
         return value
     try:
         return float(value) + (0.0 if kind is Kind.INT else -0.0)

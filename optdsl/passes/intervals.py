@@ -84,6 +84,10 @@ class Intervals:
             case "min", [a, b]:
                 high = min(a, b, key=lambda i: (i.high, not i.high_open))
                 return Interval(min(a.low, b.low), high.high, False, high.high_open)
+            case "entry", [values, _]:
+                return values
+            case "count_upto", [_, _]:
+                return Interval(0.0, math.inf)
         return ANYTHING
 
 

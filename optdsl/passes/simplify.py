@@ -128,6 +128,17 @@ def drop_dead(program: Program) -> Program:
     return program.with_body(tuple(reversed(kept)), program.results)
 
 
+def drop_unused(program: Program) -> Program:
+    """Forgets states that no step reads or changes, as when a switch is fixed; what a step is given stays."""
+    results = {n: x for n, x in program.results.items() if not (isinstance(x, Var) and x.name == n)}
+    program = program.with_body(program.body, results)
+    expressions = [*program.expressions(), *(program.view.expressions() if program.view else ())]
+    used = set(results).union(*map(variables, expressions))
+    states = tuple(state for state in program.states if state.given or state.name in used)
+    view = program.view and replace(program.view, states=states)
+    return replace(program, states=states, view=view)
+
+
 # ---- common subexpressions --------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ class Hyper:
 
     `kind` is "float", "int", "bool" or "choice"; `interval` the allowed numbers, as in "[0, 1)", empty for
     all but nan; `parts` the names of the numbers of a tuple such as betas; `choices` the strings of a
-    choice.
+    choice. One that is `many` is a list of numbers, as many as the user likes.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Hyper:
     interval: str = ""
     parts: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    many: bool = False
 
 
 @functools.lru_cache(maxsize=1024)
@@ -63,7 +64,7 @@ def _complaint(hyper: Hyper, index: int | None, value: float) -> str:
 def _check_number(hyper: Hyper, index: int | None, value: Any, changed: bool) -> None:
     """One number, which may be a 1-element tensor where a float is expected."""
     name = hyper.name if index is None else f"{hyper.name}[{index}]"
-    if isinstance(value, Tensor) and hyper.kind == "float":
+    if isinstance(value, Tensor) and hyper.kind == "float" and not hyper.many:
         if value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element")
         if value.is_cuda and torch.cuda.is_current_stream_capturing():
@@ -94,6 +95,15 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
         if not isinstance(value, str) or value not in hyper.choices:
             allowed = ", ".join(map(repr, hyper.choices))
             raise ValueError(f"Invalid {hyper.name} value: {value!r} (must be one of {allowed})")
+    elif hyper.many:
+        if not isinstance(value, (tuple, list)):
+            hint = "; `.tolist()` makes one of it" if hasattr(value, "tolist") else ""
+            raise TypeError(f"{hyper.name} must be a list of numbers, not {type(value).__name__}{hint}")
+        if not value:
+            raise ValueError(f"{hyper.name} must be a list of at least one number, not an empty one")
+        for index, part in enumerate(value):
+            _check_number(hyper, index, part, changed)
+        return tuple(_kept(hyper.kind, part) for part in value)
     elif hyper.parts:
         if not isinstance(value, (tuple, list)) or len(value) != len(hyper.parts):
             raise ValueError(f"{hyper.name} must be {len(hyper.parts)} numbers, not {value!r}")

@@ -1,5 +1,6 @@
 """One parameter group in one step: its flags, its options as the update gets them, its group-level states."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,9 @@ class GroupStep:
         #: What torch.amp.GradScaler hands over: by what gradients are too large, and what is not 0 to skip the step.
         self.scale: Tensor | None = None
         self.skip: Tensor | None = None
-        #: What the step is given beside gradients: for each key a tensor for each parameter.
+        #: What the step is given beside gradients: for each key a tensor for each parameter, or one number.
         self.inputs: Mapping[str, Mapping[Tensor, Tensor]] = {}
+        self.numbers: Mapping[str, Tensor] = {}
         #: Values of group-level states that kernels left: (index of the parameter, key, t, value).
         self.candidates: list[tuple[int, str, int | Tensor, Tensor]] = []
         self._views: dict[torch.device, Mapping[str, Any]] = {}
@@ -118,7 +120,12 @@ class GroupStep:
         return counter.to(torch.float64) + 1.0
 
     def read(self, spec: State, p: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
-        """A group-level state for an update that is given `p` and `g`; `shape` is the parameter's own."""
+        """A group-level state for an update that is given `p` and `g`; `shape` is the parameter's own.
+
+        An input at this level is a number of the step; where it was not given, as this step does not read it, nan.
+        """
+        if spec.given:
+            return self.numbers.get(spec.key, p.new_tensor(math.nan)).to(device=p.device, dtype=p.dtype)
         held = self._shared.get(spec.key)
         if held is None:
             held = self.group.get(spec.key)

@@ -10,7 +10,8 @@ floats. `+ - *` and comparisons need no function.
 """
 
 import math
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -239,6 +240,42 @@ def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
     if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
         a = torch.full_like(condition, a, dtype=torch.float64)
     return torch.where(condition, *_pair(a, b))
+
+
+def entry(values: Sequence[float], i: Scalar) -> Scalar:
+    """Entry i of a list, which counts from 1: i rounded down, the first below it and the last above; nan for nan."""
+    if isinstance(i, Tensor):
+        index = torch.nan_to_num(i.floor(), nan=1.0).clamp(1.0, float(len(values))).to(torch.int64)
+        return torch.where(i.isnan(), math.nan, _on_device(values, i.device)[index - 1])
+    if i != i:
+        return math.nan
+    return float(values[int(min(max(i, 1), len(values))) - 1])
+
+
+def count_upto(values: Sequence[float], x: Scalar) -> Scalar:
+    """How many numbers of a list are at most x."""
+    if isinstance(x, Tensor):
+        return (_on_device(values, x.device) <= x.unsqueeze(-1)).sum(-1).to(torch.float64)
+    return sum(value <= x for value in values)
+
+
+#: Lists that steps on a device have asked for lately, with their numbers there: a CUDA graph cannot record the copy.
+#: What a graph was captured with stays, as the graph reads it in every replay.
+_COPIES: OrderedDict[tuple[int, torch.device], tuple[Sequence[float], Tensor]] = OrderedDict()
+_CAPTURED: dict[tuple[int, torch.device], tuple[Sequence[float], Tensor]] = {}
+
+
+def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
+    """The numbers of a list as a tensor, copied once as long as the list is the same object."""
+    key = id(values), device
+    known = _COPIES.get(key)
+    if known is None or known[0] is not values:
+        known = _COPIES[key] = values, torch.tensor(values, dtype=torch.float64, device=device)
+        while len(_COPIES) > 64:
+            _COPIES.popitem(last=False)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _CAPTURED[key] = known
+    return known[1]
 
 
 def isfinite(x: Scalar) -> bool | Tensor:

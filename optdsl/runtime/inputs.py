@@ -1,5 +1,6 @@
 """What a step is given beside gradients, and what stands for a parameter while the model is evaluated."""
 
+import numbers as number_types
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -10,8 +11,8 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened, turn
 from optdsl.runtime.storage import SCALES, Coded, Packed, code
 
-#: Tensors for parameters by the name of an input: see `Optimizer.step`.
-Inputs = Mapping[str, Mapping[Tensor, Tensor] | Sequence[Tensor | None]]
+#: Tensors for parameters, or one number, by the name of an input: see `Optimizer.step`.
+Inputs = Mapping[str, Mapping[Tensor, Tensor] | Sequence[Tensor | None] | Tensor | float]
 #: Types in which an input is read as it is.
 _TAKEN = (
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -27,10 +28,18 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
     name, known = type(rule).__name__, ", ".join(map(repr, rule._inputs))
     params = [p for group in groups for p in group.group["params"]]
     found: dict[str, dict[Tensor, Tensor]] = {}
+    numbers: dict[str, Tensor] = {}
     for key, given in inputs.items():
         if key not in rule._inputs:
             has = f"its inputs are {known}" if known else "it takes none"
             raise ValueError(f"{name} has no input {key!r}: {has}")
+        if rule._specs[key].level == "group":
+            numbers[key] = _number(name, key, given)
+            continue
+        if isinstance(given, Tensor | float | int):
+            raise ValueError(
+                f"{name}: the input {key!r} has a value for each element: give it a tensor per parameter"
+            )
         if isinstance(given, Mapping):
             pairs: list[tuple[Tensor, Tensor | None]] = list(given.items())
         else:
@@ -42,7 +51,7 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
             pairs = list(zip(params, given, strict=True))
         found[key] = {p: _fitting(name, key, p, x) for p, x in pairs if x is not None}
     for group in groups:
-        group.inputs = found
+        group.inputs, group.numbers = found, numbers
         for p in group.group["params"]:
             if p.grad is None:
                 continue
@@ -51,11 +60,30 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
             if state:
                 t = state["step"].to(torch.float64) + 1.0 if group.capturable else int(state["step"]) + 1
             for key in rule._wanted(group.options(p.device), t, facts_of(p.shape)):
-                if p not in found.get(key, {}):
+                if rule._specs[key].level == "group":
+                    if key not in numbers:
+                        raise RuntimeError(
+                            f"{name}: this step needs the input {key!r}, one number; pass it as "
+                            f"`step(inputs={{{key!r}: ...}})`"
+                        )
+                elif p not in found.get(key, {}):
                     raise RuntimeError(
                         f"{name}: this step needs the input {key!r} for each parameter that has a gradient; pass it "
                         f"as `step(inputs={{{key!r}: [...]}})`"
                     )
+
+
+def _number(name: str, key: str, x: Any) -> Tensor:
+    """An input that is one number, as a 0-dim tensor without a graph. Raises ValueError for anything else."""
+    if isinstance(x, Tensor):
+        if x.numel() == 1 and not x.is_complex() and x.layout is torch.strided:
+            return x.detach().reshape(())
+        raise ValueError(
+            f"{name}: the input {key!r} is one number, not a tensor of {x.dtype}, shape {tuple(x.shape)}"
+        )
+    if isinstance(x, number_types.Real) and not isinstance(x, bool):
+        return torch.tensor(float(x), dtype=torch.float64)
+    raise ValueError(f"{name}: the input {key!r} is one number, not {x!r}")
 
 
 def _fitting(name: str, key: str, p: Tensor, x: Any) -> Tensor:
@@ -95,6 +123,8 @@ def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
     values: dict[str, Any] = {}
     for key in rule._live(options, facts):
         spec = kept(rule._specs[key], group.group, p)
+        if spec.given:  # no view reads one
+            continue
         if spec.level == "group":
             values[key] = group.read(spec, opened_p, opened_p, p.shape)
         elif key in state:

@@ -232,7 +232,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
             closure: re-evaluates the model and returns the loss, which this method then returns.
             inputs: what the rule needs beside gradients, by name: a tensor for each parameter, as a list in the order
                 of `param_groups` (None for a parameter without a gradient) or as a mapping from parameters. Each has
-                the shape of its parameter.
+                the shape of its parameter. One that is a number for all (such as a loss) is a number or a tensor of
+                one element.
 
         Raises:
             RuntimeError: an input that this step needs is missing, or the optimizer is in `eval()`.
@@ -391,7 +392,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if group["params"]:
                 like = group_prototype(group["params"])
                 for spec in self._states:
-                    if spec.level == "group" and group.get(spec.key) is not None:
+                    if spec.level == "group" and not spec.given and group.get(spec.key) is not None:
                         group[spec.key] = restored(spec.key, spec, group[spec.key], like, False)
             for p in group["params"]:
                 if self.state.get(p):

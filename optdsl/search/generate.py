@@ -255,6 +255,8 @@ class _Maker:
         level, _ = place
         if level is Level.CONST or (level is Level.HOST and self.chance(self.weights.literal)):
             return self.literal()
+        if level is Level.HOST and self.hosts(Kind.LIST) and self.chance(0.4):
+            return self.asked_list("entry", 1)
         found = self.at_hand(Kind.FLOAT, place)
         if found is not None:
             return found
@@ -386,6 +388,8 @@ class _Maker:
                 return place == _ELEMENT and self.available.stream is not None
             case Rule.MATRIX:
                 return level is Level.ARRAY and ones == 0
+            case Rule.LIST:
+                return row.result == "float" and level is Level.HOST and bool(self.hosts(Kind.LIST))
         return level is Level.ARRAY
 
     def computed(self, op: str, place: Place, depth: int) -> Expr | None:
@@ -405,6 +409,8 @@ class _Maker:
             case Rule.MATRIX:
                 x = self.number(place, depth)
                 return None if Dim.ONE in x.type.shape else call(op, x, self.iterations())
+            case Rule.LIST:
+                return self.asked_list(op, depth)
         if op == "select":
             condition = self.choice_condition(place, depth)
             return call(op, condition, *self.operands(place, depth, 2))
@@ -412,6 +418,11 @@ class _Maker:
         if row.arity == 1 and self.chance(self.weights.truth):
             args = [self.truth(place, depth)]
         return self.applied(op, args)
+
+    def asked_list(self, op: str, depth: int) -> Expr:
+        """An entry of a list, or a count of its entries: of a whole number, as a small change of it may jump."""
+        x = self.number(_HOST, 0) if self.chance(self.weights.jump) else self.whole(_HOST, depth - 1)
+        return call(op, self.rng.choice(self.hosts(Kind.LIST)), x)
 
     def choice_condition(self, place: Place, depth: int) -> Expr:
         """The condition of a choice between two values: on the host, or as fine as they are."""
@@ -500,6 +511,8 @@ class _Maker:
             if found is not None and self.chance(0.5):
                 return call(self.rng.choice(("add", "sub", "mul", "min", "max")), found, one)
             return call("select", self.truth(place, depth - 1), one, other)
+        if level is Level.HOST and depth > 0 and self.hosts(Kind.LIST) and self.chance(0.5):
+            return self.asked_list("count_upto", depth)
         if depth <= 0 or level is Level.CONST or self.chance(0.6):
             found = self.at_hand(Kind.INT, _HOST) if level is Level.HOST else None
             return const(self.rng.randrange(5)) if found is None else found
@@ -622,6 +635,8 @@ _CHOICES = ("mode", "norm_kind")
 _TUPLES = ("betas", "rates")
 _STATES = ("m", "v", "s", "z", "mu", "avg", "peak", "d")
 _INPUTS = ("curvature", "other_g", "noise")
+_NUMBERS = ("loss", "spread")
+_LISTS = ("milestones", "factors")
 _LOCALS = ("u", "h", "q", "r", "a", "b", "step_size", "ratio", "gain", "x")
 _WORDS = ("l2", "decoupled", "max", "mean", "none", "row wise")
 
@@ -637,18 +652,25 @@ def random_program(
     weights: Weights = TAME,
     name: str = "Random",
     inputs: bool = False,
+    lists: bool = False,
 ) -> Program:
     """A method with about `size` statements. It always assigns `p`.
 
-    With `inputs`, many take some beside the gradient, and many have a view for evaluation.
+    With `inputs`, many take some beside the gradient, and many have a view for evaluation; with `lists`, many have
+    lists among their hyperparameters.
     """
     hypers = _random_hypers(rng)
+    if lists:
+        hypers += _random_lists(rng)
     states = _random_states(rng, weights, hypers)
     if inputs and rng.random() < 0.4:
         names = rng.sample(_INPUTS, rng.randrange(1, 3))
         states += tuple(
             State(n, n, ty.element(), None, given=True, doc=rng.choice(("", "more"))) for n in names
         )
+    if inputs and rng.random() < 0.3:
+        name = rng.choice(_NUMBERS)
+        states += (State(name, name, Type(Kind.FLOAT, *_GROUP), None, given=True),)
     program = _Steps(rng, weights, hypers, states).run(size, name)
     if inputs and rng.random() < 0.4:
         view = _Steps(rng, weights, hypers, states, view=True).run(rng.randrange(1, 5), name)
@@ -687,6 +709,15 @@ def _random_hypers(rng: random.Random) -> tuple[Hyper, ...]:
     groups = [[h for h in rest if h.argument == a] for a in dict.fromkeys(h.argument for h in rest)]
     rng.shuffle(groups)
     return (first, *(hyper for group in groups for hyper in group))
+
+
+def _random_lists(rng: random.Random) -> tuple[Hyper, ...]:
+    hypers: list[Hyper] = []
+    for name in rng.sample(_LISTS, rng.choice((0, 0, 1, 2))):
+        some: tuple[tuple[float, ...], ...] = (2,), (1, 3, 3), (4, 2, 0), (0.5,), (1.0, 0.1, 0.25)
+        interval = rng.choice((Interval(0, math.inf), None))
+        hypers.append(Hyper(name, name, Kind.LIST, rng.choice(some), interval))
+    return tuple(hypers)
 
 
 def _random_states(rng: random.Random, weights: Weights, hypers: tuple[Hyper, ...]) -> tuple[State, ...]:

@@ -26,7 +26,7 @@ _SIGNS = {
     **{"\\lfloor": "⌊", "\\rfloor": "⌋", "\\lceil": "⌈", "\\rceil": "⌉", "\\text{if }": "if"},
     **{"\\text{otherwise}": "otherwise", "\\frac": "frac", "\\sqrt": "√"},
     **{"\\begin{cases}": "cases", "\\end{cases}": "end"},
-    **{sign: sign for sign in "+/·×−(),=≠<≤>≥|‖⌊⌋⌈⌉√^{}&∞"},
+    **{sign: sign for sign in "+/·×−(),=≠<≤>≥|‖⌊⌋⌈⌉√^{}&∞[]"},
     **{sign: sign for sign in ("if", "else", "and", "or", "not")},
 }
 _RELATIONS = {"<": "lt", "≤": "le", ">": "gt", "≥": "ge", "=": "eq", "≠": "ne"}
@@ -83,7 +83,7 @@ def _tokens(text: str, to: Notation) -> list[Token]:
         + (r"(?:_\w+|[₀-₉]+)?(?=\()" if plain else r"(?:_\{(?:[^{}]|\{[^{}]*\})*\})?(?= ?\\left\(|\()"),
         "raised": f"[{''.join(_RAISED)}]+" if plain else r"(?!)",
         "transposed": "ᵀ" if plain else r"\^\{\\top\}",
-        "below": "(?<=‖)(?:_\\w+|_∞|[₀-₉]+)" if plain else r"(?<=\\rVert)_\{(?:[^{}]|\{[^{}]*\})*\}",
+        "below": "(?<=‖)(?:_[A-Za-z_]+|_∞|[₀-₉]+)" if plain else r"(?<=\\rVert)_\{(?:[^{}]|\{[^{}]*\})*\}",
         "skip": r"\s+|\\left(?![a-z])|\\left(?=\\)|\\right(?![a-z])|\\right(?=\\)",
         "sign": _any(_SIGNS) if not plain else "(?:if|else|and|or|not)(?= )|[^\\w\\s]",
         "var": f"(?:{_any(symbols)})(?![A-Za-z0-9_])" if plain else f"(?:{_any(symbols)})(?![A-Za-z])",
@@ -237,7 +237,8 @@ class _Reader:
             case "str":
                 return ("str", json.loads(value) if value.startswith('"') else value[7:-2])
             case "var":
-                return ("var", value)
+                found: Tree = ("var", value)
+                return ("entry", found, *self.inside("]")) if self.accept("[") else found
             case "frac":
                 return ("div", self.group(), self.group())
             case "√":
@@ -293,6 +294,9 @@ class _Reader:
             for arg in args[1:]:
                 found = (op, found, arg)
             return found
+        if op == "count_upto":
+            [(_, values, bound)] = args
+            return (op, values, bound)
         if op == "rms":
             return ("sqrt", ("reduce_mean", below or "tensor", ("pow", args[0], ("num", 2.0))))
         if op == "norm":

@@ -27,7 +27,7 @@ from tests.analysis.reading import read, tree
 
 SPECS = sorted(Path(__file__).resolve().parents[2].glob("specs/*.opt"))
 G, P, X, Y, Z = (var(name, ty.element()) for name in "gpxyz")
-NAMES = ("g", "p", "x", "y", "z", "mode", *FACTS)
+NAMES = ("g", "p", "x", "y", "z", "mode", "values", *FACTS)
 T = var("t", ty.host(Kind.INT))
 TO = {
     "unicode": Unicode(unicode_symbols(NAMES), {}, streams=True),
@@ -362,6 +362,8 @@ def application(op: str) -> Call:
         return call(op, X, *[const(3.0)] * (row.arity - 1), over="rows")
     if op == "broadcast":
         return call(op, const(1.0), over="rows")
+    if row.rule is Rule.LIST:
+        return call(op, var("values", ty.host(Kind.LIST)), T)
     if row.rule is Rule.RANDOM:
         return call(op, *([const(0.5)] * row.arity), site=3)
     if op == "matmul":

@@ -370,7 +370,7 @@ SCHEMA = {
     "schema": int, "name": str, "summary": str, "cite": str, "source": str,
     "equations": {"unicode": [str], "latex": str},
     "setting": {
-        "options": {...: (float, int, bool, str)}, "changed": [str], "shape": [int], "dtype": str,
+        "options": {...: (float, int, bool, str, list)}, "changed": [str], "shape": [int], "dtype": str,
         "computed_in": str, "overwrite_grad": bool, "mode": str, "conditions": [str],
     },
     "states": [{

@@ -244,6 +244,9 @@ def _setting(hyper: Hyper, rng: np.random.Generator, tame: bool) -> Any:
         return str(rng.choice(hyper.choices))
     if hyper.kind is Kind.BOOL:
         return bool(rng.integers(2))
+    if isinstance(hyper.default, tuple):
+        one = replace(hyper, kind=hyper.number_kind, default=hyper.default[0])
+        return [_setting(one, rng, tame) for _ in range(rng.integers(1, 5))]
     whole = hyper.kind is Kind.INT
     candidates: list[Any] = [0, 1, 2, 3, 5, 7] if whole else [0.0, 1e-3, 0.01, 0.5, 0.9, 0.999, 1.0, 2.0]
     if not tame and not whole:
@@ -252,12 +255,13 @@ def _setting(hyper: Hyper, rng: np.random.Generator, tame: bool) -> Any:
     return fitting[rng.integers(len(fitting))] if fitting else hyper.default
 
 
-def inputs_of(
-    program: Program, grads: Sequence[Sequence[Array | None]]
-) -> dict[str, list[list[Array | None]]]:
-    """What a step is given beside gradients: for every input the gradients' numbers in the other order."""
+def inputs_of(program: Program, grads: Sequence[Sequence[Array | None]]) -> dict[str, Any]:
+    """What a step is given beside gradients: for every input the gradients' numbers in the other order, or the first
+    number of them all.
+    """
     flipped = [[None if g is None else np.flip(g) for g in group] for group in grads]
-    return {state.key: flipped for state in program.inputs}
+    first = next((g.ravel()[0] for group in grads for g in group if g is not None and g.size), 0.5)
+    return {state.key: flipped if state.type.is_element else first for state in program.inputs}
 
 
 def _flipped(x: torch.Tensor) -> torch.Tensor:
@@ -558,9 +562,12 @@ class Compiled:
                 p.grad = None if g is None else _like(g, self.way.device)
                 if g is not None:
                     given.append((p.grad, g))  # type: ignore[arg-type]
+        grads = [p.grad for group in self.params for p in group]
+        first = next((g.reshape(-1)[0] for g in grads if g is not None and g.numel()), 0.5)
         inputs = {
-            state.key: [None if p.grad is None else _like(_flipped(p.grad), self.way.device) for p in params]
-            for params in [[p for group in self.params for p in group]]
+            state.key: [None if g is None else _like(_flipped(g), self.way.device) for g in grads]
+            if state.type.is_element
+            else first
             for state in self.program.inputs
         }
         with _threads(self.way.threads or torch.get_num_threads()):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import typing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,6 +171,11 @@ def outside(hyper):
         return [("yes", TypeError), (1, TypeError), (None, TypeError)]
     if hyper.kind == "choice":
         return [("nope", ValueError), (1, ValueError), (None, ValueError)]
+    if hyper.many:
+        good = 1 if hyper.kind == "int" else 1.0
+        parts = [(value, error) for value, error in outside(replace(hyper, many=False)) if value != []]
+        found = [((good, value), error) for value, error in parts if not isinstance(value, torch.Tensor)]
+        return [*found, ([], ValueError), (good, TypeError), ("ab", TypeError), (None, TypeError)]
     low, high = map(float, hyper.interval[1:-1].split(","))
     if hyper.kind == "int":
         beyond = [(int(x), ValueError) for x in (low - 1, high + 1) if math.isfinite(x)]
@@ -247,7 +253,8 @@ def test_the_ends_of_an_interval_are_allowed_as_it_says(name, cls, hyper):
         if hyper.interval.endswith("inf]"):
             values.append(None)
     for value in values:
-        cls([parameter()], **{hyper.name: (value,) * len(hyper.parts) if hyper.parts else value})
+        whole = [value] if hyper.many else (value,) * len(hyper.parts) if hyper.parts else value
+        cls([parameter()], **{hyper.name: whole})
 
 
 def refusal(make, options):
@@ -303,7 +310,7 @@ def test_the_docstring_holds_equations_arguments_and_citation(name, cls):
         line = lines[hyper.name]
         default = inspect.signature(cls).parameters[hyper.name].default
         shown = re.search(r"\(default (.*)\)$", line)[1]
-        assert eval(shown, {"inf": math.inf}) == default
+        assert eval(shown, {"inf": math.inf}) == (list(default) if hyper.many else default)
         assert hyper.interval in line
         assert all(part in line for part in hyper.parts)
         assert all(f'"{choice}"' in line for choice in hyper.choices)
@@ -411,6 +418,10 @@ def _spelling(op, kinds):
             text = f"({args[0]}) @ g'  @ p"
         case "broadcast":
             return None
+        case "entry":
+            text = "f[1 + a]"
+        case "count_upto":
+            text = "count(f <= a)"
         case _ if row.symbol:
             text = f"({args[0]}) {row.symbol} ({args[1]})"
         case _ if row.rule is Rule.RANDOM:
@@ -423,13 +434,14 @@ def _spelling(op, kinds):
     hyper:
         lr = 0.1 in [0, inf)
         a = 0.5 in [0.1, 0.9]
+        f = [0.5, 2.0]
 
     state:
         d [group] = 0.5
         kept = 0
 
     step:
-        d = d
+        d = d + 0 * f[1]
         x = {text}
         kept = x + 0 * g
         p = p - lr * kept
@@ -477,6 +489,8 @@ def test_every_spelling_runs_and_agrees_on_all_paths(op):
 
 def test_every_function_that_the_printer_may_call_exists():
     for op, row in CORE.items():
+        if row.rule is Rule.LIST:
+            assert callable(getattr(host, op)), op
         if row.rule is not Rule.ELEMENTWISE or op == "broadcast":
             continue
         name = printer._FOREACH_NAMES.get(op, op)

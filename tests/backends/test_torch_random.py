@@ -61,7 +61,9 @@ def batches(usual: int) -> list[range]:
 def made(seed: int) -> Program:
     """The random program of a seed: tame ones and wild ones, small ones and large ones."""
     rng = random.Random(seed)
-    return random_program(rng, rng.choice((4, 10, 10, 20)), WILD if seed % 2 else TAME, inputs=True)
+    return random_program(
+        rng, rng.choice((4, 10, 10, 20)), WILD if seed % 2 else TAME, inputs=True, lists=True
+    )
 
 
 def told(program: Program) -> str:

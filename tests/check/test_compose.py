@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from optdsl import driver
 from tests.check.helpers import check, found, only, program, run, same, spec
 
 LR = "lr = 0.1 in (0, inf)"
@@ -145,6 +146,53 @@ def test_a_part_is_bound_by_itself() -> None:
     text = BETAS + spec("use Adamish(beta2 = 0.5)")
     assert hypers(text) == {"lr": 0.1, "beta1": 0.9, "beta2": 0.5}
     assert [h.argument for h in program(text).hypers] == ["lr", "betas", "betas"]
+
+
+def test_a_fixed_hyperparameter_is_no_argument() -> None:
+    text = BETAS + spec("use Adamish(fixed betas = (0.5, 0.6), fixed lr = 1)")
+    assert hypers(text) == {}
+    assert same(run(text), run(BETAS, hypers={"betas": (0.5, 0.6), "lr": 1.0}))
+    text = BETAS + spec("use Adamish(fixed beta2 = 0.6)")
+    assert [(h.name, h.argument) for h in program(text).hypers] == [("lr", "lr"), ("beta1", "beta1")]
+
+
+def test_what_is_fixed_settles_branches_and_states() -> None:
+    inner = spec(
+        'if mode == "heavy":\n    m = 0.9 * m + g\n    p = p - m\nelse:\n    repeat n: p = p - g',
+        'mode = "heavy" in {"heavy", "plain"}\nn = 2 in [1, 4]',
+        "m = 0",
+        name="Inner",
+    )
+    text = inner + spec('use Inner(fixed mode = "plain", fixed n = 3)')
+    made = driver.simplify(program(text))
+    assert (made.hypers, made.states) == ((), ())
+    assert same(run(text), run(spec("p = p - g\np = p - g\np = p - g")))
+    text = inner + spec('use Inner(fixed mode = "heavy")')
+    assert [state.name for state in driver.simplify(program(text)).states] == ["m"]
+
+
+def test_a_hyperparameter_may_be_called_fixed() -> None:
+    inner = spec("p = p - fixed * g", "fixed = 0.1", name="Inner")
+    assert hypers(inner + spec("use Inner(fixed = 0.2)")) == {"fixed": 0.2}
+    assert hypers(inner + spec("use Inner(fixed fixed = 0.2)")) == {}
+
+
+@pytest.mark.parametrize(
+    ("binding", "code", "marked"),
+    [
+        ("fixed lr = -1.0", "E0203", "-1.0"),
+        ("fixed betas = (0.9, 1.0)", "E0203", "1.0"),
+        ("fixed lr = true", "E0404", "true"),
+        ("fixed lr = own", "E0509", "own"),
+        ("fixed lr = 0.1, lr = 0.2", "E0509", "lr = 0.2"),
+        ("fixed learn = 0.1", "E0504", "fixed learn = 0.1"),
+        ("fixed betas = 0.9", "E0303", "fixed betas = 0.9"),
+    ],
+)
+def test_what_cannot_be_fixed(binding: str, code: str, marked: str) -> None:
+    message = only(BETAS + spec(f"use Adamish({binding})\np = p * own", "own = 0.1"), code, marked)
+    assert message.help
+    assert "default" not in message.message
 
 
 def test_a_choice_is_passed_on() -> None:

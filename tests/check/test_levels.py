@@ -8,6 +8,8 @@ import re
 import numpy as np
 import pytest
 
+from optdsl.check import check_text
+from optdsl.ir.text import to_opt
 from tests.check.helpers import check, only, program, run, same, spec
 
 HYPER = 'h = 0.5\nk = 2 in [1, 4]\non = true\nmode = "a" in {"a", "b"}'
@@ -317,3 +319,19 @@ def test_delays_that_a_state_cannot_have(state: str, said: str) -> None:
     step = f"d = {'mean(g, over=rows)' if 'rows' in state else 'g'}\np = p - lr * few * first * second * d"
     message = only(spec(step, hyper, state), "E0210")
     assert re.search(said, message.message)
+
+
+def test_levels_of_inputs() -> None:
+    text = "optimizer T:\n    input x{level}\n    step:\n        p = p - x * g\n"
+    for level, wanted in (("", "element"), (" [element]", "element"), (" [group]", "group")):
+        made = program(text.format(level=level))
+        assert [(s.given, s.type.level_name) for s in made.states] == [(True, wanted)]
+        again = check_text(to_opt(made)).require()
+        assert again.states == made.states
+    for level in ("tensor", "host", "rows", "all"):
+        message = only(text.format(level=f" [{level}]"), "E0206", level)
+        assert "`[group]` is one number for all" in message.help
+    branch = "optimizer T:\n    input x [group]\n    step:\n        if x > 0: p = p - g\n"
+    assert "one number per parameter group" in only(branch, "E0401", "x > 0").message
+    head = "optimizer T:\n    input x [group]\n    state:\n        d [host] = 0\n"
+    only(head + "    step:\n        d = x\n        p = p - d * g\n", "E0402", "x")

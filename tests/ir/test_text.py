@@ -341,6 +341,7 @@ def test_random_expressions_read_back() -> None:
         hypers = (
             *(LR, FLAG, Hyper("k", "k", Kind.INT, 2)),
             Hyper("mode", "mode", Kind.CHOICE, "a", None, ("a", "b")),
+            Hyper("values", "values", Kind.LIST, (2.0, 0.5)),
         )
         declared = tuple(State(v.name, v.name, v.type, const(0.5)) for v in states)  # type: ignore[union-attr]
         body = (Assign("p.1", "p", expr),)

@@ -11,7 +11,7 @@ A module of this folder holds generators like
 
 The settings are options given to both sides; where they say nothing the defaults of the two must agree. A rule gets
 one tensor and yields it after each step, or, if `joint`, dictionaries of all of them. What a spec declares as `input`
-is passed by its name, as a sequence like `grads`.
+is passed by its name, as a sequence like `grads`, or for one number a step (`numbers`) as a sequence of these.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ class Rule:
     joint: bool
     inputs: tuple[str, ...]
     tensors: tuple[str, ...]
+    numbers: tuple[str, ...]
 
     def run(self, problem: Problem, setting: Mapping[str, Any]) -> list[Arrays]:
         """The parameters after each step."""
         start = {name: problem.start[name].copy() for name in self.tensors}
+        setting = {**setting, **{name: problem.numbers[name] for name in self.numbers}}
         given = {
             name: [{k: x[k] for k in self.tensors} for x in problem.inputs[name]] for name in self.inputs
         }
@@ -66,14 +68,15 @@ class Rule:
 
 @dataclass
 class Problem:
-    """Initial values, and for each step a gradient and other inputs of each tensor."""
+    """Initial values, and for each step a gradient and other inputs of each tensor, and numbers."""
 
     start: Arrays
     grads: list[Arrays]
     inputs: dict[str, list[Arrays]]
+    numbers: dict[str, list[float]]
 
 
-def problem(seed: int, inputs: tuple[str, ...] = ()) -> Problem:
+def problem(seed: int, inputs: tuple[str, ...] = (), numbers: tuple[str, ...] = ()) -> Problem:
     """Gradients with a spike, with very small ones, with zeros here and there, and a step without any."""
     random = np.random.default_rng(seed)
     start = {name: random.standard_normal(shape) for name, shape in SHAPES.items()}
@@ -91,7 +94,7 @@ def problem(seed: int, inputs: tuple[str, ...] = ()) -> Problem:
         ]
         for name in inputs
     }
-    return Problem(start, grads, others)
+    return Problem(start, grads, others, {name: random.standard_normal(STEPS).tolist() for name in numbers})
 
 
 RULES: list[Rule] = []
@@ -103,11 +106,12 @@ def rule(
     joint: bool = False,
     inputs: tuple[str, ...] = (),
     tensors: tuple[str, ...] = tuple(SHAPES),
+    numbers: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Iterator[Any]]], Callable[..., Iterator[Any]]]:
     """Registers a rule for the shipped spec of this name."""
 
     def register(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-        RULES.append(Rule(spec, function, settings, joint, inputs, tensors))
+        RULES.append(Rule(spec, function, settings, joint, inputs, tensors, numbers))
         return function
 
     return register

@@ -340,3 +340,93 @@ def sgd_one_cycle(
         if number < total_steps:
             scheduler.step()
         yield q.detach().numpy().copy()
+
+
+@rule(
+    "sgd_multistep",
+    {},
+    {
+        "lr": 0.05,
+        "milestones": (4, 9, 9, 12),
+        "gamma": 0.3,
+        "momentum": 0.5,
+        "weight_decay": 0.1,
+        "nesterov": True,
+    },
+    {"lr": 0.05, "milestones": [3], "momentum": 0.0},
+)
+def sgd_multistep(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 0.1,
+    milestones: Any = (32000, 48000),
+    gamma: float = 0.1,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    nesterov: bool = False,
+) -> Iterator[Any]:
+    """torch.optim.SGD under torch.optim.lr_scheduler.MultiStepLR itself."""
+    q = torch.nn.Parameter(torch.from_numpy(np.array(p)))
+    optimizer = torch.optim.SGD([q], lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(milestones), gamma)
+    for g in grads:
+        q.grad = torch.from_numpy(np.array(g))
+        optimizer.step()
+        scheduler.step()
+        yield q.detach().numpy().copy()
+
+
+@rule(
+    "adamw_refined",
+    {},
+    {
+        "lr": 0.02,
+        "schedule": [0.2, 1.0, 0.7, 0.4, 0.0],
+        "betas": (0.8, 0.9),
+        "eps": 1e-3,
+        "weight_decay": 0.2,
+    },
+)
+def adamw_refined(
+    p: Any,
+    grads: Any,
+    *,
+    lr: float = 1e-3,
+    schedule: Any = (1.0,),
+    betas: Any = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> Iterator[Any]:
+    """A factor for each step, the last one for those behind it."""
+
+    def rate(k: int) -> float:
+        return float(lr * schedule[min(k, len(schedule) - 1)])
+
+    return adam(p, grads, rate, betas=betas, eps=eps, weight_decay=weight_decay, decoupled=True)
+
+
+@rule(
+    "sps",
+    {},
+    {"lr": 0.05, "loss_star": -0.5, "c": 0.2, "eps": 1e-3},
+    {"lr": math.inf, "c": 1.0, "eps": 1e-2},
+    joint=True,
+    numbers=("loss",),
+)
+def sps(
+    p: Any,
+    grads: Any,
+    *,
+    loss: Any,
+    lr: float = 1.0,
+    loss_star: float = 0.0,
+    c: float = 0.5,
+    eps: float = 1e-8,
+) -> Iterator[Any]:
+    """Loizou et al. 2021, equation 3 (SPS_max), with the eps of the authors' package."""
+    for g, value in zip(grads, loss, strict=True):
+        norm2 = sum(float(np.sum(x * x)) for x in g.values())
+        size = min((value - loss_star) / (c * norm2 + eps), lr)
+        p = {name: x - size * g[name] for name, x in p.items()}
+        yield p

@@ -51,10 +51,10 @@ def trajectory(rule: Rule, found: Problem, setting: dict[str, Any], path: str) -
     for step, g in enumerate(found.grads):
         for name, p in params.items():
             p.grad = torch.from_numpy(g[name].copy())
-        inputs = {
+        inputs: dict[str, Any] = {
             key: [torch.from_numpy(found.inputs[key][step][name].copy()) for name in params]
             for key in rule.inputs
-        }
+        } | {key: torch.tensor(found.numbers[key][step], dtype=torch.float64) for key in rule.numbers}
         optimizer.step(**({"inputs": inputs} if inputs else {}))
         steps.append({name: p.detach().numpy().copy() for name, p in params.items()})
     return steps
@@ -63,7 +63,7 @@ def trajectory(rule: Rule, found: Problem, setting: dict[str, Any], path: str) -
 @pytest.mark.parametrize(("rule", "setting", "path"), CASES)
 def test_same_as_the_rule_in_numpy(rule: Rule, setting: dict[str, Any], path: str) -> None:
     """In float64, every tensor after every step, relative to max(1, |expected|)."""
-    found = problem(SEED, rule.inputs)
+    found = problem(SEED, rule.inputs, rule.numbers)
     wanted = rule.run(found, setting)
     with interpreted() if path == "triton" else contextlib.nullcontext():
         measured = trajectory(rule, found, setting, path)

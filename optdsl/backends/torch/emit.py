@@ -124,7 +124,9 @@ class _Module:
         if self.program.states:
             used.add("State")
         lines = ["import math"] if re.search(r"\bmath\.", code) else []
-        lines += ["from collections.abc import Generator"] if self.program.joint else []
+        abstract = ["Generator"] * self.program.joint
+        abstract += ["Sequence"] * any(h.kind is Kind.LIST for h in self.program.hypers)
+        lines += [f"from collections.abc import {', '.join(abstract)}"] if abstract else []
         lines += ["from typing import Any", ""]
         if re.search(r"\btorch\.", code):
             lines.append("import torch")
@@ -147,11 +149,14 @@ class _Module:
             parts.append("While the model is evaluated (between `eval()` and `train()`)::")
             parts.append("\n".join(line[4:] for line in view.split("\n")))
         if program.inputs:
-            rows = [
-                f"    {state.key}: {' '.join(state.doc.split()) or 'one value per element'}"
-                for state in program.inputs
-            ]
-            parts.append("Given as `step(inputs={name: tensors})`:\n" + "\n".join(rows))
+            rows = []
+            for state in program.inputs:
+                text = " ".join(state.doc.split())
+                if not state.type.is_element:
+                    text += " (one number)" if text else "one number"
+                rows.append(f"    {state.key}: {text or 'one value per element'}")
+            what = "tensors" if all(state.type.is_element for state in program.inputs) else "..."
+            parts.append(f"Given as `step(inputs={{name: {what}}})`:\n" + "\n".join(rows))
         if program.kept:
             rows = []
             for state in program.kept:
@@ -224,13 +229,15 @@ class _Module:
         for argument in self.argument_names():
             group = self.parts(argument)
             first = group[0]
-            fields = [quoted(argument), quoted(first.kind.value)]
+            fields = [quoted(argument), quoted(first.number_kind.value)]
             if first.interval is not None:
                 fields.append(quoted(str(first.interval)))
             if first.is_part:
                 fields.append(f"parts={listed(h.name for h in group)}")
             if first.kind is Kind.CHOICE:
                 fields.append(f"choices={listed(first.choices)}")
+            if first.kind is Kind.LIST:
+                fields.append("many=True")
             lines.append(f"    Hyper({', '.join(fields)}),")
         lines.append(")")
         if program.states:
@@ -295,7 +302,7 @@ class _Module:
         for argument in self.argument_names():
             group = self.parts(argument)
             kind = {Kind.FLOAT: "float", Kind.INT: "int", Kind.BOOL: "bool", Kind.CHOICE: "str"}[
-                group[0].kind
+                group[0].number_kind
             ]
             default = ", ".join(python_literal(h.default) for h in group)
             if group[0].is_part:
@@ -303,6 +310,8 @@ class _Module:
                     f"tuple[{', '.join([kind] * len(group))}]",
                     f"({default}{',' * (len(group) == 1)})",
                 )
+            elif group[0].kind is Kind.LIST:
+                kind = f"Sequence[{kind}]"
             elif argument == "lr":
                 kind = "float | Tensor"
             lines.append(f"{argument}: {kind} = {default},")
@@ -518,6 +527,8 @@ def listed(texts: Iterable[str]) -> str:
 
 def _shown(value: object) -> str:
     """A default as the docstring shows it."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_shown, value))}]"
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, bool):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.types import Kind, Level
-from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, is_joint
+from optdsl.ir.expr import Call, Const, Expr, HostValue, Var, call, is_joint
 from optdsl.passes.intervals import Intervals
 
 #: Binding strength in Python.
@@ -51,6 +51,8 @@ SPELLED = frozenset(
         "matmul",
         "transpose",
         "newton_schulz",
+        "entry",
+        "count_upto",
     }
 )
 
@@ -60,8 +62,10 @@ _LARGEST = (2 - 2**-23) * 2.0**127
 Printed = tuple[str, int]
 
 
-def python_literal(value: Literal) -> str:
-    """A literal as Python source."""
+def python_literal(value: HostValue) -> str:
+    """A literal, or the numbers of a list, as Python source."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(python_literal, value))}{',' * (len(value) == 1)})"
     if isinstance(value, float) and not math.isfinite(value):
         if value != value:
             return "math.nan"

@@ -44,6 +44,11 @@ class Host:
                     drawn = rng.random(n) < 0.5
                 case Kind.CHOICE:
                     drawn = rng.choice(np.array(hyper.choices or (hyper.default,)), n)
+                case Kind.LIST:  # one list for all samples
+                    values[hyper.name] = self._within(
+                        hyper.interval, hyper.number_kind, 4, rng, np.zeros(4, bool)
+                    )
+                    continue
                 case _:
                     drawn = self._within(hyper.interval, hyper.kind, n, rng, edge)
             values[hyper.name] = np.where(usual, hyper.default, drawn)

@@ -388,13 +388,16 @@ class Launcher:
         return True
 
     def _read_groups(self, batch: Batch, group: GroupStep) -> None:
-        """Gives the kernel the group-level states."""
+        """Gives the kernel the group-level states and inputs."""
         row = batch.rows[0]
         for number, key in enumerate(batch.kernel.groups):
+            spec = group.rule._specs[key]
             p = g = torch.empty((), dtype=row.real, device=row.p.device)
-            if not isinstance(group.group.get(key), Tensor):  # it begins, maybe as what they say
+            if not spec.given and not isinstance(
+                group.group.get(key), Tensor
+            ):  # it begins, maybe as what they say
                 p, g = self._opened(row, group)
-            held = group.read(group.rule._specs[key], p, g, row.p.shape)
+            held = group.read(spec, p, g, row.p.shape)
             batch.shared[len(batch.kernel.joints) + number] = held
 
     @staticmethod
