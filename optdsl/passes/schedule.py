@@ -317,6 +317,9 @@ class _Scheduler:
         self.time: dict[str, int] = {}
         self.formed: dict[str, int] = {}
         self.made: dict[object, Sweep] = {}
+        #: For each sweep the loop in which each value can be computed, and what it leaves of rows.
+        self.phases: dict[int, dict[str, int]] = {}
+        self.crossings: dict[int, set[str]] = {}
         #: The sweep behind which the library runs.
         self.handover = -1
         library = self.flat.library
@@ -553,9 +556,11 @@ class _Scheduler:
             if v.reduction is not None and v.reduction.operand is Place.ELEMENT
             and self.formed[v.name] == k
         ]  # fmt: skip
-        phases: dict[str, int] = {}
-        for value in self.values.values():
-            phases[value.name] = self._phase(value, phases, k)
+        if k not in self.phases:
+            self.phases[k] = {}
+            for value in self.values.values():
+                self.phases[k][value.name] = self._phase(value, self.phases[k], k)
+        phases = self.phases[k]
         last = max(
             [0]
             + [self._phase_of(e, phases) for _, e in stores]
@@ -595,6 +600,11 @@ class _Scheduler:
 
     def _crossing(self, k: int) -> set[str]:
         """Row values of sweep k that something later reads."""
+        if k not in self.crossings:
+            self.crossings[k] = self._read_behind(k)
+        return self.crossings[k]
+
+    def _read_behind(self, k: int) -> set[str]:
         names: set[str] = set()
         for value in self.values.values():
             if self.time[value.name] > k or value.place is Place.ELEMENT:
