@@ -1,0 +1,135 @@
+"""What a genome does to numbers: all probes at once, in numpy and double precision, as the interpreter defines it.
+
+A probe is an optimizer of its own over two tensors. Arrays are (probe, tensor, row, column), with 1 for what a value
+does not have: a number per tensor is (n, 2, 1, 1), one for the parameter group (n, 1, 1, 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from optdsl.core import types as ty
+from optdsl.core.ops import FACTS
+from optdsl.core.record import record
+from optdsl.core.types import LEVELS, Dim, Level, Type
+from optdsl.ir.numpy_ops import Array
+from optdsl.search.space.genome import AXES, LR, OPS, Genome, Ref, Statement, type_of, typed
+
+
+@record(eq=False)
+class Probes:
+    """Parameters (n, 2, rows, cols), gradients (steps, n, 2, rows, cols) and learning rates (n, 1, 1, 1)."""
+
+    p: Array
+    g: Array
+    lr: Array
+
+
+class Run:
+    """Steps of a genome on probes. What only hyperparameters go into is computed once.
+
+    `values` are those of hyperparameters, if not the defaults. Use it under `np.errstate(all="ignore")`.
+    """
+
+    def __init__(
+        self,
+        genome: Genome,
+        probes: Probes,
+        values: Mapping[str, float] | None = None,
+        types: Mapping[str, Type] | None = None,
+    ) -> None:
+        self.shape = probes.p.shape
+        types = typed(genome) if types is None else types
+        rows, cols = self.shape[2:]
+        facts = {"t": 0.0, "ndim": 2.0, "numel": float(rows * cols), "rows": float(rows), "cols": float(cols)}
+        self.places: dict[str, int] = {}
+        self.values: list[Any] = []
+        for name in FACTS:
+            self.put(name, facts.get(name, False))
+        self.put("p", probes.p)
+        self.put("g", probes.g[0])
+        for h in genome.hypers:
+            self.put(h.name, probes.lr if h.name == LR else float((values or {}).get(h.name, h.default)))
+        for s in genome.states:
+            init = self.values[self.place(s.init)]
+            fine = type_of(s.init, types) == types[s.name]
+            self.put(s.name, init if fine else self.spread(init, types[s.name]))
+        varying = {"p", "g", "t", "first_step", *(s.name for s in genome.states)}
+        self.code: list[tuple[int, Callable[..., Any], tuple[int, ...]]] = []
+        for s in genome.body:
+            function, args = self.function(s), tuple(map(self.place, s.args))
+            if varying.isdisjoint(a for a in s.args if isinstance(a, str)):
+                self.put(s.name, function(*(self.values[a] for a in args)))
+            else:
+                varying.add(s.name)
+                self.code.append((self.put(s.name, None), function, args))
+        # every result is read before any is kept
+        self.moves: list[tuple[int, int, Type | None]] = []
+        for name, ref in genome.results:
+            found, wanted = type_of(ref, types), types[name]
+            same = (found.level, found.shape) == (wanted.level, wanted.shape)
+            self.moves.append((self.places[name], self.place(ref), None if same else wanted))
+        self.t, self.first = self.places["t"], self.places["first_step"]
+        self.p, self.g = self.places["p"], self.places["g"]
+
+    def put(self, name: str, value: Any) -> int:
+        """A new place that holds `value`."""
+        self.values.append(value)
+        self.places[name] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def place(self, ref: Ref) -> int:
+        """Where an argument is held."""
+        if isinstance(ref, str):
+            return self.places[ref]
+        name = repr(ref)
+        if name not in self.places:
+            self.put(name, ref if isinstance(ref, bool) else float(ref))
+        return self.places[name]
+
+    def spread(self, value: Any, type_: Type) -> Any:
+        """`value` with an entry for each that its type has."""
+        if type_.is_host:
+            return value
+        _, tensors, rows, cols = self.shape
+        r, c = type_.shape
+        wide = (1, 1 if type_.level is Level.GROUP else tensors, rows if r is Dim.R else 1, cols if c is Dim.C else 1)
+        return np.broadcast_to(value, np.broadcast_shapes(np.shape(value), wide))
+
+    def function(self, s: Statement) -> Callable[..., Any]:
+        """What a statement computes, of its arguments."""
+        row = OPS[s.op]
+        if row.reduces:
+            axes, reduce = AXES[s.over or "tensor"], row.numpy
+            return lambda x: reduce(x, axes)
+        if s.op == "broadcast":
+            type_ = Type(ty.Kind.FLOAT, *LEVELS[s.over or ""])
+            return lambda x: self.spread(x, type_)
+        return row.numpy
+
+    def step(self, t: int, g: Array) -> Any:
+        """One step: returns what is left in `p`."""
+        values = self.values
+        values[self.t], values[self.first], values[self.g] = float(t), t == 1, g
+        for out, function, args in self.code:
+            values[out] = function(*[values[a] for a in args])
+        left = [values[ref] if type_ is None else self.spread(values[ref], type_) for _, ref, type_ in self.moves]
+        for (place, _, _), value in zip(self.moves, left, strict=True):
+            values[place] = value
+        return values[self.p]
+
+
+def moves(genome: Genome, probes: Probes, values: Mapping[str, float] | None = None) -> Array:
+    """How far each step moves each entry: (steps, n, 2, rows, cols)."""
+    found = np.empty_like(probes.g)
+    with np.errstate(all="ignore"):
+        run = Run(genome, probes, values)
+        before = probes.p
+        for t, g in enumerate(probes.g, 1):
+            after = run.step(t, g)
+            np.subtract(after, before, out=found[t - 1])
+            before = after
+    return found
