@@ -18,7 +18,18 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 from optdsl.passes.evaluate import evaluate
-from optdsl.search.space.genome import LR, OPS, Genome, Ref, Slot, Statement
+from optdsl.core.types import Type
+from optdsl.search.space.genome import (
+    LR,
+    OPS,
+    Genome,
+    Ref,
+    Slot,
+    Statement,
+    result_type,
+    type_of,
+    typed,
+)
 
 Literal = bool | int | float
 
@@ -37,8 +48,9 @@ def live(genome: Genome) -> Genome:
             known[s.name] = s.init
         else:
             known[s.name] = first.setdefault((s.level, s.init), s.name)
+    types = typed(genome)
     while True:
-        body, refs = _numbered(genome, known)
+        body, refs = _numbered(genome, known, types)
         after = {s.name: _resolved(leaves.get(s.name, s.name), refs, known) for s in genome.states}
         again = _taken_back(genome.states, known, after)
         if again == known:
@@ -87,34 +99,45 @@ def _resolved(ref: Ref, refs: Mapping[str, Ref], known: Mapping[str, Ref]) -> Re
     return refs.get(ref, known.get(ref, ref))
 
 
-def _numbered(genome: Genome, known: Mapping[str, Ref]) -> tuple[list[Statement], dict[str, Ref]]:
+def _numbered(
+    genome: Genome, known: Mapping[str, Ref], types: Mapping[str, Type]
+) -> tuple[list[Statement], dict[str, Ref]]:
     """The statements after local rules, each value once, and what stands for each name."""
     refs: dict[str, Ref] = {}
     numbers: dict[tuple[object, ...], str] = {}
     body: list[Statement] = []
     made: dict[str, Statement] = {}
+    now = dict(types)  # some become coarser
     for s in genome.body:
-        args = tuple(_resolved(a, refs, known) for a in s.args)
-        while True:
-            found = _rule(s.op, args, s.over, made)
-            if not isinstance(found, tuple):
-                break
+        op, args = s.op, tuple(_resolved(a, refs, known) for a in s.args)
+        while isinstance(found := _rule(op, args, made), tuple):
             op, args = found
-            s = Statement(s.name, op, args, s.over)
+        type_ = None
+        if found is None:
+            type_ = result_type(op, s.over, tuple(type_of(a, now) for a in args))
+            if type_ is None:  # what is to be reduced has become known as one number
+                if op in ("reduce_mean", "reduce_max", "reduce_min"):
+                    found = args[0]
+                else:
+                    wide = Statement(f"{s.name} wide", "broadcast", args, types[s.args[0]].level_name)  # type: ignore[index]
+                    body.append(wide)
+                    now[wide.name], args = types[s.args[0]], (wide.name,)  # type: ignore[index]
+                    type_ = types[s.name]
         if found is not None:
             refs[s.name] = found
             continue
         keys = [bits(a) for a in args]
-        if OPS[s.op].commutes:
+        if OPS[op].commutes:
             keys.sort(key=repr)
-        key = (s.op, s.over, *keys)
+        key = (op, s.over, *keys)
         if key in numbers:
             refs[s.name] = numbers[key]
             continue
         numbers[key] = s.name
-        statement = s if args == s.args and not s.over else Statement(s.name, s.op, args, s.over)
-        body.append(statement)
-        made[s.name] = statement
+        body.append(s if (op, args) == (s.op, s.args) else Statement(s.name, op, args, s.over))
+        made[s.name] = body[-1]
+        assert type_ is not None
+        now[s.name] = type_
     return body, refs
 
 
@@ -127,7 +150,7 @@ def _one(ref: Ref) -> bool:
 
 
 def _rule(
-    op: str, args: tuple[Ref, ...], over: str | None, made: Mapping[str, Statement]
+    op: str, args: tuple[Ref, ...], made: Mapping[str, Statement]
 ) -> None | Ref | tuple[str, tuple[Ref, ...]]:
     """What `op(args)` is in another form: an argument or a number, or operator and arguments; None for itself.
 

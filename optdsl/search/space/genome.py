@@ -302,9 +302,10 @@ def of_program(program: Program) -> Genome:
     for node in program.nodes():
         _look(node)
     slots = tuple(map(_slot, program.kept))
-    numeric = [h for h in program.hypers if h.kind.numeric]
+    # each its own argument: a search drops, adds and changes them one by one
+    numeric = [replace(h, argument=h.name) for h in program.hypers if h.kind.numeric]
     flat = Flat({"p", "g", *FACTS, *(h.name for h in program.hypers), *(s.name for s in slots)})
-    flat.names.update((h.name, _number(h.default)) for h in program.hypers if not h.kind.numeric)
+    flat.names.update((h.name, h.default) for h in program.hypers if isinstance(h.default, bool))
     for assign in program.body:
         if assign.guard and not assign.expr.type.is_host:
             raise Refused("has branches that change from step to step")
@@ -390,6 +391,8 @@ class Flat:
                 case Const(value):
                     self.refs[node] = _number(value)
                 case Var(name):
+                    if node.type.kind is Kind.CHOICE:
+                        raise Refused(f"asks for the choice `{name}`")
                     self.refs[node] = self.names.get(name, name)
                 case Call():
                     op, args, over = _recognised(node)

@@ -18,6 +18,9 @@ from optdsl.core.types import LEVELS, Dim, Level, Type
 from optdsl.ir.numpy_ops import Array
 from optdsl.search.space.genome import AXES, LR, OPS, Genome, Ref, Statement, type_of, typed
 
+#: Tensors of a probe, and rows and columns of each.
+SHAPE = (2, 2, 3)
+
 
 @record(eq=False)
 class Probes:
@@ -110,10 +113,10 @@ class Run:
             return lambda x: self.spread(x, type_)
         return row.numpy
 
-    def step(self, t: int, g: Array) -> Any:
-        """One step: returns what is left in `p`."""
+    def step(self, t: Any, g: Array) -> Any:
+        """Step `t`, a float or one for each probe: returns what is left in `p`."""
         values = self.values
-        values[self.t], values[self.first], values[self.g] = float(t), t == 1, g
+        values[self.t], values[self.first], values[self.g] = t, t == 1, g
         for out, function, args in self.code:
             values[out] = function(*[values[a] for a in args])
         left = [values[ref] if type_ is None else self.spread(values[ref], type_) for _, ref, type_ in self.moves]
@@ -129,7 +132,7 @@ def moves(genome: Genome, probes: Probes, values: Mapping[str, float] | None = N
         run = Run(genome, probes, values)
         before = probes.p
         for t, g in enumerate(probes.g, 1):
-            after = run.step(t, g)
+            after = run.step(float(t), g)
             np.subtract(after, before, out=found[t - 1])
             before = after
     return found

@@ -16,6 +16,9 @@ from optdsl.passes.simplify import simplify, substitute
 from optdsl.passes.specialise import at
 from optdsl.search.space.genome import Genome, Refused, of_program, refuse
 
+#: Methods that are no start, whatever the options.
+_NO_START = {"exponentiated_gradient": "is for parameters on a simplex"}
+
 
 def start(path_or_name: str | os.PathLike[str], **options: Literal) -> Genome:
     """The genome of a spec with these options, and its defaults for the others.
@@ -23,7 +26,10 @@ def start(path_or_name: str | os.PathLike[str], **options: Literal) -> Genome:
     Raises Refused for one whose step is not branch-free then, or has what no genome has; FileNotFoundError,
     SpecError and KeyError (an option that it does not have).
     """
-    program, _ = program_of(locate(path_or_name))
+    path = locate(path_or_name)
+    if path.stem in _NO_START:
+        raise Refused(_NO_START[path.stem])
+    program, _ = program_of(path)
     return settle(program, options)
 
 

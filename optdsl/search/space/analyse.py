@@ -1,0 +1,336 @@
+"""What is known of a genome before anything is trained: its live part, two hashes, its effect, or why it is refused.
+
+`analyse` looks at one genome by itself. A `Sieve` remembers: it answers a genome that is one of those before it, under
+other names or by its effect, from memory, and counts what each filter catches.
+
+The effect is what steps do to parameters on fixed probes, in double precision: two genomes have the same one if they
+agree on all of them but for rounding. The stress gate then asks whether a rule can be trusted beyond ordinary numbers;
+its limits leave room for every shipped method.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+import numpy as np
+
+from optdsl.core.record import field, record
+from optdsl.core.types import Type
+from optdsl.ir.numpy_ops import Array
+from optdsl.search.space.canonical import hashes, live
+from optdsl.search.space.genome import Fault, Genome, typed
+from optdsl.search.space.mutate import Bounds
+from optdsl.search.space.probe import SHAPE, Probes, Run
+
+#: Why a genome is refused, in the order in which it is asked.
+REASONS: dict[str, str] = {
+    "typing": "an operator or a state gets what it cannot take",
+    "statements": "more live statements than the bounds allow",
+    "states": "more live states than the bounds allow",
+    "bytes": "more bytes of state per parameter than the bounds allow",
+    "blind": "the gradient has no part in it",
+    "not finite": "infinities or nan on ordinary numbers",
+    "no movement": "parameters stay where they are",
+    "constant": "every parameter moves alike, whatever its gradient",
+    "overflow": "infinities or nan under gradients times 1e-4 or 1e4",
+    "zero gradient": "infinities or nan where gradients are zero, in some entries, some steps or from some step on",
+    "explodes": "steps grow faster than gradients do, or as these vanish",
+    "vanishes": "steps shrink faster than gradients do, or as these grow",
+    "turns": "steps under gradients times 1e4 point elsewhere",
+    "spikes": "single steps are far longer than the others",
+    "drifts": "steps, or what is kept, grow while gradients are zero",
+    "diverges": "steps grow and grow, or have all but stopped, after ten times as many",
+}
+
+#: Steps and probes of the effect, and how many of these are ordinary: the others count steps from LATER on, or have
+#: tiny and huge gradients.
+STEPS, PROBES, ORDINARY = 5, 16, 10
+LATER = (300.0, 30000.0)
+#: Agreement of two effects, relative to the size of a step, and absolute.
+TOLERANCE, FLOOR = 1e-6, 1e-13
+#: Steps of the stress gate, and when the gradients of one row become zero.
+LONG, QUIET = 100, 30
+
+
+@cache
+def ordinary() -> Probes:
+    """The probes of the effect: gradients from 1e-3 to 10 (and about 1e-4 and 1e4), with a part that stays."""
+    rng = np.random.default_rng(20230213)
+    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(-1, 1, 1, 1)
+    p = 0.5 * rng.normal(size=(PROBES, *SHAPE))
+    stays = rng.normal(size=(PROBES, *SHAPE))
+    g = scale * (rng.normal(size=(STEPS, PROBES, *SHAPE)) + 0.5 * stays)
+    lr = rng.permutation(np.logspace(-3, -1, PROBES)).reshape(-1, 1, 1, 1)
+    return Probes(p, g, lr)
+
+
+@cache
+def _weights() -> Array:
+    return np.random.default_rng(7).normal(size=math.prod(SHAPE))
+
+
+@cache
+def _counts() -> tuple[Array, ...]:
+    """The number that each step has in each probe."""
+    later = np.zeros((PROBES, 1, 1, 1))
+    later[ORDINARY : ORDINARY + len(LATER), 0, 0, 0] = LATER
+    return tuple(later + n for n in range(1, STEPS + 1))
+
+
+@cache
+def strained() -> Probes:
+    """The rows of the stress gate, one sequence of gradients: as it is, times 1e-4, times 1e4, zero behind step QUIET,
+    always zero in every third entry, zero in four of five places.
+    """
+    rng = np.random.default_rng(20230214)
+    base = rng.normal(size=(LONG, *SHAPE)) + 0.5 * rng.normal(size=SHAPE)
+    quiet, dead = base.copy(), base * (np.arange(math.prod(SHAPE)).reshape(SHAPE) % 3 != 0)
+    quiet[QUIET:] = 0
+    rare = base * (rng.random((LONG, *SHAPE)) < 0.2)
+    g = np.stack([base, 1e-4 * base, 1e4 * base, quiet, dead, rare], 1)
+    p = np.broadcast_to(0.5 * rng.normal(size=SHAPE), g.shape[1:])
+    return Probes(p.copy(), g, np.full((g.shape[1], 1, 1, 1), 1e-3))
+
+
+# ---- the effect -------------------------------------------------------------------------------------------
+
+
+@record(eq=False)
+class Effect:
+    """What each step does on each probe: a projection and the size (rms) of the move, (steps, probes) each."""
+
+    projection: Array
+    size: Array
+
+    def same(self, other: Effect) -> bool:
+        """True when the two agree but for rounding; what is not finite agrees with what is not finite."""
+        a, b = np.isfinite(self.size), np.isfinite(other.size)
+        if not np.array_equal(a, b):
+            return False
+        margin = TOLERANCE * np.maximum(self.size[a], other.size[a]) + FLOOR
+        return bool(
+            (np.abs(self.size[a] - other.size[a]) <= margin).all()
+            and (np.abs(self.projection[a] - other.projection[a]) <= 4 * margin).all()
+        )
+
+    @property
+    def cell(self) -> tuple[float, float]:
+        """Two numbers that are nearly equal for equal effects, in units of the width of a cell."""
+        size, projection = self.size[:, :ORDINARY], self.projection[:, :ORDINARY]
+        with np.errstate(all="ignore"):
+            a = float(np.log(size + 1e-7).mean())
+            b = float((projection / (size + 1e-7)).mean())
+        return (a * 1e3, b * 1e3) if math.isfinite(a) and math.isfinite(b) else (0.0, 0.0)
+
+
+def effect(genome: Genome, types: Mapping[str, Type] | None = None, values: Mapping[str, float] | None = None) -> Effect:
+    """The effect of a genome, with the defaults of its hyperparameters or other `values`."""
+    return _effect(genome, types, values)[0]
+
+
+def _effect(
+    genome: Genome, types: Mapping[str, Type] | None, values: Mapping[str, float] | None = None
+) -> tuple[Effect, Array]:
+    """The effect, and the moves of the last step."""
+    probes, weights = ordinary(), _weights()
+    projection, size = np.empty((STEPS, PROBES)), np.empty((STEPS, PROBES))
+    with np.errstate(all="ignore"):
+        run = Run(genome, probes, values, types)
+        before = probes.p
+        for n, (t, g) in enumerate(zip(_counts(), probes.g, strict=True)):
+            after = run.step(t, g)
+            move = (after - before).reshape(PROBES, -1)
+            before = after
+            projection[n] = move @ weights
+            size[n] = np.sqrt(np.einsum("ij,ij->i", move, move) / move.shape[1])
+    return Effect(projection, size), move
+
+
+def _plain(found: Effect, last: Array) -> str | None:
+    """What is wrong with a rule on ordinary numbers."""
+    size = found.size[:, :ORDINARY]
+    if not np.isfinite(size).all():
+        return "not finite"
+    if not (size[1:] > FLOOR).any(axis=0).all():
+        return "no movement"
+    last = last[:ORDINARY]
+    spread = np.abs(last - last[:, :1]).max(axis=1)
+    return "constant" if (spread <= 1e-9 * np.abs(last).max(axis=1)).all() else None
+
+
+# ---- the stress gate --------------------------------------------------------------------------------------
+
+#: The limits, and beside each the most (or least) that a shipped method needs.
+GROWTH = 2e4  # of steps, from gradients as they are to 1e4 times as large: 1e4 (SGD)
+SHRINKING = 1e-3  # the same, at least: 0.98
+TINY = 5e-5  # of steps, from gradients as they are to 1e-4 times as large, at least: 1e-4 (SGD)
+INVERSE = 5e3  # the same, at most: 2.3e3 (KATE)
+ALONG = 0.4  # cosine of steps and of those under 1e4 times as large gradients, at least: 0.59 (on a ball)
+SPIKE = 100.0  # longest over median step: 41 (KATE)
+MORE_SPIKE = 10.0  # the same under 1e4 times as large gradients, over that: 1.8
+RARE_SPIKE = 100.0  # longest step where gradients are rare or missing, over the longest elsewhere: 2.5
+DRIFT = 5.0  # steps and states at the end of 70 steps without gradients, over the start of them: 3.3 (counters)
+LATE = 300.0  # steps in the last quarter of 100, over those in the first: 35 (Rprop)
+STOPPED = 1e-4  # the same, at least: 0.03
+
+
+def stress(genome: Genome, types: Mapping[str, Type] | None = None, values: Mapping[str, float] | None = None) -> str | None:
+    """What is wrong with a rule beyond ordinary numbers (a key of REASONS), or None.
+
+    The first step may do anything finite: some methods bring parameters where their own account of them is.
+    """
+    probes = strained()
+    moves = np.empty_like(probes.g)
+    kept: list[Array] = []
+    with np.errstate(all="ignore"):
+        run = Run(genome, probes, values, types)
+        places = [run.places[s.name] for s in genome.states]
+        before = probes.p
+        for n, g in enumerate(probes.g):
+            after = run.step(n + 1.0, g)
+            np.subtract(after, before, out=moves[n])
+            before = after
+            if n in (QUIET, LONG - 1):
+                kept.append(np.array([_largest(run.values[place]) for place in places]))
+        return _verdict(moves, kept)
+
+
+def _largest(state: object) -> float:
+    """The largest entry of a state in the row without gradients."""
+    x = np.asarray(state)
+    return float(np.abs(x if x.ndim < 4 or len(x) == 1 else x[3]).max())
+
+
+def _verdict(moves: Array, kept: list[Array]) -> str | None:
+    finite = np.isfinite(moves).all(axis=(0, 2, 3, 4))
+    if not finite[:3].all():
+        return "overflow" if finite[0] else "diverges"
+    if not finite[3:].all():
+        return "zero gradient"
+    moves = moves[1:]
+    flat = moves.reshape(*moves.shape[:2], -1)
+    size = np.sqrt(np.einsum("ijk,ijk->ij", flat, flat) / flat.shape[2])
+    base, small, large, quiet, dead, rare = size.T
+    usual = float(np.median(base))
+    if usual == 0:
+        return "no movement"
+    up, down = float(np.median(large)) / usual, float(np.median(small)) / usual
+    if up > GROWTH or down > INVERSE or max(dead.max(), rare.max()) > RARE_SPIKE * base.max():
+        return "explodes"
+    if up < SHRINKING or down < TINY:
+        return "vanishes"
+    along = np.einsum("ik,ik->i", flat[:, 0], flat[:, 2]) / np.maximum(base * large * flat.shape[2], 1e-300)
+    if along.mean() < ALONG:
+        return "turns"
+    spike = float(base.max()) / usual
+    if spike > SPIKE or float(large.max() / np.median(large)) > MORE_SPIKE * spike:
+        return "spikes"
+    start = max(float(quiet[QUIET - 2 : QUIET + 1].max()), 1e-3 * usual)
+    if quiet[-1] > DRIFT * start or (kept[1] > DRIFT * kept[0] + 1e-12).any() or not np.isfinite(kept[1]).all():
+        return "drifts"
+    quarter = len(base) // 4
+    late = float(base[-quarter:].mean() / base[:quarter].mean())
+    return "diverges" if not STOPPED < late < LATE else None
+
+
+# ---- one genome, and many ---------------------------------------------------------------------------------
+
+
+@record(eq=False)
+class Analysis:
+    """`reason` is why a genome is refused (a key of REASONS), or None.
+
+    `genome` is its live part, `hash` that of it, `structure` the hash without the values of hyperparameters. `effect`
+    is there where it was asked for. `known` is the hash of the first genome that was seen with this effect, or this
+    hash; None for one that is new.
+    """
+
+    reason: str | None
+    genome: Genome
+    hash: str = ""
+    structure: str = ""
+    effect: Effect | None = None
+    known: str | None = None
+
+
+def analyse(genome: Genome, bounds: Bounds | None = None) -> Analysis:
+    """What is known of a genome without any training."""
+    return Sieve(bounds or Bounds()).sift(genome)
+
+
+@record
+class Sieve:
+    """Analyses genomes and remembers them. `counts` says how many each filter, and memory, has answered."""
+
+    bounds: Bounds = Bounds()
+    counts: Counter[str] = field(default_factory=Counter)
+    seen: dict[str, Analysis] = field(default_factory=dict)
+    cells: dict[tuple[int, int], list[Analysis]] = field(default_factory=dict)
+
+    def sift(self, genome: Genome) -> Analysis:
+        """The analysis of a genome; it is remembered."""
+        self.counts["all"] += 1
+        try:
+            small = live(genome)
+        except Fault:
+            return self.refused("typing", genome)
+        excess = self.bounds.excess(small)
+        if excess:
+            return self.refused(excess, small)
+        if "g" not in _reads(small):
+            return self.refused("blind", small)
+        key, structure = hashes(small)
+        if key in self.seen:
+            self.counts["same hash"] += 1
+            before = self.seen[key]
+            return Analysis(before.reason, small, key, structure, before.effect, before.known or key)
+        types = typed(small)
+        found, last = _effect(small, types)
+        reason = _plain(found, last)
+        if reason is None:
+            twin = self.twin(found)
+            if twin is not None:
+                self.counts["same effect"] += 1
+                self.seen[key] = Analysis(twin.reason, small, key, structure, found, twin.known or twin.hash)
+                return self.seen[key]
+            reason = stress(small, types)
+        made = Analysis(reason, small, key, structure, found)
+        self.remember(made)
+        self.counts[reason or "new"] += 1
+        return made
+
+    def refused(self, reason: str, genome: Genome) -> Analysis:
+        """A genome that is not worth a place in memory."""
+        self.counts[reason] += 1
+        return Analysis(reason, genome)
+
+    def remember(self, analysis: Analysis) -> None:
+        """Puts an analysis into memory, one of another process or run for example."""
+        self.seen[analysis.hash] = analysis
+        if analysis.effect is not None and analysis.reason is None and analysis.known is None:
+            a, b = analysis.effect.cell
+            self.cells.setdefault((math.floor(a), math.floor(b)), []).append(analysis)
+
+    def twin(self, found: Effect) -> Analysis | None:
+        """The first genome that was accepted with this effect."""
+        for cell in _near(found.cell):
+            for other in self.cells.get(cell, ()):
+                if other.effect is not None and found.same(other.effect):
+                    return other
+        return None
+
+
+def _reads(genome: Genome) -> set[object]:
+    read: set[object] = {a for s in genome.body for a in s.args} | {ref for _, ref in genome.results}
+    return read | {s.init for s in genome.states}
+
+
+def _near(at: tuple[float, float], margin: float = 0.02) -> Iterator[tuple[int, int]]:
+    """The cell of a point, and the ones beside it where it is near their border."""
+    (a0, a1), (b0, b1) = ((math.floor(x - margin), math.floor(x + margin)) for x in at)
+    for a in range(a0, a1 + 1):
+        for b in range(b0, b1 + 1):
+            yield a, b
