@@ -39,6 +39,8 @@ REASONS: dict[str, str] = {
     "zero gradient": "infinities or nan where gradients are zero, in some entries, some steps or from some step on",
     "explodes": "steps grow faster than gradients do, or as these vanish",
     "vanishes": "steps shrink faster than gradients do, or as these grow",
+    "jumps": "steps are as large as the parameters themselves",
+    "uphill": "steps go up, or across",
     "turns": "steps under gradients times 1e4 point elsewhere",
     "spikes": "single steps are far longer than the others",
     "drifts": "steps, or what is kept, grow while gradients are zero",
@@ -51,8 +53,8 @@ STEPS, PROBES, ORDINARY = 5, 16, 10
 LATER = (300.0, 30000.0)
 #: Agreement of two effects, relative to the size of a step, and absolute.
 TOLERANCE, FLOOR = 1e-6, 1e-13
-#: Steps of the stress gate, and when the gradients of one row become zero.
-LONG, QUIET = 100, 30
+#: Steps of the stress gate, and of these the last one with gradients in the row that loses them; half way from there.
+LONG, QUIET, HALF = 100, 30, 65
 
 
 @cache
@@ -168,11 +170,14 @@ GROWTH = 2e4  # of steps, from gradients as they are to 1e4 times as large: 1e4 
 SHRINKING = 1e-3  # the same, at least: 0.98
 TINY = 5e-5  # of steps, from gradients as they are to 1e-4 times as large, at least: 1e-4 (SGD)
 INVERSE = 5e3  # the same, at most: 2.3e3 (KATE)
+JUMP = 0.5  # of steps at the learning rate 1e-3, over the size of parameters, at most: 0.07 (Rprop)
+DOWN = 0.05  # cosine of steps and of descent along the gradient, at least: 0.15
 ALONG = 0.4  # cosine of steps and of those under 1e4 times as large gradients, at least: 0.59 (on a ball)
 SPIKE = 100.0  # longest over median step: 41 (KATE)
 MORE_SPIKE = 10.0  # the same under 1e4 times as large gradients, over that: 1.8
 RARE_SPIKE = 100.0  # longest step where gradients are rare or missing, over the longest elsewhere: 2.5
-DRIFT = 5.0  # steps and states at the end of 70 steps without gradients, over the start of them: 3.3 (counters)
+DRIFT = 5.0  # steps and states at the end of 70 steps without gradients, over the start: 3.3 (counters), but for
+SLOWING = 0.8  # what grows in the second half by at most this part of its growth in the first: 0.7 (counters)
 LATE = 300.0  # steps in the last quarter of 100, over those in the first: 35 (Rprop)
 STOPPED = 1e-4  # the same, at least: 0.03
 
@@ -193,9 +198,17 @@ def stress(genome: Genome, types: Mapping[str, Type] | None = None, values: Mapp
             after = run.step(n + 1.0, g)
             np.subtract(after, before, out=moves[n])
             before = after
-            if n in (QUIET, LONG - 1):
+            if n in (QUIET, HALF, LONG - 1):
                 kept.append(np.array([_largest(run.values[place]) for place in places]))
         return _verdict(moves, kept)
+
+
+def _drifts(size: Array) -> bool:
+    """Whether something grows exponentially; `size` is how large it is at the start, half way, and at the end."""
+    start, half, end = map(float, size)
+    if not math.isfinite(end):
+        return True
+    return end > DRIFT * start and end > 1e-9 and end * start > SLOWING * half * half
 
 
 def _largest(state: object) -> float:
@@ -222,14 +235,20 @@ def _verdict(moves: Array, kept: list[Array]) -> str | None:
         return "explodes"
     if up < SHRINKING or down < TINY:
         return "vanishes"
+    if usual > JUMP * 0.5:
+        return "jumps"
+    g = strained().g[1:, 0].reshape(len(flat), -1)
+    down = -np.einsum("ik,ik->i", flat[:, 0], g) / np.maximum(base * np.linalg.norm(g, axis=1), 1e-300)
+    if down.mean() < DOWN * math.sqrt(g.shape[1]):
+        return "uphill"
     along = np.einsum("ik,ik->i", flat[:, 0], flat[:, 2]) / np.maximum(base * large * flat.shape[2], 1e-300)
     if along.mean() < ALONG:
         return "turns"
     spike = float(base.max()) / usual
     if spike > SPIKE or float(large.max() / np.median(large)) > MORE_SPIKE * spike:
         return "spikes"
-    start = max(float(quiet[QUIET - 2 : QUIET + 1].max()), 1e-3 * usual)
-    if quiet[-1] > DRIFT * start or (kept[1] > DRIFT * kept[0] + 1e-12).any() or not np.isfinite(kept[1]).all():
+    first, *later = (quiet[QUIET - 2 : QUIET + 1].max(), quiet[HALF - 1], quiet[-1])
+    if _drifts(np.array([max(first, 1e-3 * usual), *later])) or any(map(_drifts, np.array(kept).T)):
         return "drifts"
     quarter = len(base) // 4
     late = float(base[-quarter:].mean() / base[:quarter].mean())

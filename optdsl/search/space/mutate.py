@@ -76,6 +76,8 @@ _SMALL = replace(
     branch=0.0,
     levels={"element": 1.0},
 )
+#: Operators that make no negative number of others that are none.
+_POSITIVE = frozenset({"add", "mul", "div", "min", "max", "mix", "pow", "reduce_sum", "reduce_mean", "tanh", "atan", "log1p"})
 
 
 @record
@@ -346,23 +348,19 @@ class Draft:
         """True where a value is certainly not negative."""
         if not isinstance(ref, str):
             return ref >= 0
-        for h in self.hypers:
-            if h.name == ref:
-                return h.interval is not None and h.interval.low >= 0
-        by_name = {s.name: s for s in self.body}
-        s = by_name.get(ref)
-        if s is None:
-            updated = self.leaves.get(ref)
-            s = by_name.get(updated) if isinstance(updated, str) else None
-            if s is None or any(x.name == ref and x.init != 0 for x in self.states):
-                return False
-            return s.op in ("mix", "max") and any(self.positive(a) for a in s.args[1:] if a != ref)
-        if s.op in ("abs", "sqrt", "exp", "norm", "rms") or (s.op == "pow" and s.args[1] == 2):
-            return True
-        if s.op in ("add", "mul", "mix", "min", "div"):
-            own = [n for n, r in self.leaves.items() if r == ref]
-            return all(a in own or self.positive(a) for a in s.args)
-        return s.op == "max" and any(map(self.positive, s.args))
+        sure = {h.name for h in self.hypers if h.interval is not None and h.interval.low >= 0} | {"t"}
+        states = {s.name for s in self.states if not isinstance(s.init, str) and s.init >= 0}
+        while True:  # states stay so for as long as what the step leaves in them does
+            found = sure | states
+            for s in self.body:
+                args = [a in found if isinstance(a, str) else a >= 0 for a in s.args]
+                always = s.op in ("abs", "sqrt", "exp", "norm", "rms") or (s.op == "pow" and s.args[1] == 2)
+                if always or (all(args) and s.op in _POSITIVE) or (any(args) and s.op == "max"):
+                    found.add(s.name)
+            left = {n for n in states if self.leaves.get(n, n) in found}
+            if left == states:
+                return ref in found
+            states = left
 
     def around(self, position: int, x: Ref, type_: Type) -> tuple[int, str]:
         """A new value of the type `type_` made of `x`: (position behind it, its name)."""
