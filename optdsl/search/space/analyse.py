@@ -20,7 +20,7 @@ import numpy as np
 from optdsl.core.record import field, record
 from optdsl.core.types import Type
 from optdsl.ir.numpy_ops import Array
-from optdsl.search.space.canonical import hashes, live
+from optdsl.search.space.canonical import digest, live, structure
 from optdsl.search.space.genome import Fault, Genome, typed
 from optdsl.search.space.mutate import Bounds
 from optdsl.search.space.probe import SHAPE, Probes, Run
@@ -54,7 +54,9 @@ LATER = (300.0, 30000.0)
 #: Agreement of two effects, relative to the size of a step, and absolute.
 TOLERANCE, FLOOR = 1e-6, 1e-13
 #: Steps of the stress gate, and of these the last one with gradients in the row that loses them; half way from there.
-LONG, QUIET, HALF = 100, 30, 65
+LONG, QUIET, HALF = 64, 24, 44
+#: After so many steps a rule that is far off is given up.
+EARLY = 10
 
 
 @cache
@@ -66,7 +68,9 @@ def ordinary() -> Probes:
     stays = rng.normal(size=(PROBES, *SHAPE))
     g = scale * (rng.normal(size=(STEPS, PROBES, *SHAPE)) + 0.5 * stays)
     lr = rng.permutation(np.logspace(-3, -1, PROBES)).reshape(-1, 1, 1, 1)
-    return Probes(p, g, lr)
+    later = np.zeros((PROBES, 1, 1, 1))
+    later[ORDINARY : ORDINARY + len(LATER), 0, 0, 0] = LATER
+    return Probes(p, g, lr, later)
 
 
 @cache
@@ -75,26 +79,19 @@ def _weights() -> Array:
 
 
 @cache
-def _counts() -> tuple[Array, ...]:
-    """The number that each step has in each probe."""
-    later = np.zeros((PROBES, 1, 1, 1))
-    later[ORDINARY : ORDINARY + len(LATER), 0, 0, 0] = LATER
-    return tuple(later + n for n in range(1, STEPS + 1))
-
-
-@cache
 def strained() -> Probes:
     """The rows of the stress gate, one sequence of gradients: as it is, times 1e-4, times 1e4, zero behind step QUIET,
-    always zero in every third entry, zero in four of five places.
+    always zero in every third entry, zero in four of five places and in one tensor at first.
     """
     rng = np.random.default_rng(20230214)
     base = rng.normal(size=(LONG, *SHAPE)) + 0.5 * rng.normal(size=SHAPE)
     quiet, dead = base.copy(), base * (np.arange(math.prod(SHAPE)).reshape(SHAPE) % 3 != 0)
     quiet[QUIET:] = 0
     rare = base * (rng.random((LONG, *SHAPE)) < 0.2)
+    rare[:5, 1] = 0
     g = np.stack([base, 1e-4 * base, 1e4 * base, quiet, dead, rare], 1)
     p = np.broadcast_to(0.5 * rng.normal(size=SHAPE), g.shape[1:])
-    return Probes(p.copy(), g, np.full((g.shape[1], 1, 1, 1), 1e-3))
+    return Probes(p.copy(), g, 1e-3)
 
 
 # ---- the effect -------------------------------------------------------------------------------------------
@@ -142,8 +139,8 @@ def _effect(
     with np.errstate(all="ignore"):
         run = Run(genome, probes, values, types)
         before = probes.p
-        for n, (t, g) in enumerate(zip(_counts(), probes.g, strict=True)):
-            after = run.step(t, g)
+        for n, g in enumerate(probes.g):
+            after = run.step(probes.count(n), g)
             move = (after - before).reshape(PROBES, -1)
             before = after
             projection[n] = move @ weights
@@ -176,9 +173,9 @@ ALONG = 0.4  # cosine of steps and of those under 1e4 times as large gradients, 
 SPIKE = 100.0  # longest over median step: 41 (KATE)
 MORE_SPIKE = 10.0  # the same under 1e4 times as large gradients, over that: 1.8
 RARE_SPIKE = 100.0  # longest step where gradients are rare or missing, over the longest elsewhere: 2.5
-DRIFT = 5.0  # steps and states at the end of 70 steps without gradients, over the start: 3.3 (counters), but for
-SLOWING = 0.8  # what grows in the second half by at most this part of its growth in the first: 0.7 (counters)
-LATE = 300.0  # steps in the last quarter of 100, over those in the first: 35 (Rprop)
+DRIFT = 3.0  # steps and states at the end of 40 steps without gradients, over the start: 2.7 (counters), but for
+SLOWING = 0.85  # what grows in the second half by at most this part of its growth in the first: 0.79 (counters)
+LATE = 300.0  # steps in the last quarter, over those in the first: 35 (Rprop)
 STOPPED = 1e-4  # the same, at least: 0.03
 
 
@@ -195,9 +192,11 @@ def stress(genome: Genome, types: Mapping[str, Type] | None = None, values: Mapp
         places = [run.places[s.name] for s in genome.states]
         before = probes.p
         for n, g in enumerate(probes.g):
-            after = run.step(n + 1.0, g)
+            after = run.step(probes.count(n), g)
             np.subtract(after, before, out=moves[n])
             before = after
+            if n == EARLY and (reason := _early(moves[: EARLY + 1])):
+                return reason
             if n in (QUIET, HALF, LONG - 1):
                 kept.append(np.array([_largest(run.values[place]) for place in places]))
         return _verdict(moves, kept)
@@ -217,12 +216,31 @@ def _largest(state: object) -> float:
     return float(np.abs(x if x.ndim < 4 or len(x) == 1 else x[3]).max())
 
 
-def _verdict(moves: Array, kept: list[Array]) -> str | None:
+def _early(moves: Array) -> str | None:
+    """What is so wrong in the first steps that no others are needed."""
+    if reason := _finite(moves):
+        return reason
+    size = np.sqrt(np.mean(moves[1:] ** 2, axis=(2, 3, 4)))
+    usual, small, large = np.median(size[:, :3], axis=0)
+    if usual == 0:
+        return None
+    if usual > JUMP:
+        return "jumps"
+    if large > 10 * GROWTH * usual or small > 10 * INVERSE * usual:
+        return "explodes"
+    return "vanishes" if 10 * large < SHRINKING * usual or 10 * small < TINY * usual else None
+
+
+def _finite(moves: Array) -> str | None:
     finite = np.isfinite(moves).all(axis=(0, 2, 3, 4))
     if not finite[:3].all():
         return "overflow" if finite[0] else "diverges"
-    if not finite[3:].all():
-        return "zero gradient"
+    return None if finite[3:].all() else "zero gradient"
+
+
+def _verdict(moves: Array, kept: list[Array]) -> str | None:
+    if reason := _finite(moves):
+        return reason
     moves = moves[1:]
     flat = moves.reshape(*moves.shape[:2], -1)
     size = np.sqrt(np.einsum("ijk,ijk->ij", flat, flat) / flat.shape[2])
@@ -282,11 +300,17 @@ def analyse(genome: Genome, bounds: Bounds | None = None) -> Analysis:
 
 @record
 class Sieve:
-    """Analyses genomes and remembers them. `counts` says how many each filter, and memory, has answered."""
+    """Analyses genomes and remembers them. `counts` says how many each filter, and memory, has answered.
+
+    With `by_structure`, a genome that differs from an accepted one in the values of hyperparameters only is answered
+    from memory, too: for a search that tunes these for each structure.
+    """
 
     bounds: Bounds = Bounds()
+    by_structure: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     seen: dict[str, Analysis] = field(default_factory=dict)
+    structures: dict[str, Analysis] = field(default_factory=dict)
     cells: dict[tuple[int, int], list[Analysis]] = field(default_factory=dict)
 
     def sift(self, genome: Genome) -> Analysis:
@@ -301,11 +325,16 @@ class Sieve:
             return self.refused(excess, small)
         if "g" not in _reads(small):
             return self.refused("blind", small)
-        key, structure = hashes(small)
+        key = digest(small)
         if key in self.seen:
             self.counts["same hash"] += 1
             before = self.seen[key]
-            return Analysis(before.reason, small, key, structure, before.effect, before.known or key)
+            return Analysis(before.reason, small, key, before.structure, before.effect, before.known or key)
+        shape = structure(small)
+        if self.by_structure and shape in self.structures:
+            self.counts["same structure"] += 1
+            like = self.structures[shape]
+            return Analysis(None, small, key, shape, like.effect, like.hash)
         types = typed(small)
         found, last = _effect(small, types)
         reason = _plain(found, last)
@@ -313,10 +342,10 @@ class Sieve:
             twin = self.twin(found)
             if twin is not None:
                 self.counts["same effect"] += 1
-                self.seen[key] = Analysis(twin.reason, small, key, structure, found, twin.known or twin.hash)
+                self.seen[key] = Analysis(twin.reason, small, key, shape, found, twin.known or twin.hash)
                 return self.seen[key]
             reason = stress(small, types)
-        made = Analysis(reason, small, key, structure, found)
+        made = Analysis(reason, small, key, shape, found)
         self.remember(made)
         self.counts[reason or "new"] += 1
         return made
@@ -330,6 +359,7 @@ class Sieve:
         """Puts an analysis into memory, one of another process or run for example."""
         self.seen[analysis.hash] = analysis
         if analysis.effect is not None and analysis.reason is None and analysis.known is None:
+            self.structures.setdefault(analysis.structure, analysis)
             a, b = analysis.effect.cell
             self.cells.setdefault((math.floor(a), math.floor(b)), []).append(analysis)
 

@@ -6,8 +6,8 @@ not hold: that a state which begins with a number keeps it, and that states whic
 still assumed when nothing has to be taken back any more holds in every step, by induction. The local rules are true
 of finite numbers.
 
-`hashes` gives two hashes that do not depend on names and order: one with the values of hyperparameters, bit
-for bit, and one without them (the structure).
+`digest` and `structure` are hashes that do not depend on names and order: one with the values of hyperparameters,
+bit for bit, and one without them.
 """
 
 from __future__ import annotations
@@ -107,13 +107,14 @@ def _numbered(
     numbers: dict[tuple[object, ...], str] = {}
     body: list[Statement] = []
     made: dict[str, Statement] = {}
-    now = dict(types)  # some become coarser
+    # some types become coarser, which matters to reductions alone
+    now = dict(types) if any(OPS[s.op].reduces for s in genome.body) else None
     for s in genome.body:
         op, args = s.op, tuple(_resolved(a, refs, known) for a in s.args)
         while isinstance(found := _rule(op, args, made), tuple):
             op, args = found
         type_ = None
-        if found is None:
+        if found is None and now is not None:
             type_ = result_type(op, s.over, tuple(type_of(a, now) for a in args))
             if type_ is None:  # what is to be reduced has become known as one number
                 if op in ("reduce_mean", "reduce_max", "reduce_min"):
@@ -136,8 +137,8 @@ def _numbered(
         numbers[key] = s.name
         body.append(s if (op, args) == (s.op, s.args) else Statement(s.name, op, args, s.over))
         made[s.name] = body[-1]
-        assert type_ is not None
-        now[s.name] = type_
+        if now is not None and type_ is not None:
+            now[s.name] = type_
     return body, refs
 
 
@@ -298,16 +299,16 @@ def _digest(*parts: bytes) -> bytes:
     return blake2b(b"\0".join(parts), digest_size=12).digest()
 
 
-def hashes(genome: Genome) -> tuple[str, str]:
-    """(hash of a live genome, hash of its structure): the same for the same one under other names and orders.
-
-    The first has the values of hyperparameters in it, the second which of them are one.
-    """
+def digest(genome: Genome) -> str:
+    """A hash of a live genome, values of hyperparameters included: the same under other names and in other orders."""
     exact = {h.name: b"lr" if h.name == LR else b"=" + struct.pack("<d", h.default) for h in genome.hypers}
+    return _refined(genome, exact)["p"].hex()
+
+
+def structure(genome: Genome) -> str:
+    """A hash of a live genome but for the values of its hyperparameters: only which of them are one counts."""
     anonymous = {h.name: b"lr" if h.name == LR else b"c" for h in genome.hypers}
-    whole = _refined(genome, exact)["p"]
-    shape = _refined(genome, anonymous)
-    return whole.hex(), _serial(genome, shape).hex()
+    return _serial(genome, _refined(genome, anonymous)).hex()
 
 
 def _refined(genome: Genome, hypers: Mapping[str, bytes]) -> dict[str, bytes]:

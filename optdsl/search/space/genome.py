@@ -76,10 +76,8 @@ def _mix(w: Any, x: Any, y: Any) -> Any:
 
 
 def _pow(x: Any, y: Any) -> Any:
-    """As the table of numpy has it, but quick where the exponent is a number."""
-    if isinstance(y, int | float):
-        return x * x if y == 2 else np.power(x, float(y))
-    return NUMPY["pow"](x, y)
+    """As the table of numpy has it but for the last place of squares by an exponent that is not a number."""
+    return x * x if isinstance(y, int | float) and y == 2 else np.power(x, y)
 
 
 def _sign(x: Any) -> Any:

@@ -16,6 +16,7 @@ from optdsl.core.ops import FACTS
 from optdsl.core.record import record
 from optdsl.core.types import LEVELS, Dim, Level, Type
 from optdsl.ir.numpy_ops import Array
+from optdsl.passes.evaluate import NUMBERS
 from optdsl.search.space.genome import AXES, LR, OPS, Genome, Ref, Statement, type_of, typed
 
 #: Tensors of a probe, and rows and columns of each.
@@ -24,11 +25,31 @@ SHAPE = (2, 2, 3)
 
 @record(eq=False)
 class Probes:
-    """Parameters (n, 2, rows, cols), gradients (steps, n, 2, rows, cols) and learning rates (n, 1, 1, 1)."""
+    """Parameters (n, 2, rows, cols), gradients (steps, n, 2, rows, cols), and learning rates (n, 1, 1, 1) or one of all.
+
+    Steps are counted from 1, or from 1 + `later` (n, 1, 1, 1), different in each probe.
+    """
 
     p: Array
     g: Array
-    lr: Array
+    lr: Array | float
+    later: Array | None = None
+
+    def count(self, step: int) -> Any:
+        """The number `t` of a step, the first of which is step 0."""
+        return step + 1.0 if self.later is None else self.later + (step + 1.0)
+
+
+def _choose(condition: Any, a: Any, b: Any) -> Any:
+    return a if condition else b
+
+
+#: Operators on numbers of the host, where that is much quicker than numpy.
+_SCALAR = {
+    **{n: f for n, f in NUMBERS.items() if n not in ("min", "max")},
+    "select": _choose,
+    "mix": OPS["mix"].numpy,
+}
 
 
 class Run:
@@ -61,14 +82,18 @@ class Run:
             fine = type_of(s.init, types) == types[s.name]
             self.put(s.name, init if fine else self.spread(init, types[s.name]))
         varying = {"p", "g", "t", "first_step", *(s.name for s in genome.states)}
-        self.code: list[tuple[int, Callable[..., Any], tuple[int, ...]]] = []
+        arrays = self.arrays(genome, probes, types)
+        # a place for the result, the function, and up to three places of arguments
+        self.code: list[tuple[int, Callable[..., Any], int, int, int]] = []
         for s in genome.body:
-            function, args = self.function(s), tuple(map(self.place, s.args))
-            if varying.isdisjoint(a for a in s.args if isinstance(a, str)):
+            reads = [a for a in s.args if isinstance(a, str)]
+            args = tuple(map(self.place, s.args))
+            function = self.function(s) if s.name in arrays else _SCALAR[s.op]
+            if varying.isdisjoint(reads):
                 self.put(s.name, function(*(self.values[a] for a in args)))
             else:
                 varying.add(s.name)
-                self.code.append((self.put(s.name, None), function, args))
+                self.code.append((self.put(s.name, None), function, *(*args, -1, -1)[:3]))
         # every result is read before any is kept
         self.moves: list[tuple[int, int, Type | None]] = []
         for name, ref in genome.results:
@@ -92,6 +117,22 @@ class Run:
         if name not in self.places:
             self.put(name, ref if isinstance(ref, bool) else float(ref))
         return self.places[name]
+
+    def arrays(self, genome: Genome, probes: Probes, types: Mapping[str, Type]) -> set[str]:
+        """Names of what is not one number for all probes."""
+        found = {n for n, type_ in types.items() if not type_.is_host}
+        found |= {LR} if isinstance(probes.lr, np.ndarray) else set()
+        found |= {"t", "first_step"} if probes.later is not None else set()
+        found |= {s.name for s in genome.states if s.init in found}
+        while True:
+            found |= {s.name for s in genome.body if s.op not in _SCALAR}
+            for s in genome.body:
+                if not found.isdisjoint(s.args):
+                    found.add(s.name)
+            more = {name for name, ref in genome.results if ref in found} - found
+            if not more:
+                return found
+            found |= more
 
     def spread(self, value: Any, type_: Type) -> Any:
         """`value` with an entry for each that its type has."""
@@ -117,8 +158,13 @@ class Run:
         """Step `t`, a float or one for each probe: returns what is left in `p`."""
         values = self.values
         values[self.t], values[self.first], values[self.g] = t, t == 1, g
-        for out, function, args in self.code:
-            values[out] = function(*[values[a] for a in args])
+        for out, f, a, b, c in self.code:
+            if b < 0:
+                values[out] = f(values[a])
+            elif c < 0:
+                values[out] = f(values[a], values[b])
+            else:
+                values[out] = f(values[a], values[b], values[c])
         left = [values[ref] if type_ is None else self.spread(values[ref], type_) for _, ref, type_ in self.moves]
         for (place, _, _), value in zip(self.moves, left, strict=True):
             values[place] = value
@@ -131,8 +177,8 @@ def moves(genome: Genome, probes: Probes, values: Mapping[str, float] | None = N
     with np.errstate(all="ignore"):
         run = Run(genome, probes, values)
         before = probes.p
-        for t, g in enumerate(probes.g, 1):
-            after = run.step(float(t), g)
-            np.subtract(after, before, out=found[t - 1])
+        for n, g in enumerate(probes.g):
+            after = run.step(probes.count(n), g)
+            np.subtract(after, before, out=found[n])
             before = after
     return found
