@@ -63,7 +63,9 @@ EARLY = 10
 def ordinary() -> Probes:
     """The probes of the effect: gradients from 1e-3 to 10 (and about 1e-4 and 1e4), with a part that stays."""
     rng = np.random.default_rng(20230213)
-    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(-1, 1, 1, 1)
+    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(
+        -1, 1, 1, 1
+    )
     p = 0.5 * rng.normal(size=(PROBES, *SHAPE))
     stays = rng.normal(size=(PROBES, *SHAPE))
     g = scale * (rng.normal(size=(STEPS, PROBES, *SHAPE)) + 0.5 * stays)
@@ -125,7 +127,9 @@ class Effect:
         return (a * 1e3, b * 1e3) if math.isfinite(a) and math.isfinite(b) else (0.0, 0.0)
 
 
-def effect(genome: Genome, types: Mapping[str, Type] | None = None, values: Mapping[str, float] | None = None) -> Effect:
+def effect(
+    genome: Genome, types: Mapping[str, Type] | None = None, values: Mapping[str, float] | None = None
+) -> Effect:
     """The effect of a genome, with the defaults of its hyperparameters or other `values`."""
     return _effect(genome, types, values)[0]
 
@@ -173,13 +177,19 @@ ALONG = 0.4  # cosine of steps and of those under 1e4 times as large gradients, 
 SPIKE = 100.0  # longest over median step: 41 (KATE)
 MORE_SPIKE = 10.0  # the same under 1e4 times as large gradients, over that: 1.8
 RARE_SPIKE = 100.0  # longest step where gradients are rare or missing, over the longest elsewhere: 2.5
-DRIFT = 3.0  # steps and states at the end of 40 steps without gradients, over the start: 2.7 (counters), but for
-SLOWING = 0.85  # what grows in the second half by at most this part of its growth in the first: 0.79 (counters)
+DRIFT = (
+    3.0  # steps and states at the end of 40 steps without gradients, over the start: 2.7 (counters), but for
+)
+SLOWING = (
+    0.85  # what grows in the second half by at most this part of its growth in the first: 0.79 (counters)
+)
 LATE = 300.0  # steps in the last quarter, over those in the first: 35 (Rprop)
 STOPPED = 1e-4  # the same, at least: 0.03
 
 
-def stress(genome: Genome, types: Mapping[str, Type] | None = None, values: Mapping[str, float] | None = None) -> str | None:
+def stress(
+    genome: Genome, types: Mapping[str, Type] | None = None, values: Mapping[str, float] | None = None
+) -> str | None:
     """What is wrong with a rule beyond ordinary numbers (a key of REASONS), or None.
 
     The first step may do anything finite: some methods bring parameters where their own account of them is.

@@ -61,7 +61,9 @@ def live(genome: Genome) -> Genome:
     return _needed(genome, body, dict(results))
 
 
-def _taken_back(states: tuple[Slot, ...], known: Mapping[str, Ref], after: Mapping[str, Ref]) -> dict[str, Ref]:
+def _taken_back(
+    states: tuple[Slot, ...], known: Mapping[str, Ref], after: Mapping[str, Ref]
+) -> dict[str, Ref]:
     """`known` without what a step would not keep."""
     found: dict[str, Ref] = {}
     groups: dict[tuple[object, ...], str] = {}
@@ -371,7 +373,14 @@ def _serial(genome: Genome, values: Mapping[str, bytes]) -> bytes:
         text.append(f"({s.op} {s.over or ''}".encode())
         args = s.args
         if OPS[s.op].commutes:
-            args = tuple(sorted(args, key=lambda a: values.get(a, a.encode()) if isinstance(a, str) else bytes(str(bits(a)), "ascii")))
+            args = tuple(
+                sorted(
+                    args,
+                    key=lambda a: (
+                        values.get(a, a.encode()) if isinstance(a, str) else bytes(str(bits(a)), "ascii")
+                    ),
+                )
+            )
         for a in args:
             visit(a)
         text.append(b")")

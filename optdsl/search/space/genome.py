@@ -422,7 +422,9 @@ def _recognised(node: Call) -> tuple[str, tuple[Expr, ...], str | None]:
     match node:
         case Call("add", (Call("mul", (w, x)), Call("mul", (Call("sub", (Const(1), v)), y)))) if v is w:
             return "mix", (w, x, y), None
-        case Call("sqrt", (Call("reduce_sum" | "reduce_mean" as kind, (Call("pow", (x, Const(2))),)) as inner,)):
+        case Call(
+            "sqrt", (Call("reduce_sum" | "reduce_mean" as kind, (Call("pow", (x, Const(2))),)) as inner,)
+        ):
             return ("norm" if kind == "reduce_sum" else "rms"), (x,), str(inner.attr)
     return node.op, node.args, over
 
@@ -436,7 +438,9 @@ def renamed(genome: Genome, names: Mapping[str, str]) -> Genome:
     return Genome(
         tuple(replace(h, name=names.get(h.name, h.name)) for h in genome.hypers),
         tuple(replace(s, name=names.get(s.name, s.name), init=new(s.init)) for s in genome.states),
-        tuple(Statement(names.get(s.name, s.name), s.op, tuple(map(new, s.args)), s.over) for s in genome.body),
+        tuple(
+            Statement(names.get(s.name, s.name), s.op, tuple(map(new, s.args)), s.over) for s in genome.body
+        ),
         tuple((names.get(name, name), new(ref)) for name, ref in genome.results),
     )
 

@@ -77,7 +77,9 @@ _SMALL = replace(
     levels={"element": 1.0},
 )
 #: Operators that make no negative number of others that are none.
-_POSITIVE = frozenset({"add", "mul", "div", "min", "max", "mix", "pow", "reduce_sum", "reduce_mean", "tanh", "atan", "log1p"})
+_POSITIVE = frozenset(
+    {"add", "mul", "div", "min", "max", "mix", "pow", "reduce_sum", "reduce_mean", "tanh", "atan", "log1p"}
+)
 
 
 @record
@@ -422,7 +424,9 @@ class Draft:
     def replaced(self, name: str, ref: Ref) -> None:
         """`ref` is read wherever `name` was."""
         self.body = [
-            replace(s, args=tuple(ref if a == name and isinstance(a, str) else a for a in s.args)) if name in s.args else s
+            replace(s, args=tuple(ref if a == name and isinstance(a, str) else a for a in s.args))
+            if name in s.args
+            else s
             for s in self.body
         ]
         self.leaves = {n: ref if r == name and isinstance(r, str) else r for n, r in self.leaves.items()}
@@ -434,7 +438,9 @@ class Draft:
             return False
         n = self.rng.choice(spots)
         s = self.body[n]
-        values = [var(name, self.types[name]) for name in self.readable(n) if self.types[name].kind is not Kind.BOOL]
+        values = [
+            var(name, self.types[name]) for name in self.readable(n) if self.types[name].kind is not Kind.BOOL
+        ]
         available = Available(list(values), site=None, stream=None)
         expr = random_expr(self.rng, available, self.types[s.name], 1, _SMALL)
         flat = Flat(self.taken)
@@ -504,7 +510,11 @@ class Draft:
         self.rng.shuffle(links)
         for first, second, k in links:
             a, b = self.body[first], self.body[second]
-            inner = [j for j, x in enumerate(a.args) if isinstance(x, str) and place(self.types[x]) == place(self.types[a.name])]
+            inner = [
+                j
+                for j, x in enumerate(a.args)
+                if isinstance(x, str) and place(self.types[x]) == place(self.types[a.name])
+            ]
             if not inner or place(self.types[a.name]) != place(self.types[b.name]):
                 continue
             j = self.rng.choice(inner)
@@ -542,7 +552,9 @@ class Draft:
                 source = self.new(position, "square", source)
                 self.types[source] = _ELEMENT
                 position += 1
-            args: tuple[Ref, ...] = (self.number("share"), name, source) if kind in ("mix", "square") else (name, source)
+            args: tuple[Ref, ...] = (
+                (self.number("share"), name, source) if kind in ("mix", "square") else (name, source)
+            )
             new = self.new(position, "mix" if kind == "square" else kind, *args)
             self.types[new] = _ELEMENT
             self.leaves[name] = new
@@ -580,7 +592,9 @@ class Draft:
         after = self.leaves.get(slot.name)
         s = next((s for s in self.body if s.name == after), None)
         names = {x.name for x in self.body}
-        follows = [a for a in (s.args if s else ()) if a not in names and a != slot.name and isinstance(a, str)]
+        follows = [
+            a for a in (s.args if s else ()) if a not in names and a != slot.name and isinstance(a, str)
+        ]
         found = [a for a in follows if place(self.types[a]) == place(self.types[slot.name])]
         found = found or self.like(self.types[slot.name], 0, slot.name)
         if not found:
@@ -621,14 +635,20 @@ class Draft:
 
     def nesterov(self) -> bool:
         """Where an average is read, it is brought one step nearer to what it follows."""
-        averages = {s.name: (n, s) for n, s in enumerate(self.body) if s.op == "mix" and s.name in self.leaves.values()}
+        averages = {
+            s.name: (n, s)
+            for n, s in enumerate(self.body)
+            if s.op == "mix" and s.name in self.leaves.values()
+        }
         sites = [s for s in self.sites() if self.at(s) in averages and not (isinstance(s, str) and s != "p")]
         if not sites:
             return False
         site = self.rng.choice(sites)
         _, s = averages[str(self.at(site))]
         w, x, y = s.args
-        value = self.new(self.position(site), "mix", w, s.name, y if x in {z.name for z in self.states} else x)
+        value = self.new(
+            self.position(site), "mix", w, s.name, y if x in {z.name for z in self.states} else x
+        )
         self.put(site if isinstance(site, str) else (site[0] + 1, site[1]), value)
         return True
 
@@ -705,9 +725,12 @@ class Draft:
         if self.rng.random() < 0.3:
             theirs = {h.name: h for h in other.hypers}
             self.hypers = [
-                theirs[h.name] if h.name != LR and h.name in theirs and self.rng.random() < 0.5 else h for h in self.hypers
+                theirs[h.name] if h.name != LR and h.name in theirs and self.rng.random() < 0.5 else h
+                for h in self.hypers
             ]
-        chosen = [s.name for s in other.body if types[s.name].level >= Level.TENSOR and types[s.name].kind.numeric]
+        chosen = [
+            s.name for s in other.body if types[s.name].level >= Level.TENSOR and types[s.name].kind.numeric
+        ]
         if not chosen:
             return False
         value = self.rng.choice(chosen)
@@ -715,7 +738,14 @@ class Draft:
         if not sites:
             return False
         site = self.rng.choice(sites)
-        around = Around(other.hypers, other.states, other.body, value, tuple((n, r) for n, r in other.results if n != "p"), True)
+        around = Around(
+            other.hypers,
+            other.states,
+            other.body,
+            value,
+            tuple((n, r) for n, r in other.results if n != "p"),
+            True,
+        )
         body, states, leaves, ref = self.imported(around, {})
         self.put(site, ref)
         self.body[:0] = body

@@ -140,7 +140,12 @@ class Run:
             return value
         _, tensors, rows, cols = self.shape
         r, c = type_.shape
-        wide = (1, 1 if type_.level is Level.GROUP else tensors, rows if r is Dim.R else 1, cols if c is Dim.C else 1)
+        wide = (
+            1,
+            1 if type_.level is Level.GROUP else tensors,
+            rows if r is Dim.R else 1,
+            cols if c is Dim.C else 1,
+        )
         return np.broadcast_to(value, np.broadcast_shapes(np.shape(value), wide))
 
     def function(self, s: Statement) -> Callable[..., Any]:
@@ -165,7 +170,9 @@ class Run:
                 values[out] = f(values[a], values[b])
             else:
                 values[out] = f(values[a], values[b], values[c])
-        left = [values[ref] if type_ is None else self.spread(values[ref], type_) for _, ref, type_ in self.moves]
+        left = [
+            values[ref] if type_ is None else self.spread(values[ref], type_) for _, ref, type_ in self.moves
+        ]
         for (place, _, _), value in zip(self.moves, left, strict=True):
             values[place] = value
         return values[self.p]
@@ -182,3 +189,25 @@ def moves(genome: Genome, probes: Probes, values: Mapping[str, float] | None = N
             np.subtract(after, before, out=found[n])
             before = after
     return found
+
+
+def trace(genome: Genome, probes: Probes) -> dict[str, Array]:
+    """What every value is in every step: (steps, n, 2, rows, cols), with 1 for what it does not have."""
+    found: dict[str, list[Any]] = {}
+    with np.errstate(all="ignore"):
+        run = Run(genome, probes)
+        fixed = {"p", "g", *(s.name for s in genome.states)}
+        for n, g in enumerate(probes.g):
+            before = {name: run.values[run.places[name]] for name in fixed - {"g"}}
+            run.step(probes.count(n), g)
+            now = {name: run.values[place] for name, place in run.places.items() if name not in before}
+            for name, value in {**before, **now}.items():
+                found.setdefault(name, []).append(value)
+    return {name: _stacked(values) for name, values in found.items()}
+
+
+def _stacked(values: list[Any]) -> Array:
+    """The values of all steps in one array of five dimensions."""
+    wide = [np.asarray(v, np.float64) for v in values]
+    shape = np.broadcast_shapes((1, 1, 1, 1), *(v.shape for v in wide))
+    return np.stack([np.broadcast_to(v, shape) for v in wide])
