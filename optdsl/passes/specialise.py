@@ -16,7 +16,20 @@ from typing import TypeAlias
 
 from optdsl.core.record import record
 from optdsl.core.types import Dim, Kind, Level, host
-from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, const, is_joint, transform, var, variables, walk
+from optdsl.ir.expr import (
+    Call,
+    Const,
+    Expr,
+    Literal,
+    Var,
+    call,
+    const,
+    is_joint,
+    transform,
+    var,
+    variables,
+    walk,
+)
 from optdsl.ir.program import Assign, Program, is_static
 from optdsl.passes.evaluate import Unknown, host_value
 from optdsl.passes.rules import rewrite

@@ -60,10 +60,10 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def simplify(genome: Genome, score: Score | None = None) -> Genome:
-    """A genome with fewer statements, and rounder constants, that does the same. Simplifying it again changes nothing.
+    """A genome with fewer statements, and rounder constants, that does the same. Once more, it changes nothing.
 
-    Where `score` is given it is asked about what does something else: it gets the typed program, and says whether that
-    is as good. Every program it accepts is the standard for what follows.
+    Where `score` is given it is asked about what does something else: it gets the typed program, and says whether
+    that is as good. Every program it accepts is the standard for what follows.
     """
     genome = live(genome)
     target = behaviour(genome)
@@ -98,8 +98,8 @@ def simplify(genome: Genome, score: Score | None = None) -> Genome:
 
 
 def _cost(genome: Genome) -> tuple[int, ...]:
-    """What is made smaller, first things first: statements, states, hyperparameters and literals, statements that read
-    others, digits of defaults.
+    """What is made smaller, first things first: statements, states, hyperparameters and literals, reads of other
+    statements, digits of defaults.
     """
     names = {s.name for s in genome.body}
     reads = sum(a in names for s in genome.body for a in s.args)
@@ -149,7 +149,8 @@ def _shorter(genome: Genome, wide: bool) -> Iterator[Genome]:
         yield from _equal(genome, spots, types)
     for state in genome.states:
         others = [n for n in ("g", "p", *(x.name for x in genome.states)) if n != state.name]
-        for ref in (state.init, *(n for n in others if place(types[n]) == place(types[state.name]))):
+        stands: list[Ref] = [n for n in others if place(types[n]) == place(types[state.name])]
+        for ref in (state.init, *stands):
             if ref != state.name:
                 made = _replaced(genome, state.name, ref)
                 yield replace(made, states=tuple(x for x in made.states if x.name != state.name),
@@ -160,7 +161,8 @@ def _shorter(genome: Genome, wide: bool) -> Iterator[Genome]:
                 genome, hypers=tuple(replace(x, default=value) if x is h else x for x in genome.hypers)
             )
         same = [x.name for x in genome.hypers if x is not h and x.name != LR and x.default == h.default]
-        for ref in () if h.name == LR else (*same, 0.0, 1.0):
+        instead: list[Ref] = [] if h.name == LR else [*same, 0.0, 1.0]
+        for ref in instead:
             yield _replaced(genome, h.name, ref)
 
 

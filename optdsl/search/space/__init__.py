@@ -19,6 +19,6 @@ from optdsl.search.space.starts import Starts, settle, shipped, start
 
 __all__ = [
     "CHANGES", "REASONS", "Analysis", "Bounds", "Effect", "Fault", "Genome", "Refused", "Sieve", "Slot", "Space",
-    "Starts", "Statement", "analyse", "digest", "effect", "express", "live", "of_program", "settle", "shipped", "start",
-    "stress", "structure", "to_spec", "tunable", "typed",
+    "Starts", "Statement", "analyse", "digest", "effect", "express", "live", "of_program", "settle", "shipped",
+    "start", "stress", "structure", "to_spec", "tunable", "typed",
 ]  # fmt: skip

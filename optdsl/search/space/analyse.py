@@ -1,11 +1,11 @@
-"""What is known of a genome before anything is trained: its live part, two hashes, its effect, or why it is refused.
+"""What is known of a genome before anything is trained: its live part, hashes, its effect, or why it is refused.
 
-`analyse` looks at one genome by itself. A `Sieve` remembers: it answers a genome that is one of those before it, under
-other names or by its effect, from memory, and counts what each filter catches.
+`analyse` looks at one genome by itself. A `Sieve` remembers: it answers a genome that is one of those before it,
+under other names or by its effect, from memory, and counts what each filter catches.
 
 The effect is what steps do to parameters on fixed probes, in double precision: two genomes have the same one if they
-agree on all of them but for rounding. The stress gate then asks whether a rule can be trusted beyond ordinary numbers;
-its limits leave room for every shipped method.
+agree on all of them but for rounding. The stress gate then asks whether a rule can be trusted beyond ordinary
+numbers; its limits leave room for every shipped method.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def _weights() -> Array:
 
 @cache
 def strained() -> Probes:
-    """The rows of the stress gate, one sequence of gradients: as it is, times 1e-4, times 1e4, zero behind step QUIET,
-    always zero in every third entry, zero in four of five places and in one tensor at first.
+    """The rows of the stress gate, one sequence of gradients: as it is, times 1e-4, times 1e4, zero behind step
+    QUIET, always zero in every third entry, zero in four of five places and in one tensor at first.
     """
     rng = np.random.default_rng(20230214)
     base = rng.normal(size=(LONG, *SHAPE)) + 0.5 * rng.normal(size=SHAPE)
@@ -242,7 +242,7 @@ def _early(moves: Array) -> str | None:
 
 
 def _finite(moves: Array) -> str | None:
-    finite = np.isfinite(moves).all(axis=(0, 2, 3, 4))
+    finite = np.asarray(np.isfinite(moves).all(axis=(0, 2, 3, 4)))
     if not finite[:3].all():
         return "overflow" if finite[0] else "diverges"
     return None if finite[3:].all() else "zero gradient"

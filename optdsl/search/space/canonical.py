@@ -17,8 +17,8 @@ import struct
 from collections.abc import Mapping
 from hashlib import blake2b
 
-from optdsl.passes.evaluate import evaluate
 from optdsl.core.types import Type
+from optdsl.passes.evaluate import evaluate
 from optdsl.search.space.genome import (
     LR,
     OPS,
@@ -31,8 +31,6 @@ from optdsl.search.space.genome import (
     typed,
 )
 
-Literal = bool | int | float
-
 
 def live(genome: Genome) -> Genome:
     """The part of `genome` on which the parameters depend, without repetitions; statements are called x1, x2..."""
@@ -42,9 +40,8 @@ def live(genome: Genome) -> Genome:
     values = {h.name for h in genome.hypers if h.name != LR}
     first: dict[tuple[object, ...], str] = {}
     for s in genome.states:
-        if isinstance(s.init, str) and s.init in values and leaves.get(s.name, s.name) == s.name:
-            known[s.name] = s.init
-        elif not isinstance(s.init, str):
+        stays = s.init in values and leaves.get(s.name, s.name) == s.name
+        if stays or not isinstance(s.init, str):
             known[s.name] = s.init
         else:
             known[s.name] = first.setdefault((s.level, s.init), s.name)
@@ -154,7 +151,7 @@ def _one(ref: Ref) -> bool:
 
 def _rule(
     op: str, args: tuple[Ref, ...], made: Mapping[str, Statement]
-) -> None | Ref | tuple[str, tuple[Ref, ...]]:
+) -> Ref | tuple[str, tuple[Ref, ...]] | None:
     """What `op(args)` is in another form: an argument or a number, or operator and arguments; None for itself.
 
     Levels may become coarser: what is the same for all elements is then known as that.
@@ -254,7 +251,7 @@ def _folded(op: str, args: tuple[Ref, ...]) -> Ref | None:
         return args[0]
     whole = all(isinstance(a, int) and not isinstance(a, bool) for a in args)
     found = evaluate(op, args, whole and op not in ("div", "pow"))
-    return found if found is None or isinstance(found, bool | int) or math.isfinite(found) else None
+    return None if isinstance(found, str) or (found is not None and not math.isfinite(found)) else found
 
 
 def _needed(genome: Genome, body: list[Statement], results: dict[str, Ref]) -> Genome:

@@ -8,10 +8,10 @@ from the `random.Random` they are given and from nothing else.
 from __future__ import annotations
 
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from random import Random
 from typing import TypeVar
 
 from optdsl.core import types as ty
@@ -63,13 +63,10 @@ _OTHERS = {op: tuple(o for o in group if o != op) for group in _ALIKE for op in 
 _SMALL = replace(
     TAME,
     operators={
-        op: weight
-        for op, weight in {
-            **TAME.operators,
-            **{"sign": 1.0, "tan": 0.0, "erf": 0.0, "mod": 0.0, "select": 0.0, "broadcast": 0.0},
-            **dict.fromkeys(("matmul", "transpose", "newton_schulz", "reduce_kth_largest"), 0.0),
-            **dict.fromkeys(("normal", "uniform", "rademacher", "bernoulli", "asin", "acos"), 0.0),
-        }.items()
+        **TAME.operators,
+        **{"sign": 1.0, "tan": 0.0, "erf": 0.0, "mod": 0.0, "select": 0.0, "broadcast": 0.0},
+        **dict.fromkeys(("matmul", "transpose", "newton_schulz", "reduce_kth_largest"), 0.0),
+        **dict.fromkeys(("normal", "uniform", "rademacher", "bernoulli", "asin", "acos"), 0.0),
     },
     joint=0.0,
     whole=0.0,
@@ -132,7 +129,7 @@ class Space:
     tried: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
 
-    def random(self, rng: random.Random) -> Genome:
+    def random(self, rng: Random) -> Genome:
         """A genome: one of the starts, or a program of the generator that the tests use where there are none."""
         if self.starts:
             return rng.choice(list(self.starts))
@@ -145,7 +142,7 @@ class Space:
             if not self.bounds.excess(made) and "g" in {a for s in made.body for a in s.args}:
                 return made
 
-    def mutate(self, rng: random.Random, genome: Genome) -> Genome:
+    def mutate(self, rng: Random, genome: Genome) -> Genome:
         """A child with 1 + geometric(`more`) changes. It is live, well typed and within the bounds."""
         for _ in range(100):
             count = 1
@@ -159,7 +156,7 @@ class Space:
                 return child
         return genome
 
-    def changed(self, rng: random.Random, genome: Genome) -> Genome:
+    def changed(self, rng: Random, genome: Genome) -> Genome:
         """`genome` after one change."""
         for _ in range(50):
             kind = pick(rng, self.weights)
@@ -176,7 +173,7 @@ class Space:
             return made
         return genome
 
-    def cross(self, rng: random.Random, a: Genome, b: Genome) -> Genome:
+    def cross(self, rng: Random, a: Genome, b: Genome) -> Genome:
         """`a` with some value of `b` in it, and with some of the constants of `b` where both have them."""
         for _ in range(50):
             draft = Draft(rng, a)
@@ -195,7 +192,7 @@ class Space:
         return a
 
 
-def pick(rng: random.Random, weights: Mapping[_T, float]) -> _T:
+def pick(rng: Random, weights: Mapping[_T, float]) -> _T:
     """One of the keys, as often as its weight says."""
     names = list(weights)
     return rng.choices(names, [weights[n] for n in names])[0]
@@ -228,7 +225,7 @@ def named(stem: str, taken: set[str]) -> str:
 class Draft:
     """A genome while it is changed. A change returns False where there is nothing that it could change."""
 
-    def __init__(self, rng: random.Random, genome: Genome) -> None:
+    def __init__(self, rng: Random, genome: Genome) -> None:
         self.rng = rng
         self.hypers = list(genome.hypers)
         self.states = list(genome.states)
@@ -317,7 +314,7 @@ class Draft:
             h.name
             for h in self.hypers
             if h.name != LR and h.interval is not None and (h.interval.high <= 1) is (role == "share")
-            and (h.default < 1e-4) is (role == "small")
+            and (float(h.default) < 1e-4) is (role == "small")
         ]  # fmt: skip
         if used and rng.random() < 0.5:
             return rng.choice(used)
@@ -489,7 +486,7 @@ class Draft:
         return True
 
     def constant(self) -> bool:
-        """A hyperparameter gets another default: log-normal, in its interval. The learning rate is searched for anyway."""
+        """A hyperparameter gets another default: log-normal, in its interval. The learning rate is tuned anyway."""
         used = {a for s in self.body for a in s.args} | set(self.leaves.values())
         spots = [n for n, h in enumerate(self.hypers) if h.name != LR and h.name in used]
         if not spots:
@@ -754,7 +751,7 @@ class Draft:
         return True
 
 
-def moved(rng: random.Random, hyper: Hyper) -> Hyper:
+def moved(rng: Random, hyper: Hyper) -> Hyper:
     """`hyper` with a default 2^a times as far from the nearer end of its interval (from 0), a standard normal."""
     factor, value, interval = 2.0 ** rng.gauss(0.0, 1.0), float(hyper.default), hyper.interval
     if interval is not None and math.isfinite(interval.high) and value > (interval.low + interval.high) / 2:

@@ -25,7 +25,7 @@ SHAPE = (2, 2, 3)
 
 @record(eq=False)
 class Probes:
-    """Parameters (n, 2, rows, cols), gradients (steps, n, 2, rows, cols), and learning rates (n, 1, 1, 1) or one of all.
+    """Parameters (n, 2, rows, cols), gradients (steps, n, 2, rows, cols), learning rates (n, 1, 1, 1) or one of all.
 
     Steps are counted from 1, or from 1 + `later` (n, 1, 1, 1), different in each probe.
     """
@@ -77,11 +77,11 @@ class Run:
         self.put("g", probes.g[0])
         for h in genome.hypers:
             self.put(h.name, probes.lr if h.name == LR else float((values or {}).get(h.name, h.default)))
-        for s in genome.states:
-            init = self.values[self.place(s.init)]
-            fine = type_of(s.init, types) == types[s.name]
-            self.put(s.name, init if fine else self.spread(init, types[s.name]))
-        varying = {"p", "g", "t", "first_step", *(s.name for s in genome.states)}
+        for slot in genome.states:
+            init = self.values[self.place(slot.init)]
+            fine = type_of(slot.init, types) == types[slot.name]
+            self.put(slot.name, init if fine else self.spread(init, types[slot.name]))
+        varying = {"p", "g", "t", "first_step", *(slot.name for slot in genome.states)}
         arrays = self.arrays(genome, probes, types)
         # a place for the result, the function, and up to three places of arguments
         self.code: list[tuple[int, Callable[..., Any], int, int, int]] = []
@@ -93,7 +93,8 @@ class Run:
                 self.put(s.name, function(*(self.values[a] for a in args)))
             else:
                 varying.add(s.name)
-                self.code.append((self.put(s.name, None), function, *(*args, -1, -1)[:3]))
+                a, b, c = (*args, -1, -1)[:3]
+                self.code.append((self.put(s.name, None), function, a, b, c))
         # every result is read before any is kept
         self.moves: list[tuple[int, int, Type | None]] = []
         for name, ref in genome.results:

@@ -23,8 +23,8 @@ _LETTERS = ("u", "d", "a", "b", "c", "e", "f", "h", "k", "l", "n", "q", "r", "w"
 def to_spec(genome: Genome, name: str, doc: str, cite: str = "") -> str:
     """The text of the spec `name` for the live part of a genome.
 
-    Its constants are hyperparameters, called for what they do where that is plain. Raises SpecError where `name` cannot
-    be the name of an optimizer.
+    Its constants are hyperparameters, called for what they do where that is plain. Raises SpecError where `name`
+    cannot be the name of an optimizer.
     """
     genome = named(_anonymous(tunable(live(genome))))
     text = format_text(to_opt(_readable(genome, name, doc, cite)), f"{name}.opt")
@@ -76,7 +76,7 @@ def found_shares(genome: Genome) -> set[str]:
 
 def _range(h: Hyper, share: bool) -> Interval | None:
     """The interval that the spec declares: that of a share leaves out the end at which nothing is ever learnt."""
-    if share and h.interval is not None and h.interval.high == 1.0 and h.default < 1:
+    if share and h.interval is not None and h.interval.high == 1.0 and float(h.default) < 1:
         return Interval(h.interval.low, 1.0, h.interval.low_open, True)
     if h.interval is not None and h.interval.high == float("inf"):
         return Interval(h.interval.low, h.interval.high, h.interval.low_open, True)
@@ -109,7 +109,7 @@ def _roles(genome: Genome) -> dict[str, str]:
             other = s.args[1 - k] if len(s.args) == 2 else None
             if s.op == "mix" and k == 0:
                 roles.setdefault(str(a), "beta")
-            elif s.op in ("add", "max") and s.name in below and hypers[str(a)].default < 1e-2:
+            elif s.op in ("add", "max") and s.name in below and float(hypers[str(a)].default) < 1e-2:
                 roles.setdefault(str(a), "eps")
             elif s.op == "mul" and (other == "p" or (other == LR and _meets(s.name, products))):
                 roles.setdefault(str(a), "weight_decay")
