@@ -142,10 +142,11 @@ def _effect(
     projection, size = np.empty((STEPS, PROBES)), np.empty((STEPS, PROBES))
     with np.errstate(all="ignore"):
         run = Run(genome, probes, values, types)
-        before = probes.p
+        before, whole = probes.p, np.empty_like(probes.p)
+        move = whole.reshape(PROBES, -1)
         for n, g in enumerate(probes.g):
             after = run.step(probes.count(n), g)
-            move = (after - before).reshape(PROBES, -1)
+            np.subtract(after, before, out=whole)
             before = after
             projection[n] = move @ weights
             size[n] = np.sqrt(np.einsum("ij,ij->i", move, move) / move.shape[1])
