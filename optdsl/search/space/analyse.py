@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -52,7 +53,7 @@ REASONS: dict[str, str] = {
 STEPS, PROBES, ORDINARY = 5, 16, 10
 LATER = (300.0, 30000.0)
 #: Agreement of two effects, relative to the size of a step, and absolute.
-TOLERANCE, FLOOR = 1e-6, 1e-13
+TOLERANCE, FLOOR = 1e-8, 1e-13
 #: Steps of the stress gate, and of these the last one with gradients in the row that loses them; half way from there.
 LONG, QUIET, HALF = 64, 24, 44
 #: After so many steps a rule that is far off is given up.
@@ -61,15 +62,16 @@ EARLY = 10
 
 @cache
 def ordinary() -> Probes:
-    """The probes of the effect: gradients from 1e-3 to 10 (and about 1e-4 and 1e4), with a part that stays."""
+    """The probes of the effect: parameters from 0.03 to 3, gradients from 1e-3 to 10 (and about 1e-4 and 1e4), a
+    part of which stays, entries of one tensor ten times apart and more: whatever bends or cuts does so somewhere.
+    """
     rng = np.random.default_rng(20230213)
-    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(
-        -1, 1, 1, 1
-    )
-    p = 0.5 * rng.normal(size=(PROBES, *SHAPE))
-    stays = rng.normal(size=(PROBES, *SHAPE))
-    g = scale * (rng.normal(size=(STEPS, PROBES, *SHAPE)) + 0.5 * stays)
-    lr = rng.permutation(np.logspace(-3, -1, PROBES)).reshape(-1, 1, 1, 1)
+    whole = (PROBES, *SHAPE)
+    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(-1, 1, 1, 1)
+    p = 10 ** rng.uniform(-1.5, 0.5, (PROBES, 1, 1, 1)) * rng.normal(size=whole)
+    entries, stays = 10 ** rng.uniform(-1.5, 0.5, whole), rng.normal(size=whole)
+    g = scale * entries * (rng.normal(size=(STEPS, *whole)) + 0.5 * stays)
+    lr = rng.permutation(np.logspace(-4, -1, PROBES)).reshape(-1, 1, 1, 1)
     later = np.zeros((PROBES, 1, 1, 1))
     later[ORDINARY : ORDINARY + len(LATER), 0, 0, 0] = LATER
     return Probes(p, g, lr, later)
@@ -195,6 +197,13 @@ def stress(
 
     The first step may do anything finite: some methods bring parameters where their own account of them is.
     """
+    return _stress(genome, types, values)[0]
+
+
+def _stress(
+    genome: Genome, types: Mapping[str, Type] | None, values: Mapping[str, float] | None = None
+) -> tuple[str | None, Effect | None]:
+    """The verdict, and the effect in every fourth step of the stress gate unless that was given up early."""
     probes = strained()
     moves = np.empty_like(probes.g)
     kept: list[Array] = []
@@ -207,10 +216,12 @@ def stress(
             np.subtract(after, before, out=moves[n])
             before = after
             if n == EARLY and (reason := _early(moves[: EARLY + 1])):
-                return reason
+                return reason, None
             if n in (QUIET, HALF, LONG - 1):
                 kept.append(np.array([_largest(run.values[place]) for place in places]))
-        return _verdict(moves, kept)
+        some = moves[::4].reshape(-1, moves.shape[1], math.prod(SHAPE))
+        far = Effect(some @ _weights(), np.sqrt(np.einsum("ijk,ijk->ij", some, some) / some.shape[2]))
+        return _verdict(moves, kept), far
 
 
 def _drifts(size: Array) -> bool:
@@ -292,8 +303,8 @@ class Analysis:
     """`reason` is why a genome is refused (a key of REASONS), or None.
 
     `genome` is its live part, `hash` that of it, `structure` the hash without the values of hyperparameters. `effect`
-    is there where it was asked for. `known` is the hash of the first genome that was seen with this effect, or this
-    hash; None for one that is new.
+    is what it does on ordinary probes, `far` under stress, both None where a filter in front had the answer. `known`
+    is the hash of the first genome that was seen with these effects, or with this hash; None for one that is new.
     """
 
     reason: str | None
@@ -301,6 +312,7 @@ class Analysis:
     hash: str = ""
     structure: str = ""
     effect: Effect | None = None
+    far: Effect | None = None
     known: str | None = None
 
 
@@ -340,25 +352,22 @@ class Sieve:
         if key in self.seen:
             self.counts["same hash"] += 1
             before = self.seen[key]
-            return Analysis(before.reason, small, key, before.structure, before.effect, before.known or key)
+            return replace(before, genome=small, known=before.known or key)
         shape = structure(small)
         if self.by_structure and shape in self.structures:
             self.counts["same structure"] += 1
             like = self.structures[shape]
-            return Analysis(None, small, key, shape, like.effect, like.hash)
+            return replace(like, genome=small, hash=key, known=like.hash)
         types = typed(small)
         found, last = _effect(small, types)
-        reason = _plain(found, last)
+        reason, far = _plain(found, last), None
         if reason is None:
-            twin = self.twin(found)
-            if twin is not None:
-                self.counts["same effect"] += 1
-                self.seen[key] = Analysis(twin.reason, small, key, shape, found, twin.known or twin.hash)
-                return self.seen[key]
-            reason = stress(small, types)
-        made = Analysis(reason, small, key, shape, found)
+            reason, far = _stress(small, types)
+        made = Analysis(reason, small, key, shape, found, far)
+        if reason is None and (twin := self.twin(made)) is not None:
+            made = replace(made, known=twin.hash)
         self.remember(made)
-        self.counts[reason or "new"] += 1
+        self.counts["same effect" if made.known else reason or "new"] += 1
         return made
 
     def refused(self, reason: str, genome: Genome) -> Analysis:
@@ -369,16 +378,21 @@ class Sieve:
     def remember(self, analysis: Analysis) -> None:
         """Puts an analysis into memory, one of another process or run for example."""
         self.seen[analysis.hash] = analysis
-        if analysis.effect is not None and analysis.reason is None and analysis.known is None:
+        if analysis.far is not None and analysis.reason is None and analysis.known is None:
             self.structures.setdefault(analysis.structure, analysis)
+            assert analysis.effect is not None
             a, b = analysis.effect.cell
             self.cells.setdefault((math.floor(a), math.floor(b)), []).append(analysis)
 
-    def twin(self, found: Effect) -> Analysis | None:
-        """The first genome that was accepted with this effect."""
-        for cell in _near(found.cell):
+    def twin(self, found: Analysis) -> Analysis | None:
+        """The first genome that was accepted with these effects."""
+        if found.effect is None or found.far is None:
+            return None
+        for cell in _near(found.effect.cell):
             for other in self.cells.get(cell, ()):
-                if other.effect is not None and found.same(other.effect):
+                assert other.effect is not None
+                assert other.far is not None
+                if found.effect.same(other.effect) and found.far.same(other.far):
                     return other
         return None
 

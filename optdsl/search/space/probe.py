@@ -20,7 +20,7 @@ from optdsl.passes.evaluate import NUMBERS
 from optdsl.search.space.genome import AXES, LR, OPS, Genome, Ref, Statement, type_of, typed
 
 #: Tensors of a probe, and rows and columns of each.
-SHAPE = (2, 2, 3)
+SHAPE = (2, 3, 4)
 
 
 @record(eq=False)
