@@ -20,7 +20,7 @@ from optdsl.ir.numpy_ops import Array
 from optdsl.ir.program import Hyper, Interval, Program
 from optdsl.search.space.analyse import ordinary, strained
 from optdsl.search.space.canonical import live
-from optdsl.search.space.genome import LR, Fault, Genome, Ref, Statement, express, typed
+from optdsl.search.space.genome import LR, OPS, Fault, Genome, Ref, Statement, express, typed
 from optdsl.search.space.mutate import named, place
 from optdsl.search.space.probe import moves, trace
 
@@ -132,19 +132,10 @@ def _shorter(genome: Genome, wide: bool) -> Iterator[Genome]:
         before.append(s.name)
     for s, readable in reversed(spots):
         alike = [n for n in readable if place(types[n]) == place(types[s.name])]
-        own = [a for a in s.args if a in alike]
-        others = [a for a in alike if a not in own] if wide else []
+        own: list[Ref] = [a for a in s.args if a in alike]
         numbers: list[Ref] = [0.0, 1.0] if types[s.name].kind.numeric else [False, True]
-        for ref in (*own, *others, *(numbers if wide else ())):
+        for ref in (*own, *(numbers if wide else ())):
             yield _replaced(genome, s.name, ref)
-        if wide and types[s.name].kind.numeric:
-            for op in _ONE:
-                for a in alike:
-                    if (op, (a,)) != (s.op, s.args):
-                        body = tuple(
-                            replace(x, op=op, args=(a,), over=None) if x is s else x for x in genome.body
-                        )
-                        yield replace(genome, body=body)
     if wide:
         yield from _equal(genome, spots, types)
     for state in genome.states:
@@ -169,22 +160,30 @@ def _shorter(genome: Genome, wide: bool) -> Iterator[Genome]:
 def _equal(
     genome: Genome, spots: list[tuple[Statement, list[str]]], types: Mapping[str, Type]
 ) -> Iterator[Genome]:
-    """Candidates in which a statement has the values that it has, on ordinary probes, as a number, or one per tensor,
-    times the sign of something, or as an average of two values.
+    """Candidates in which a statement gets the values that it has, on ordinary probes, in another way: as another
+    value, its sign, magnitude or negative, as a number of the tensor times a sign, as an average of two values.
     """
     seen = trace(genome, ordinary())
     for s, readable in reversed(spots):
         value = seen[s.name]
-        if types[s.name] != element() or not np.isfinite(value).all():
+        if not (types[s.name].kind.numeric and np.isfinite(value).all()):
+            continue
+        for x in (n for n in readable if place(types[n]) == place(types[s.name])):
+            if x not in s.args and _equals(value, seen[x]):
+                yield _replaced(genome, s.name, x)
+            for op in _ONE:
+                if (op, (x,)) != (s.op, s.args) and _equals(value, OPS[op].numpy(seen[x])):
+                    yield _with(genome, s, replace(s, op=op, args=(x,), over=None))
+        if types[s.name] != element():
             continue
         alike = [n for n in readable if types[n] == element()]
         factors = [n for n in (LR, *readable) if types[n].kind.numeric and types[n].level < Level.ARRAY]
         for x in alike:
             if s.op == "mul" and f"sign {x}" in s.args:
                 continue
-            sign = np.sign(seen[x])
+            sign = OPS["sign"].numpy(seen[x])
             for factor in factors:
-                if _equals(value, seen[factor] * sign):
+                if _equals(value, _times(seen[factor], sign)):
                     yield _with(
                         genome,
                         s,
@@ -207,16 +206,24 @@ def _equal(
             yield made
 
 
+def _times(a: Array, b: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return a * b
+
+
 def _equals(a: Array, b: Array) -> bool:
-    return bool(np.abs(a - b).max() <= 1e-9 * np.abs(a).max())
+    with np.errstate(all="ignore"):
+        return bool(np.abs(a - b).max() <= 1e-9 * np.abs(a).max())
 
 
 def _weight(value: Array, x: Array, y: Array) -> float | None:
     """w with value = w x + (1 - w) y everywhere and w between 0 and 1, or None."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return None
     # what is small counts as much as what is large
     scale = np.abs(x) + np.abs(y) + np.abs(value) + 1e-300
     d, e = ((x - y) / scale).ravel(), ((value - y) / scale).ravel()
-    if not (np.isfinite(d).all() and d @ d > 1e-6):
+    if d @ d < 1e-6:
         return None
     w = float(d @ e / (d @ d))
     fits = float(np.abs(e - w * d).max()) < 1e-12

@@ -17,6 +17,7 @@ import struct
 from collections.abc import Mapping
 from hashlib import blake2b
 
+from optdsl.core.ops import CORE
 from optdsl.core.types import Type
 from optdsl.passes.evaluate import evaluate
 from optdsl.search.space.genome import (
@@ -225,6 +226,8 @@ def _rule(
                 return y
             if _zero(y):
                 return "mul", (w, x)
+            if not isinstance(w, str) and _zero(x):
+                return "mul", (1 - w, y)
         case "select":
             c, x, y = args
             if isinstance(c, bool):
@@ -250,7 +253,7 @@ def _folded(op: str, args: tuple[Ref, ...]) -> Ref | None:
     if op == "broadcast":
         return args[0]
     whole = all(isinstance(a, int) and not isinstance(a, bool) for a in args)
-    found = evaluate(op, args, whole and op not in ("div", "pow"))
+    found = evaluate(op, args, whole and op in CORE and CORE[op].result == "same")
     return None if isinstance(found, str) or (found is not None and not math.isfinite(found)) else found
 
 

@@ -40,6 +40,8 @@ def _anonymous(genome: Genome) -> Genome:
 
 def named(genome: Genome) -> Genome:
     """`genome` with hyperparameters and states called for what they do; names that specs have given are kept."""
+    order = [LR, *(a for s in genome.body for a in s.args), *(s.init for s in genome.states)]
+    genome = replace(genome, hypers=tuple(sorted(genome.hypers, key=lambda h: order.index(h.name))))
     made = {h.name for h in genome.hypers if _counted(h.name, "c")}
     states = {s.name for s in genome.states if _counted(s.name, "s")}
     taken = genome.taken() - made - states
