@@ -67,7 +67,9 @@ def ordinary() -> Probes:
     """
     rng = np.random.default_rng(20230213)
     whole = (PROBES, *SHAPE)
-    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(-1, 1, 1, 1)
+    scale = np.concatenate([np.logspace(-3, 1, ORDINARY), [0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]]).reshape(
+        -1, 1, 1, 1
+    )
     p = 10 ** rng.uniform(-1.5, 0.5, (PROBES, 1, 1, 1)) * rng.normal(size=whole)
     entries, stays = 10 ** rng.uniform(-1.5, 0.5, whole), rng.normal(size=whole)
     g = scale * entries * (rng.normal(size=(STEPS, *whole)) + 0.5 * stays)

@@ -117,7 +117,7 @@ def _numbered(
         if found is None and now is not None:
             type_ = result_type(op, s.over, tuple(type_of(a, now) for a in args))
             if type_ is None:  # what is to be reduced has become known as one number
-                if op in ("reduce_mean", "reduce_max", "reduce_min"):
+                if op in ("reduce_mean", "reduce_max", "reduce_min") or _zero(args[0]):
                     found = args[0]
                 else:
                     wide = Statement(f"{s.name} wide", "broadcast", args, types[s.args[0]].level_name)  # type: ignore[index]

@@ -116,10 +116,11 @@ CHANGES: dict[str, float] = {
 
 @record
 class Space:
-    """The genomes within `bounds` that can be reached from `starts`.
+    """The genomes within `bounds` that can be reached from `starts`, of which only the live parts count.
 
     `weights` are of the kinds of changes, `more` is the chance that one more change follows a change.
-    `tried` counts changes made, `faults` those that were not well typed and were drawn anew.
+    `tried` counts changes made, `faults` those that were not well typed and were drawn anew. Raises ValueError for a
+    start that is not within the bounds.
     """
 
     bounds: Bounds = Bounds()
@@ -129,10 +130,18 @@ class Space:
     tried: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
 
+    def __post_init__(self) -> None:
+        """Looks at the starts."""
+        starts = tuple(map(live, self.starts))
+        for number, genome in enumerate(starts):
+            if excess := self.bounds.excess(genome):
+                raise ValueError(f"start {number} has more {excess} than the bounds allow")
+        object.__setattr__(self, "starts", starts)
+
     def random(self, rng: Random) -> Genome:
         """A genome: one of the starts, or a program of the generator that the tests use where there are none."""
         if self.starts:
-            return rng.choice(list(self.starts))
+            return rng.choice(self.starts)
         while True:
             program = random_program(rng, rng.randrange(3, 8), replace(_SMALL, truth=0.0, coarse_p=0.0))
             try:
@@ -143,7 +152,10 @@ class Space:
                 return made
 
     def mutate(self, rng: Random, genome: Genome) -> Genome:
-        """A child with 1 + geometric(`more`) changes. It is live, well typed and within the bounds."""
+        """A child with 1 + geometric(`more`) changes. It is live, well typed and within the bounds.
+
+        Where a hundred tries bring none, as next to bounds that leave no room, it is `genome` itself.
+        """
         for _ in range(100):
             count = 1
             while rng.random() < self.more:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from optdsl.check import check_text
+from optdsl.core.types import element
 from optdsl.ir.expr import Expr, call, const, var, walk
 from optdsl.ir.program import Assign, Hyper, Interval, Program, State
 from optdsl.ir.text import to_opt
 from optdsl.lang.formatter import format_text
 from optdsl.search.space.canonical import live
-from optdsl.search.space.genome import LR, OPS, Genome, Ref, Statement, express, inputs, renamed
+from optdsl.search.space.genome import LR, OPS, Genome, Make, Ref, Statement, express, inputs, renamed
 from optdsl.search.space.mutate import tunable
 
 #: An expression of more nodes than this gets a name.
@@ -40,7 +43,8 @@ def _anonymous(genome: Genome) -> Genome:
 
 def named(genome: Genome) -> Genome:
     """`genome` with hyperparameters and states called for what they do; names that specs have given are kept."""
-    order = [LR, *(a for s in genome.body for a in s.args), *(s.init for s in genome.states)]
+    order = [LR, *(a for s in genome.body for a in s.args), *(ref for _, ref in genome.results)]
+    order += [s.init for s in genome.states]
     genome = replace(genome, hypers=tuple(sorted(genome.hypers, key=lambda h: order.index(h.name))))
     made = {h.name for h in genome.hypers if _counted(h.name, "c")}
     states = {s.name for s in genome.states if _counted(s.name, "s")}
@@ -49,9 +53,8 @@ def named(genome: Genome) -> Genome:
     roles = _roles(genome)
     for h in genome.hypers:
         if h.name in made:
-            names[h.name] = _free(
-                roles.get(h.name, "c"), taken, always=roles.get(h.name, "c") in ("beta", "c")
-            )
+            role = roles.get(h.name, "c")
+            names[h.name] = _free(role, taken, always=role in ("beta", "c"))
     by_name = {s.name: s for s in genome.body}
     leaves = genome.leaves
     for slot in genome.states:
@@ -59,28 +62,21 @@ def named(genome: Genome) -> Genome:
             update = by_name.get(str(leaves.get(slot.name)))
             names[slot.name] = _free(_called(slot.name, update, by_name), taken)
     found = renamed(genome, names)
+    shares = {s.args[0] for s in found.body if s.op == "mix"}
     return replace(
         found,
-        hypers=tuple(
-            replace(h, argument=h.name, interval=_range(h, h.name in found_shares(found)))
-            for h in found.hypers
-        ),
+        hypers=tuple(replace(h, argument=h.name, interval=_range(h, h.name in shares)) for h in found.hypers),
         states=tuple(
             replace(s, key=names.get(o.name, s.key)) for s, o in zip(found.states, genome.states, strict=True)
         ),
     )
 
 
-def found_shares(genome: Genome) -> set[str]:
-    """Hyperparameters that weigh two values."""
-    return {s.args[0] for s in genome.body if s.op == "mix" and isinstance(s.args[0], str)}
-
-
 def _range(h: Hyper, share: bool) -> Interval | None:
     """The interval that the spec declares: that of a share leaves out the end at which nothing is ever learnt."""
     if share and h.interval is not None and h.interval.high == 1.0 and float(h.default) < 1:
         return Interval(h.interval.low, 1.0, h.interval.low_open, True)
-    if h.interval is not None and h.interval.high == float("inf"):
+    if h.interval is not None and math.isinf(h.interval.high) and math.isfinite(float(h.default)):
         return Interval(h.interval.low, h.interval.high, h.interval.low_open, True)
     return h.interval
 
@@ -158,7 +154,8 @@ def _readable(genome: Genome, name: str, doc: str, cite: str) -> Program:
         return values[ref] if isinstance(ref, str) else const(ref)
 
     for s in genome.body:
-        expr = OPS[s.op].lower(make, list(map(value, s.args)), s.over)
+        lower = _spread if s.op == "broadcast" else OPS[s.op].lower
+        expr = lower(make, list(map(value, s.args)), s.over)
         own = results.get(s.name)
         once = uses[s.name] == 1 and own is None and s.name not in weighs
         if once and sum(1 for _ in walk(expr)) <= _LONG:
@@ -170,6 +167,13 @@ def _readable(genome: Genome, name: str, doc: str, cite: str) -> Program:
     states = tuple(State(s.name, s.key or s.name, s.type, s.init) for s in plain.states)
     left = {n: value(ref) for n, ref in leaves.items()}
     return replace(plain, states=states, body=tuple(_late(body)), results=left)
+
+
+def _spread(make: Make, args: Sequence[Any], over: str | None) -> Expr:
+    """A value at a finer level, for which the language has no word of its own."""
+    p = var("p", element())
+    everywhere = make("select", make("eq", p, p), args[0], args[0])
+    return everywhere if over == "element" else make("reduce_max", everywhere, over=over)
 
 
 def _late(body: list[Assign]) -> list[Assign]:
