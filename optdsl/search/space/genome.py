@@ -422,6 +422,10 @@ def _recognised(node: Call) -> tuple[str, tuple[Expr, ...], str | None]:
     match node:
         case Call("add", (Call("mul", (w, x)), Call("mul", (Call("sub", (Const(1), v)), y)))) if v is w:
             return "mix", (w, x, y), None
+        case Call("add", (Call("mul", (Const(float(a)) as w, x)), Call("mul", (Const(float(b)), y)))) if (
+            b == 1 - a
+        ):
+            return "mix", (w, x, y), None
         case Call(
             "sqrt", (Call("reduce_sum" | "reduce_mean" as kind, (Call("pow", (x, Const(2))),)) as inner,)
         ):
