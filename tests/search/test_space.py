@@ -232,7 +232,7 @@ def test_what_is_reduced_stays_an_array() -> None:
         ("p = p - lr * sqrt(g * g)", "p = p - lr * abs(g)"),
         ("p = p - 1 * (lr * -(-g))", "p = p - lr * g"),
         ("u = g - g\np = p - lr * (g + u)", "p = p - lr * g"),
-        ("p = p - lr * (0.5 * g + (1 - 0.5) * g)", "p = p - lr * g"),
+        ("p = p - lr * (0.25 * g + (1 - 0.25) * g)", "p = p - lr * g"),
         ("p = p - lr * max(sign(sign(g)), sign(g))", "p = p - lr * sign(g)"),
         ("p = p - lr * (g if 1 < 2 else exp(g))", "p = p - lr * g"),
         ("p = p - lr * g * cos(0)", "p = p - lr * g"),

@@ -616,11 +616,20 @@ class Draft:
     # ---- larger steps -----------------------------------------------------------------------------------
 
     def split(self) -> tuple[Ref, Ref]:
-        """(x, u) with x - u left in `p`."""
+        """(x, u) with x - u left in `p`, where x is `p` or a multiple of it: the parameter, decayed maybe."""
+        by_name = {s.name: s for s in self.body}
         ref = self.leaves.get("p", "p")
-        s = next((s for s in self.body if s.name == ref), None)
-        if s is not None and s.op == "sub":
-            return s.args[0], s.args[1]
+        last = by_name.get(str(ref))
+        if last is not None and last.op == "sub":
+            x, u = last.args
+            decayed = by_name.get(str(x))
+            if x == "p" or (
+                decayed is not None
+                and decayed.op == "mul"
+                and "p" in decayed.args
+                and any(type_of(a, self.types).is_host for a in decayed.args)
+            ):
+                return x, u
         return "p", self.new(len(self.body), "sub", "p", ref)
 
     def moved(self, x: Ref, u: Ref) -> None:
