@@ -67,34 +67,33 @@ def simplify(genome: Genome, score: Score | None = None) -> Genome:
     """
     genome = live(genome)
     target = behaviour(genome)
+    looked, asked = set[Genome](), set[Genome]()
 
-    def better(candidate: Genome) -> Genome | None:
-        nonlocal target
-        try:
-            small = live(candidate)
-        except Fault:
-            return None
-        if _cost(small) >= _cost(genome):
-            return None
-        if target.kept_by(small):
-            return small
-        if score is not None and score(express(small)):
-            target = behaviour(small)
-            return small
+    def better(
+        candidates: Iterator[Genome], accepts: Callable[[Genome], bool], known: set[Genome]
+    ) -> Genome | None:
+        """The first of the candidates that is smaller, not known yet, and accepted."""
+        for candidate in candidates:
+            try:
+                small = live(candidate)
+            except Fault:
+                continue
+            if small not in known and _cost(small) < _cost(genome):
+                known.add(small)
+                if accepts(small):
+                    return small
         return None
 
-    tried: set[Genome] = set()
     while True:
-        for candidate in _shorter(genome, wide=score is None):
-            if candidate in tried:
-                continue
-            tried.add(candidate)
-            found = better(candidate)
-            if found is not None:
-                genome = found
-                break
-        else:
+        while (found := better(_shorter(genome), target.kept_by, looked)) is not None:
+            genome = found
+        if score is None:
             return genome
+        found = better(_bolder(genome), lambda small: score(express(small)), asked)
+        if found is None:
+            return genome
+        genome, target = found, behaviour(found)
+        looked.clear()
 
 
 def _cost(genome: Genome) -> tuple[int, ...]:
@@ -122,49 +121,58 @@ def _length(value: float) -> int:
     return len(digits)
 
 
-def _shorter(genome: Genome, wide: bool) -> Iterator[Genome]:
-    """Candidates that may be shorter, the boldest first; a `wide` choice is more than is worth an evaluation."""
+def _spots(genome: Genome) -> list[tuple[Statement, list[str]]]:
+    """Each statement, the last first, and what may be read in its place."""
+    names = ["p", "g", *(s.name for s in genome.states), *(h.name for h in genome.hypers)]
+    return [(s, names + [x.name for x in genome.body[:n]]) for n, s in enumerate(genome.body)][::-1]
+
+
+def _bolder(genome: Genome) -> Iterator[Genome]:
+    """Candidates that may do something else: one of its operands for a statement, rounder constants, a state less."""
     types = typed(genome)
-    before: list[str] = ["p", "g", *(s.name for s in genome.states)]
-    spots: list[tuple[Statement, list[str]]] = []
-    for s in genome.body:
-        spots.append((s, list(before)))
-        before.append(s.name)
-    for s, readable in reversed(spots):
-        alike = [n for n in readable if place(types[n]) == place(types[s.name])]
-        own: list[Ref] = [a for a in s.args if a in alike]
-        numbers: list[Ref] = [0.0, 1.0] if types[s.name].kind.numeric else [False, True]
-        for ref in (*own, *(numbers if wide else ())):
+    for s, _ in _spots(genome):
+        for ref in (a for a in s.args if isinstance(a, str) and place(types[a]) == place(types[s.name])):
             yield _replaced(genome, s.name, ref)
-    if wide:
-        yield from _equal(genome, spots, types)
+    yield from _stateless(genome, types)
+    for h in genome.hypers:
+        for value in _rounder(h):
+            hypers = tuple(replace(x, default=value) if x is h else x for x in genome.hypers)
+            yield replace(genome, hypers=hypers)
+
+
+def _stateless(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
+    """Candidates with something else in the place of a state."""
     for state in genome.states:
         others = [n for n in ("g", "p", *(x.name for x in genome.states)) if n != state.name]
         stands: list[Ref] = [n for n in others if place(types[n]) == place(types[state.name])]
         for ref in (state.init, *stands):
-            if ref != state.name:
-                made = _replaced(genome, state.name, ref)
-                yield replace(made, states=tuple(x for x in made.states if x.name != state.name),
-                              results=tuple(r for r in made.results if r[0] != state.name))  # fmt: skip
+            made = _replaced(genome, state.name, ref)
+            states = tuple(x for x in made.states if x.name != state.name)
+            yield replace(made, states=states, results=tuple(r for r in made.results if r[0] != state.name))
+
+
+def _shorter(genome: Genome) -> Iterator[Genome]:
+    """Candidates that may do the same, the boldest first."""
+    types = typed(genome)
+    yield from _bolder(genome)
+    for s, _ in _spots(genome):
+        numbers: list[Ref] = [0.0, 1.0] if types[s.name].kind.numeric else [False, True]
+        for ref in numbers:
+            yield _replaced(genome, s.name, ref)
+    yield from _equal(genome, types)
     for h in genome.hypers:
-        for value in _rounder(h):
-            yield replace(
-                genome, hypers=tuple(replace(x, default=value) if x is h else x for x in genome.hypers)
-            )
         same = [x.name for x in genome.hypers if x is not h and x.name != LR and x.default == h.default]
         instead: list[Ref] = [] if h.name == LR else [*same, 0.0, 1.0]
         for ref in instead:
             yield _replaced(genome, h.name, ref)
 
 
-def _equal(
-    genome: Genome, spots: list[tuple[Statement, list[str]]], types: Mapping[str, Type]
-) -> Iterator[Genome]:
+def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
     """Candidates in which a statement gets the values that it has, on ordinary probes, in another way: as another
     value, its sign, magnitude or negative, as a number of the tensor times a sign, as an average of two values.
     """
     seen = trace(genome, ordinary())
-    for s, readable in reversed(spots):
+    for s, readable in _spots(genome):
         value = seen[s.name]
         if not (types[s.name].kind.numeric and np.isfinite(value).all()):
             continue
@@ -177,7 +185,7 @@ def _equal(
         if types[s.name] != element():
             continue
         alike = [n for n in readable if types[n] == element()]
-        factors = [n for n in (LR, *readable) if types[n].kind.numeric and types[n].level < Level.ARRAY]
+        factors = [n for n in readable if types[n].kind.numeric and types[n].level < Level.ARRAY]
         for x in alike:
             if s.op == "mul" and f"sign {x}" in s.args:
                 continue
@@ -197,6 +205,8 @@ def _equal(
             w = _weight(value, a, b)
             if w is None:
                 continue
+            if w < 0.5:
+                x, y, w = y, x, round(1 - w, 15)
             name = next((h.name for h in genome.hypers if h.default == w), None) or named("c", genome.taken())
             made = _with(genome, s, replace(s, op="mix", args=(name, x, y), over=None))
             if all(h.name != name for h in genome.hypers):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from optdsl.check import check_text
 from optdsl.ir.interpret import Group, Interpreter
 from optdsl.ir.program import Program
-from optdsl.search.space import Bounds, Genome, Space, Starts, live, settle, shipped
+from optdsl.search.space import Bounds, Genome, Space, Starts, live, settle, shipped, start
 from optdsl.search.space.probe import Probes
 
 #: Room for every method that the tests start from.
@@ -28,9 +28,7 @@ def starts() -> Starts:
 @cache
 def small(*names: str) -> tuple[Genome, ...]:
     """The live genomes of some shipped methods."""
-    return tuple(
-        live(starts().genomes[n]) for n in names or ("adamw", "lion", "heavy_ball", "rmsprop", "sgd")
-    )
+    return tuple(live(start(n)) for n in names or ("adamw", "lion", "heavy_ball", "rmsprop", "sgd"))
 
 
 def spec(step: str, state: str = "m = 0", hyper: str = "") -> Genome:

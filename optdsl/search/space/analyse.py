@@ -41,7 +41,7 @@ REASONS: dict[str, str] = {
     "explodes": "steps grow faster than gradients do, or as these vanish",
     "vanishes": "steps shrink faster than gradients do, or as these grow",
     "jumps": "steps are as large as the parameters themselves",
-    "uphill": "steps go up, or across",
+    "uphill": "steps go up, or across, where the gradient is positive or where it is negative",
     "turns": "steps under gradients times 1e4 point elsewhere",
     "spikes": "single steps are far longer than the others",
     "drifts": "steps, or what is kept, grow while gradients are zero",
@@ -177,7 +177,7 @@ SHRINKING = 1e-3  # the same, at least: 0.98
 TINY = 5e-5  # of steps, from gradients as they are to 1e-4 times as large, at least: 1e-4 (SGD)
 INVERSE = 5e3  # the same, at most: 2.3e3 (KATE)
 JUMP = 0.5  # of steps at the learning rate 1e-3, over the size of parameters, at most: 0.07 (Rprop)
-DOWN = 0.05  # cosine of steps and of descent along the gradient, at least: 0.15
+DOWN = 0.05  # cosine of steps and of descent, of entries with positive and with negative gradients, at least: 0.2
 ALONG = 0.4  # cosine of steps and of those under 1e4 times as large gradients, at least: 0.59 (on a ball)
 SPIKE = 100.0  # longest over median step: 41 (KATE)
 MORE_SPIKE = 10.0  # the same under 1e4 times as large gradients, over that: 1.8
@@ -240,6 +240,13 @@ def _largest(state: object) -> float:
     return float(np.abs(x if x.ndim < 4 or len(x) == 1 else x[3]).max())
 
 
+def _down(moves: Array, g: Array) -> float:
+    """The cosine of steps and of descent along `g`, where that is not 0, on average; both are (steps, entries)."""
+    there = np.where(g != 0, moves, 0.0)
+    size = np.linalg.norm(there, axis=1) * np.linalg.norm(g, axis=1)
+    return float(np.mean(-np.einsum("ik,ik->i", there, g) / np.maximum(size, 1e-300)))
+
+
 def _early(moves: Array) -> str | None:
     """What is so wrong in the first steps that no others are needed."""
     if reason := _finite(moves):
@@ -280,8 +287,7 @@ def _verdict(moves: Array, kept: list[Array]) -> str | None:
     if usual > JUMP * 0.5:
         return "jumps"
     g = strained().g[1:, 0].reshape(len(flat), -1)
-    down = -np.einsum("ik,ik->i", flat[:, 0], g) / np.maximum(base * np.linalg.norm(g, axis=1), 1e-300)
-    if down.mean() < DOWN * math.sqrt(g.shape[1]):
+    if min(_down(flat[:, 0], np.maximum(g, 0)), _down(flat[:, 0], np.minimum(g, 0))) < DOWN:
         return "uphill"
     along = np.einsum("ik,ik->i", flat[:, 0], flat[:, 2]) / np.maximum(base * large * flat.shape[2], 1e-300)
     if along.mean() < ALONG:

@@ -246,7 +246,8 @@ def typed(genome: Genome) -> dict[str, Type]:
         types[s.name] = found
     targets = {"p": _FIXED["p"], **{s.name: _SLOT[s.level] for s in genome.states}}
     for name, ref in genome.results:
-        if name not in targets or not fits(type_of(ref, types), targets[name]):
+        known = not isinstance(ref, str) or ref in types
+        if name not in targets or not known or not fits(type_of(ref, types), targets[name]):
             raise Fault(name)
     return types
 
@@ -422,10 +423,12 @@ def _recognised(node: Call) -> tuple[str, tuple[Expr, ...], str | None]:
     match node:
         case Call("add", (Call("mul", (w, x)), Call("mul", (Call("sub", (Const(1), v)), y)))) if v is w:
             return "mix", (w, x, y), None
-        case Call("add", (Call("mul", (Const(float(a)) as w, x)), Call("mul", (Const(float(b)), y)))) if (
-            b == 1 - a
-        ):
-            return "mix", (w, x, y), None
+        case Call("add", (Call("mul", (Const(float(a)) as v, x)), Call("mul", (Const(float(b)) as w, y)))):
+            # the larger weight first, as for a decay
+            if b > a == 1 - b:
+                return "mix", (w, y, x), None
+            if b == 1 - a:
+                return "mix", (v, x, y), None
         case Call(
             "sqrt", (Call("reduce_sum" | "reduce_mean" as kind, (Call("pow", (x, Const(2))),)) as inner,)
         ):

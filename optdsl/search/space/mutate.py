@@ -214,14 +214,16 @@ def tunable(genome: Genome, keep: Sequence[float] = (0.0, 1.0, 2.0, -1.0)) -> Ge
     """`genome` with its literals as hyperparameters c0, c1..., but for ints and those of `keep`."""
     taken, hypers = genome.taken(), list(genome.hypers)
 
-    def lifted(ref: Ref) -> Ref:
+    def lifted(s: Statement, k: int) -> Ref:
+        ref = s.args[k]
         if not isinstance(ref, float) or ref in keep or not math.isfinite(ref):
             return ref
         name = named("c", taken)
-        hypers.append(Hyper(name, name, Kind.FLOAT, ref, _RATE if ref > 0 else None))
+        share = s.op == "mix" and k == 0 and 0 <= ref <= 1
+        hypers.append(Hyper(name, name, Kind.FLOAT, ref, _SHARE if share else _RATE if ref > 0 else None))
         return name
 
-    body = tuple(Statement(s.name, s.op, tuple(map(lifted, s.args)), s.over) for s in genome.body)
+    body = tuple(replace(s, args=tuple(lifted(s, k) for k in range(len(s.args)))) for s in genome.body)
     return replace(genome, body=body, hypers=tuple(hypers))
 
 
