@@ -16,7 +16,7 @@ from optdsl.search.space import Bounds, Genome, Space, Starts, live, settle, shi
 from optdsl.search.space.probe import Probes
 
 #: Room for every method that the tests start from.
-WIDE = Bounds(statements=400, states=10, bytes=40)
+WIDE = Bounds(400, 10, 40, ("tensor", "rows", "cols", "group", "all", "element"))
 
 
 @cache

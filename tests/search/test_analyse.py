@@ -9,7 +9,6 @@ import pytest
 
 from optdsl.search.space import (
     REASONS,
-    Analysis,
     Bounds,
     Genome,
     Sieve,
@@ -24,7 +23,7 @@ from optdsl.search.space import (
 )
 from optdsl.search.space.probe import moves
 from tests import fuzz
-from tests.search.genomes import WIDE, probes, small, spec, starts, walk
+from tests.search.genomes import WIDE, probes, small, spec, starts
 
 #: The program that the search behind Lion found, statement for statement (Chen et al. 2023, arXiv:2302.06675), with
 #: interp(x, y, a) = (1 - a) x + a y written out, and clip(x, y) as clip(x, -y, y).
@@ -134,10 +133,10 @@ def test_no_two_programs_with_one_effect_differ_elsewhere() -> None:
     given = probes(77, count=12, steps=16)
     merged = 0
     for seed in fuzz.seeds(3):
-        sieve = Sieve()
-        accepted: dict[str, Analysis] = {}
-        for _, child in walk(seed, 300):
-            found = sieve.sift(child)
+        rng, sieve, space = Random(seed), Sieve(), Space(Bounds(), small())
+        accepted = {a.hash: a for a in map(sieve.sift, space.starts)}
+        for _ in range(200):
+            found = sieve.sift(space.mutate(rng, rng.choice(list(accepted.values())).genome))
             if found.reason is not None:
                 continue
             if found.known is None:
@@ -231,6 +230,9 @@ def test_bounds() -> None:
     assert analyse(adamw, Bounds(statements=17)).reason == "statements"
     assert analyse(adamw, Bounds(states=1)).reason == "states"
     assert analyse(adamw, Bounds(bytes=7)).reason == "bytes"
+    rows = spec("p = p - lr * g / (norm(g, over=rows) + 1e-8)", state="")
+    assert analyse(rows).reason == "levels"
+    assert analyse(rows, WIDE).reason is None
     assert analyse(start("novograd"), Bounds(bytes=4)).reason is None, "a number per tensor takes no memory"
 
 

@@ -131,6 +131,13 @@ def test_there_and_back_again() -> None:
         assert live(again) == live(genome), name
 
 
+def test_other_values_of_hyperparameters() -> None:
+    (lion,) = small("lion")
+    other = lion.with_values({"beta1": 0.5, "nothing": 1.0})
+    assert [h.default for h in other.hypers] == [1e-4, 0.5, 0.99, 0.0]
+    assert other.with_values({"beta1": 0.9}) == lion
+
+
 def test_genomes_are_values() -> None:
     for genome in small():
         assert pickle.loads(pickle.dumps(genome)) == genome

@@ -32,6 +32,7 @@ REASONS: dict[str, str] = {
     "statements": "more live statements than the bounds allow",
     "states": "more live states than the bounds allow",
     "bytes": "more bytes of state per parameter than the bounds allow",
+    "levels": "values per row or column, say, where the bounds have none",
     "blind": "the gradient has no part in it",
     "not finite": "infinities or nan on ordinary numbers",
     "no movement": "parameters stay where they are",

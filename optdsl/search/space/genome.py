@@ -165,6 +165,11 @@ class Genome:
         """`results` by name."""
         return dict(self.results)
 
+    def with_values(self, values: Mapping[str, float]) -> Genome:
+        """The same with other defaults of hyperparameters, such as have been found by tuning."""
+        hypers = tuple(replace(h, default=values.get(h.name, h.default)) for h in self.hypers)
+        return replace(self, hypers=hypers)
+
     def bytes_per_parameter(self) -> int:
         """Memory of the states per element, in float32."""
         return 4 * sum(state.level == "element" for state in self.states)

@@ -81,11 +81,15 @@ _POSITIVE = frozenset(
 
 @record
 class Bounds:
-    """How large a genome may become: live statements, states, and bytes of states per parameter (in float32)."""
+    """How large a genome may become: live statements, states, and bytes of states per parameter (in float32).
+
+    `overs` says where its reductions may end, and values be spread to.
+    """
 
     statements: int = 32
     states: int = 3
     bytes: int = 12
+    overs: tuple[str, ...] = ("tensor", "group", "all", "element")
 
     def excess(self, genome: Genome) -> str | None:
         """What there is too much of, or None."""
@@ -93,7 +97,10 @@ class Bounds:
             return "statements"
         if len(genome.states) > self.states:
             return "states"
-        return "bytes" if genome.bytes_per_parameter() > self.bytes else None
+        if genome.bytes_per_parameter() > self.bytes:
+            return "bytes"
+        overs = {s.over for s in genome.body} | {s.level for s in genome.states} - {"host"}
+        return "levels" if not overs <= {None, *self.overs} else None
 
 
 #: How often each kind of change is made. As much is taken away as is added.
@@ -135,7 +142,7 @@ class Space:
         starts = tuple(map(live, self.starts))
         for number, genome in enumerate(starts):
             if excess := self.bounds.excess(genome):
-                raise ValueError(f"start {number} has more {excess} than the bounds allow")
+                raise ValueError(f"start {number} has {excess} beyond the bounds")
         object.__setattr__(self, "starts", starts)
 
     def random(self, rng: Random) -> Genome:
