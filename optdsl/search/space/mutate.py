@@ -86,7 +86,7 @@ class Bounds:
     `overs` says where its reductions may end, and values be spread to.
     """
 
-    statements: int = 32
+    statements: int = 40
     states: int = 3
     bytes: int = 12
     overs: tuple[str, ...] = ("tensor", "group", "all", "element")
@@ -138,8 +138,8 @@ class Space:
     faults: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        """Looks at the starts."""
-        starts = tuple(map(live, self.starts))
+        """Looks at the starts, whose constants become hyperparameters."""
+        starts = tuple(live(tunable(genome)) for genome in self.starts)
         for number, genome in enumerate(starts):
             if excess := self.bounds.excess(genome):
                 raise ValueError(f"start {number} has {excess} beyond the bounds")
