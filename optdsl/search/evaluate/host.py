@@ -106,16 +106,22 @@ class Tables:
         return node.args if isinstance(node, Call) else ()
 
 
-def columns_of(tables: Sequence[Array], steps: int, dtype: torch.dtype, dims: int) -> list[tuple[Tensor, ...]]:
-    """For each step a tensor of each table: [K, 1] (with as many axes as `dims` says), or 0-dim where it is one number
-    for all models.
+def columns_of(
+    tables: Sequence[Array], steps: int, dtype: torch.dtype, dims: int
+) -> list[tuple[Tensor, ...]]:
+    """For each step a tensor of each table: [K, 1] (or more axes, `dims` in all), or 0-dim where it is one number for
+    all models.
     """
     by_table: list[Sequence[Tensor]] = []
     for table in tables:
         kind = torch.bool if table.dtype == np.bool_ else dtype
         with np.errstate(all="ignore"):
             # by numpy, which rounds what is too large to infinity
-            rounded = table if kind is torch.bool else table.astype(np.float32 if dtype is torch.float32 else np.float64)
+            rounded = (
+                table
+                if kind is torch.bool
+                else table.astype(np.float32 if dtype is torch.float32 else np.float64)
+            )
         values = torch.from_numpy(np.ascontiguousarray(rounded))
         values = values[:, 0] if values.shape[1] == 1 else values.reshape(*values.shape, *(1,) * (dims - 1))
         by_table.append(values.unbind(0) if len(values) == steps else [values[0]] * steps)

@@ -1,7 +1,7 @@
 """Steps of a program as Python over stacked tensors, K models at once.
 
-A function of generated code is a list of calls `op(a, b, out=c)`: every intermediate value has a buffer that it shares
-with others, so that a step allocates nothing. The text holds names of the table below and names with numbers (`v3`,
+A function of generated code is a list of calls `op(a, b, out=c)`: every intermediate value has a buffer that it
+shares with others, so that a step allocates nothing. The text holds names of the table below and names with numbers (`v3`,
 `h0`), whatever a program's own names and numbers are: those come in as arguments.
 
 There are two forms. In the flat one all tensors of a model lie in one row of a [K, P] array; a value per tensor is
@@ -24,7 +24,7 @@ from torch import Tensor
 from optdsl.core.ops import CORE, STATIC_FACTS, Rule
 from optdsl.core.record import record
 from optdsl.core.types import ELEMENT, Kind, Level, Type
-from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, is_joint, walk
+from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, const, is_joint, walk
 from optdsl.ir.program import Assign, Program
 from optdsl.passes.evaluate import Unknown, host_value
 
@@ -273,24 +273,25 @@ class Printer:
                 return False
         return True
 
-    def reading(self, roots: list[Expr]) -> set[str]:
-        """Names of the states, and `p` and `g`, that these values need."""
-        found: set[str] = set()
-        seen: set[int] = set()
+    def needed(self, roots: list[Expr]) -> set[Expr]:
+        """The nodes above the host that these values need."""
+        found: set[Expr] = set()
         stack = list(roots)
         while stack:
             node = self.taken(stack.pop())
-            if id(node) in seen or node.type.is_host:
+            if node in found or node.type.is_host:
                 continue
-            seen.add(id(node))
-            if isinstance(node, Var):
-                if node.name in self.definitions:
-                    stack.append(self.definitions[node.name])
-                else:
-                    found.add(node.name)
+            found.add(node)
+            if isinstance(node, Var) and node.name in self.definitions:
+                stack.append(self.definitions[node.name])
             else:
                 stack += node.args
         return found
+
+    def reading(self, roots: list[Expr]) -> set[str]:
+        """Names of the states, and `p` and `g`, that these values need."""
+        nodes = self.needed(roots)
+        return {node.name for node in nodes if isinstance(node, Var) and node.name not in self.definitions}
 
     def joint_roots(self) -> list[Expr]:
         """The joint reductions that every tensor takes part in, needed or not."""
@@ -299,7 +300,9 @@ class Printer:
             if any(is_joint(node) for node in walk(assign.expr)) and self.reached(assign):
                 for condition, _ in assign.guard:
                     if self.settled(condition) is None and self.depends_on_facts(condition):
-                        raise Unsupported("tensors of different shapes take part in a joint reduction in different steps")
+                        raise Unsupported(
+                            "tensors of different shapes take part in a joint reduction in different steps"
+                        )
                 roots += [node for node in walk(assign.expr) if is_joint(node)]
         return roots
 
@@ -339,10 +342,10 @@ class _Writer:
         exprs = [expr for expr, _ in self.roots.values()]
         if not self.flat:
             exprs += printer.joint_roots()
-        wanted = self.needed(exprs)
+        wanted = printer.needed(exprs)
         for assign in printer.body:  # in their order, which keeps the recursion below shallow
-            if assign.name in wanted:
-                self.value(printer.taken(assign.expr))
+            if printer.taken(assign.expr) in wanted:
+                self.value(assign.expr)
         if not self.flat:
             for expr in exprs[len(self.roots) :]:
                 self.value(expr)
@@ -352,23 +355,6 @@ class _Writer:
         text, buffers = self.allocate(ends)
         reads = tuple(name for name in self.inputs if name not in ("p", "g"))
         return Function(text, tuple(self.host), reads, tuple(self.roots), buffers, self.joint)
-
-    def needed(self, exprs: list[Expr]) -> set[str]:
-        """Names of assignments above the host that these values need."""
-        found: set[str] = set()
-        stack = list(exprs)
-        seen: set[int] = set()
-        while stack:
-            node = self.printer.taken(stack.pop())
-            if id(node) in seen or node.type.is_host:
-                continue
-            seen.add(id(node))
-            if isinstance(node, Var) and node.name in self.printer.definitions:
-                found.add(node.name)
-                stack.append(self.printer.definitions[node.name])
-            else:
-                stack += node.args
-        return found
 
     def kept(self, name: str, expr: Expr, type_: Type) -> str:
         """The name of a value to put into an output, at the level of the output."""
@@ -419,9 +405,8 @@ class _Writer:
         if rule is Rule.BROADCAST:
             name = self.at(expr.args[0], level)
             return name if name in self.spread.values() else self.add("copy", (name,), (level, truth))
-        if expr.op == "select" and isinstance(expr.args[1], Const) and isinstance(expr.args[2], Const):
-            if (expr.args[1].value, expr.args[2].value) == (1.0, 0.0):
-                return self.add("copy", (self.at(expr.args[0], level),), (level, False))
+        if expr.op == "select" and expr.args[1:] == (const(1.0), const(0.0)):
+            return self.add("copy", (self.at(expr.args[0], level),), (level, False))
         if expr.op == "pow" and isinstance(expr.args[1], Const) and expr.args[1].value == 2:
             base = self.at(expr.args[0], level)
             return self.add("op_mul", (base, base), (level, False))
@@ -456,7 +441,9 @@ class _Writer:
             return name
         wide = self.spread.get(name)
         if wide is None:
-            wide = self.spread[name] = self.add("spread", (name, "sizes"), (level, expr.type.kind is Kind.BOOL))
+            wide = self.spread[name] = self.add(
+                "spread", (name, "sizes"), (level, expr.type.kind is Kind.BOOL)
+            )
         return wide
 
     def add(self, call: str, args: tuple[str, ...], slot: Slot) -> str:
@@ -502,7 +489,9 @@ class _Writer:
         lines: list[str] = []
         for number, value in enumerate(self.values):
             args = [places.get(arg, arg) for arg in value.args]
-            dying = [a for a in dict.fromkeys(value.args) if a in self.by_name and self.by_name[a].last == number]
+            dying = [
+                a for a in dict.fromkeys(value.args) if a in self.by_name and self.by_name[a].last == number
+            ]
             gone = [self.by_name[a] for a in dying if self.by_name[a].target is None]
             if value.call in _SAFE:
                 for item in gone:

@@ -1,7 +1,7 @@
 """A program as a step of K models at once, whose parameters are the rows of one [K, P] array.
 
-`Stacked` is the program made ready for tensors of given shapes; `Run` takes steps with it. What hyperparameters are to
-differ between the models is said when it is made: all others are settled, and branches on them cost nothing.
+`Stacked` is the program made ready for tensors of given shapes; `Run` takes steps with it. Which hyperparameters are
+to differ between the models is said when it is made: all others are settled, and branches on them cost nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from optdsl.core.record import field, record
-from optdsl.core.types import Kind, Level, Type, element
-from optdsl.ir.expr import Const, Expr, Literal
+from optdsl.core.record import record
+from optdsl.core.types import Kind, Level, element
+from optdsl.ir.expr import Const, Literal
 from optdsl.ir.program import Program, State
 from optdsl.search.evaluate.host import Tables, columns_of
 from optdsl.search.evaluate.printer import (
@@ -28,37 +28,7 @@ from optdsl.search.evaluate.printer import (
     shape_of,
     states_needed,
 )
-
-#: Bytes that a process may hold in generated buffers are no concern here: see `optdsl.search.pool`.
-Shape = tuple[int, ...]
-
-
-@record
-class Layout:
-    """Where each tensor of a model lies in its row."""
-
-    shapes: tuple[Shape, ...]
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Elements of each tensor."""
-        return tuple(math.prod(shape) for shape in self.shapes)
-
-    @property
-    def total(self) -> int:
-        """P, the parameters of a model."""
-        return sum(self.sizes)
-
-    def slices(self) -> list[slice]:
-        """The place of each tensor."""
-        ends = np.cumsum((0, *self.sizes)).tolist()
-        return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """The tensors of a [K, P] array, each [K, *shape] and in its memory."""
-        k = flat.shape[0]
-        return [flat[:, s].view(k, *shape) for s, shape in zip(self.slices(), self.shapes, strict=True)]
-
+from optdsl.search.tasks.layout import Layout
 
 @record
 class _Block:
@@ -144,10 +114,14 @@ class Stacked:
             if moved and (state.type.level is not Level.GROUP or state.name in groups):
                 roots[state.name] = (program.results[state.name], state.type)
         # a state of the group is read by all tensors as it was before
-        own = frozenset(n for n in roots if n == "p" or self.flat or program.state(n).type.level > Level.GROUP)
+        own = frozenset(
+            n for n in roots if n == "p" or self.flat or program.state(n).type.level > Level.GROUP
+        )
         own -= {s.name for s in kept if s.delay is not None}
         step = printer.function(roots, own)
-        begins = {s.name: (s.init, s.type) for s in kept if s.init is not None and not isinstance(s.init, Const)}
+        begins = {
+            s.name: (s.init, s.type) for s in kept if s.init is not None and not isinstance(s.init, Const)
+        }
         begin = printer.function(begins) if begins else None
         view = None
         if program.view is not None and "p" in program.view.results:
@@ -177,9 +151,7 @@ class Stacked:
 class Run:
     """K models on their way. `p` are their parameters."""
 
-    def __init__(
-        self, stacked: Stacked, p: Tensor, columns: Mapping[str, npt.ArrayLike], steps: int
-    ) -> None:
+    def __init__(self, stacked: Stacked, p: Tensor, columns: Mapping[str, npt.ArrayLike], steps: int) -> None:
         self.stacked, self.p, self.steps = stacked, p, steps
         self.t = 0
         known: dict[str, Any] = dict(stacked.settled)
@@ -360,7 +332,3 @@ def _drive(waiting: list[tuple[int, Any, Any]]) -> None:
             except StopIteration:
                 continue
         waiting = rest
-
-
-__all__ = ["Layout", "Run", "Stacked", "Unsupported", "field"]
-_ = (Expr, Type)
