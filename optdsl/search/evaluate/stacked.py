@@ -30,6 +30,7 @@ from optdsl.search.evaluate.printer import (
 )
 from optdsl.search.tasks.layout import Layout
 
+
 @record
 class _Block:
     """Consecutive parameters that one function takes at a time: all of them, or those of one tensor.

@@ -124,7 +124,9 @@ def train(
         found.final[rows] = np.where(blown, np.inf, losses)
         if checkpoint == checkpoints - 1:
             break
-        missed = np.zeros(len(rows), np.bool_) if hurdle is None else ~blown & (losses > hurdle.limit(checkpoint))
+        missed = (
+            np.zeros(len(rows), np.bool_) if hurdle is None else ~blown & (losses > hurdle.limit(checkpoint))
+        )
         found.stopped[rows[missed]] = checkpoint
         going = np.flatnonzero(~(blown | missed))
         if not len(going):

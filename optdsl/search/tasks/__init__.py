@@ -33,9 +33,7 @@ def names(split: str | None = None, size: str | None = None) -> list[str]:
     if split not in (None, *SPLITS) or size not in (None, *SIZES):
         raise ValueError(f"splits are {', '.join(SPLITS)}, sizes {', '.join(SIZES)}")
     sizes = SIZES if size is None else (size,)
-    return [
-        f"{name}/{s}" for name, kind in FAMILIES.items() if split in (None, kind.split) for s in sizes
-    ]
+    return [f"{name}/{s}" for name, kind in FAMILIES.items() if split in (None, kind.split) for s in sizes]
 
 
 __all__ = ["FAMILIES", "SIZES", "SPLITS", "Task", "names", "task"]

@@ -55,7 +55,10 @@ class Regression(Task):
         return x, x @ teacher + 0.5 * noise
 
     def begin(self, generator: torch.Generator) -> list[Tensor]:
-        return [0.1 * torch.randn(self.features, self.outputs, generator=generator), torch.zeros(self.outputs)]
+        return [
+            0.1 * torch.randn(self.features, self.outputs, generator=generator),
+            torch.zeros(self.outputs),
+        ]
 
     def batches(self, seed: int, steps: int) -> Batch:
         return self.rows(generator_of(seed, 1), steps, self.batch)
