@@ -58,12 +58,12 @@ def admit(
     task: Task, before: Iterable[Admission] = (), effort: Effort | None = None, rules: Sequence[str] = RULES
 ) -> Admission:
     """Tests a task; `before` are results of other tasks."""
-    effort = effort or Effort(configurations=12, fresh=tuple(range(1000, 1016)))
+    effort = effort or Effort(configurations=12, fresh=tuple(range(1000, 1020)))
     tuned = {name: tune(rule(name), task, effort, names=()) for name in rules}
     ranking = sorted(tuned, key=lambda name: float(tuned[name].logs.mean()))
     spread, errors = _spread(tuned[ranking[1]], tuned[ranking[-2]])
     floor = min(float(np.mean(found.losses)) for found in tuned.values())
-    rows = predictions(task)
+    rows = task.predictions
     seconds = cost(task)
     reasons = []
     if not errors > SPREAD:
@@ -85,12 +85,6 @@ def _spread(better: Tuned, worse: Tuned) -> tuple[float, float]:
     differences = log_ratios(worse, better)
     error = standard_error(differences)
     return float(differences.mean()), float(differences.mean()) / error if error else math.inf
-
-
-def predictions(task: Task) -> int:
-    """How many predictions validation averages over: numbers of the last tensor, the targets."""
-    *_, targets = task.held_out
-    return targets.numel()
 
 
 def cost(task: Task, name: str = "adamw", models: int = MODELS) -> float:

@@ -1,13 +1,14 @@
 """What a task is: a small problem that K models are trained on at once.
 
 The tensors of a model lie in one row of a [K, P] array (`optdsl.search.tasks.layout.Layout`). A task gives the
-initial row, the minibatches of a run and the losses of all models from one forward pass; data of different runs differ
-by their seeds alone, so that methods can be compared in pairs: same task, same seed, same data.
+initial row, the minibatches of a run and the losses of all models from one forward pass. Data of different runs
+differ by their seeds alone, so that methods can be compared in pairs: same task, same seed, same data.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -73,6 +74,11 @@ class Task(ABC):
     def held_out(self) -> Batch:
         """The rows that validation is on, at least 400 predictions."""
 
+    @property
+    def predictions(self) -> int:
+        """How many predictions validation averages over."""
+        return len(self.held_out[0])
+
     def validate(self, tensors: Sequence[Tensor]) -> Tensor:
         """The loss of each model on the rows of validation, [K]."""
         k = tensors[0].shape[0]
@@ -89,7 +95,7 @@ def generator_of(seed: int, stream: int) -> torch.Generator:
 
 def dense(generator: torch.Generator, *sizes: int, gain: float = 1.0) -> list[Tensor]:
     """Matrices [in, out] between layers of these sizes, their entries normal with variance gain^2 / in."""
-    pairs = zip(sizes, sizes[1:], strict=False)
+    pairs = itertools.pairwise(sizes)
     return [torch.randn(a, b, generator=generator) * (gain / a**0.5) for a, b in pairs]
 
 

@@ -6,6 +6,7 @@ The problem itself (teacher, spectrum) is the same in all runs, initial values a
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -126,7 +127,7 @@ class DeepLinear(Task):
         super().__init__(size)
         self.widths = (16, 16, 16, 8) if size == "small" else (48, 48, 48, 24)
         self.batch, self.steps = (16, 100) if size == "small" else (32, 400)
-        self.shapes = tuple(zip(self.widths, self.widths[1:], strict=False))
+        self.shapes = tuple(itertools.pairwise(self.widths))
 
     @functools.cached_property
     def teacher(self) -> Tensor:

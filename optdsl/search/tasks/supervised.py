@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,6 @@ from optdsl.search.tasks.base import (
     binary_cross_entropy,
     cross_entropy,
     dense,
-    generator_of,
     picked,
     squared,
 )
@@ -51,7 +51,7 @@ class DigitsMLP(_Digits):
         small = size == "small"
         self.widths = (64, 32, 10) if small else (64, 96, 64, 10)
         self.batch, self.steps = (32, 100) if small else (64, 300)
-        pairs = list(zip(self.widths, self.widths[1:], strict=False))
+        pairs = list(itertools.pairwise(self.widths))
         # matrices first: what is done with vectors apart is then done in one piece
         self.shapes = (*pairs, *((width,) for _, width in pairs))
 
@@ -75,8 +75,8 @@ class DigitsConv(_Digits):
 
     def __init__(self, size: str) -> None:
         super().__init__(size)
-        first, second = (4, 8) if size == "small" else (8, 24)
-        self.batch, self.steps = (16, 60) if size == "small" else (48, 240)
+        first, second = (6, 12) if size == "small" else (16, 32)
+        self.batch, self.steps = (12, 80) if size == "small" else (48, 300)
         self.shapes = ((9, first), (4 * first, second), (4 * second, 10), (first,), (second,), (10,))
 
     def begin(self, generator: torch.Generator) -> list[Tensor]:
@@ -86,14 +86,12 @@ class DigitsConv(_Digits):
     def losses(self, tensors: Sequence[Tensor], batch: Batch) -> Tensor:
         w1, w2, w3, b1, b2, b3 = tensors
         x, y = batch
-        k, rows = y.shape
-        first, second = b1.shape[1], b2.shape[1]
-        # 3 x 3 without margin, 36 places; the mean of each 2 x 2 of them
-        patches = x.reshape(k, rows, 8, 8).unfold(2, 3, 1).unfold(3, 3, 1).reshape(k, rows * 36, 9)
-        x = torch.relu_(affine(patches, w1, b1)).reshape(k, rows, 3, 2, 3, 2, first).mean((3, 5))
-        # 2 x 2, 4 places
-        patches = x.unfold(2, 2, 1).unfold(3, 2, 1).reshape(k, rows * 4, 4 * first)
-        x = torch.relu_(affine(patches, w2, b2)).reshape(k, rows, 4 * second)
+        (k, rows), first = y.shape, b1.shape[1]
+        # 3 x 3 in steps of 2: 3 x 3 places; then 2 x 2: 2 x 2 places
+        x = x.reshape(k, rows, 8, 8).unfold(2, 3, 2).unfold(3, 3, 2).reshape(k, rows * 9, 9)
+        x = F.silu(affine(x, w1, b1)).reshape(k, rows, 3, 3, first)
+        x = x.unfold(2, 2, 1).unfold(3, 2, 1).reshape(k, rows * 4, 4 * first)
+        x = F.silu(affine(x, w2, b2)).reshape(k, rows, -1)
         return cross_entropy(affine(x, w3, b3), y)
 
 
@@ -106,7 +104,7 @@ class Autoencoder(_Digits):
         super().__init__(size)
         self.widths = (64, 16, 6, 16, 64) if size == "small" else (64, 64, 32, 8, 32, 64, 64)
         self.batch, self.steps = (16, 80) if size == "small" else (48, 240)
-        pairs = list(zip(self.widths, self.widths[1:], strict=False))
+        pairs = list(itertools.pairwise(self.widths))
         self.shapes = (*pairs, *((width,) for _, width in pairs))
 
     def begin(self, generator: torch.Generator) -> list[Tensor]:
@@ -131,7 +129,7 @@ class Logistic(Task):
     def __init__(self, size: str) -> None:
         super().__init__(size)
         self.features = 30 if size == "small" else 30 + 30 * 31 // 2
-        self.batch, self.steps = (16, 60) if size == "small" else (32, 300)
+        self.batch, self.steps = (16, 100) if size == "small" else (32, 400)
         self.shapes = ((self.features,), (1,))
 
     @functools.cached_property
@@ -141,7 +139,8 @@ class Logistic(Task):
         if self.size == "large":
             first, second = torch.triu_indices(30, 30)
             x = torch.cat([x, x[:, first] * x[:, second] / 4], 1)
-        return x, y.float()
+        # features as different in size as those of raw data are
+        return x * torch.logspace(0, -1.5, x.shape[1]), y.float()
 
     def begin(self, generator: torch.Generator) -> list[Tensor]:
         return [torch.randn(self.features, generator=generator) * 0.1, torch.zeros(1)]
@@ -163,19 +162,19 @@ class Logistic(Task):
 
 
 class Transformer(Task):
-    """The next letter of Python's help texts, by a transformer of one or two blocks."""
+    """The next word of Python's help texts, by a transformer of one or two blocks."""
 
     family, split = "text_transformer", "held-out"
 
     def __init__(self, size: str) -> None:
         super().__init__(size)
         small = size == "small"
-        self.width, self.length, self.blocks = (16, 16, 1) if small else (32, 32, 2)
-        self.batch, self.steps = (4, 50) if small else (8, 200)
-        self.windows = 32
+        self.width, self.length, self.blocks, self.heads = (12, 8, 1, 1) if small else (32, 24, 2, 2)
+        self.batch, self.steps = (6, 80) if small else (12, 250)
+        self.windows = 52 if small else 32  # for validation
         d = self.width
         block = ((d, 3 * d), (d, d), (d, 2 * d), (2 * d, d), (d,), (d,))
-        self.shapes = ((32, d), (self.length, d), (d, 32), *block * self.blocks, (d,))
+        self.shapes = ((data.WORDS, d), (self.length, d), (d, data.WORDS), *block * self.blocks, (d,))
 
     def begin(self, generator: torch.Generator) -> list[Tensor]:
         found = []
@@ -183,7 +182,7 @@ class Transformer(Task):
             if len(shape) == 1:
                 found.append(torch.ones(shape))
             else:
-                scale = 0.5 if number < 2 else shape[0] ** -0.5
+                scale = 0.3 if number < 2 else shape[0] ** -0.5
                 found.append(torch.randn(shape, generator=generator) * scale)
         return found
 
@@ -199,6 +198,10 @@ class Transformer(Task):
         starts = torch.arange(self.windows) * (len(last) // self.windows - 1)
         return (last[starts.unsqueeze(-1) + torch.arange(self.length + 1)],)
 
+    @property
+    def predictions(self) -> int:
+        return self.windows * self.length
+
     def losses(self, tensors: Sequence[Tensor], batch: Batch) -> Tensor:
         (codes,) = batch
         (k, rows, _), d = codes.shape, self.width
@@ -209,7 +212,7 @@ class Transformer(Task):
         for number in range(self.blocks):
             mixed, out, up, down, gain1, gain2 = blocks[6 * number : 6 * number + 6]
             q, key, value = (
-                part.reshape(k * rows, self.length, 2, d // 2).transpose(1, 2)
+                part.reshape(k * rows, self.length, self.heads, d // self.heads).transpose(1, 2)
                 for part in (normalised(x, gain1) @ mixed).split(d, -1)
             )
             x = x + _attention(q, key, value).transpose(1, 2).reshape(k, -1, d) @ out
@@ -228,6 +231,3 @@ def _attention(q: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def normalised(x: Tensor, gain: Tensor) -> Tensor:
     """Rows of [K, rows, d] with a mean square of 1, times a gain per column, [K, d]."""
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * gain.unsqueeze(1)
-
-
-__all__ = ["Autoencoder", "DigitsConv", "DigitsMLP", "Logistic", "Transformer", "generator_of"]
