@@ -13,7 +13,7 @@ it is a generator that gives its part of a reduction over several tensors and is
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import CodeType
 from typing import Any
 
@@ -294,16 +294,22 @@ class Printer:
         return {node.name for node in nodes if isinstance(node, Var) and node.name not in self.definitions}
 
     def joint_roots(self) -> list[Expr]:
-        """The joint reductions that every tensor takes part in, needed or not."""
+        """The joint reductions that a tensor takes part in, needed or not: all that its branches reach."""
         roots: list[Expr] = []
         for assign in self.body:
-            if any(is_joint(node) for node in walk(assign.expr)) and self.reached(assign):
-                for condition, _ in assign.guard:
-                    if self.settled(condition) is None and self.depends_on_facts(condition):
-                        raise Unsupported(
-                            "tensors of different shapes take part in a joint reduction in different steps"
-                        )
-                roots += [node for node in walk(assign.expr) if is_joint(node)]
+            if not any(is_joint(node) for node in walk(assign.expr)) or not self.reached(assign):
+                continue
+            conditions = [condition for condition, _ in assign.guard]
+            stack = [assign.expr]
+            while stack:
+                node = self.taken(stack.pop())
+                if is_joint(node):
+                    roots.append(node)
+                if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
+                    conditions.append(node.args[0])
+                stack += node.args
+            if any(self.settled(c) is None and self.depends_on_facts(c) for c in conditions):
+                raise Unsupported("tensors of different shapes take part in a joint reduction in different steps")
         return roots
 
     def depends_on_facts(self, expr: Expr) -> bool:
@@ -530,21 +536,21 @@ class _Writer:
         return "def f(p, g, h, s, o, w, sizes):\n" + "".join(f" {line}\n" for line in body)
 
 
-def states_needed(printer: Printer, program: Program) -> list[str]:
-    """The states above the host that the parameters, now or later, depend on, in the order of the program."""
+def states_needed(printers: Iterable[Printer], program: Program) -> set[str]:
+    """The states above the host that the parameters of some tensor, now or later, depend on."""
     view = program.view
     found: set[str] = set()
     wanted: set[str] = {"p"}
     while wanted - found:
         found |= wanted
-        printer.use(program)
-        roots = [program.results[name] for name in found if name in program.results]
-        wanted = printer.reading(roots)
-        if view is not None and "p" in view.results:
-            printer.use(view)
-            wanted |= printer.reading([view.results["p"]])
-    printer.use(program)
-    return [s.name for s in program.kept if s.name in found and not s.type.is_host]
+        for printer in printers:
+            roots = [program.results[name] for name in found if name in program.results]
+            wanted |= printer.reading(roots if printer.flat else roots + printer.joint_roots())
+            if view is not None and "p" in view.results:
+                printer.use(view)
+                wanted |= printer.reading([view.results["p"]])
+                printer.use(program)
+    return {state.name for state in program.kept if state.name in found}
 
 
 def shape_of(level: str, k: int, sizes: tuple[int, int], flat: bool) -> tuple[int, ...]:

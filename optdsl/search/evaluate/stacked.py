@@ -36,7 +36,7 @@ class _Block:
     """Consecutive parameters that one function takes at a time: all of them, or those of one tensor.
 
     `lines` are (P, S) in the flat form, else rows and columns; `sizes` the elements of its tensors; `facts` what host
-    values may read. `groups` are the states of the group that this block leaves behind.
+    values may read.
     """
 
     place: slice
@@ -46,7 +46,6 @@ class _Block:
     begin: Function | None
     step: Function
     view: Function | None
-    groups: tuple[str, ...] = ()
 
 
 class Stacked:
@@ -75,22 +74,24 @@ class Stacked:
         defaults = {h.name: h.default for h in program.hypers if h.name not in self.varied}
         self.settled = {**defaults, **{n: v for n, v in (values or {}).items() if n in defaults}}
         self.flat = not looks_at_shapes(program)
-        self.states: tuple[State, ...] = ()
+        places = list(self._places())
+        printers = {
+            tuple(facts.items()): Printer(program, {**self.settled, **facts}, self.flat)
+            for *_, facts in places
+        }
+        live = states_needed(printers.values(), program)
+        self.states = tuple(s for s in program.kept if s.name in live and not s.type.is_host)
         self.blocks: list[_Block] = []
-        made: dict[Any, tuple[Function | None, Function, Function | None, list[str]]] = {}
-        taken: set[str] = set()  # states of the group that a block leaves behind
-        live: set[str] = set()
-        for place, lines, sizes, facts in self._places():
-            names = tuple(s.name for s in program.kept if s.type.level is Level.GROUP and s.name not in taken)
-            key = (lines, tuple(facts.items()), names)
+        made: dict[Any, tuple[Function | None, Function, Function | None]] = {}
+        # a state of the group is what the first tensor leaves in it that assigns it at all
+        open_groups = [s.name for s in self.states if s.type.level is Level.GROUP]
+        for place, lines, sizes, facts in places:
+            key = (tuple(facts.items()), tuple(open_groups))
             if key not in made:
-                made[key] = self._functions(facts, names)
-            begin, step, view, needed = made[key]
-            live |= set(needed)
-            groups = tuple(name for name in step.writes if name in names)
-            taken |= set(groups)
-            self.blocks.append(_Block(place, lines, sizes, facts, begin, step, view, groups))
-        self.states = tuple(s for s in program.kept if s.name in live)
+                made[key] = self._functions(printers[key[0]], open_groups)
+            begin, step, view = made[key]
+            open_groups = [name for name in open_groups if name not in step.writes]
+            self.blocks.append(_Block(place, lines, sizes, facts, begin, step, view))
 
     def _places(self) -> Iterable[tuple[slice, tuple[int, int], tuple[int, ...], dict[str, int]]]:
         if self.flat:
@@ -103,35 +104,33 @@ class Stacked:
             yield place, (rows, cols), (rows * cols,), facts
 
     def _functions(
-        self, facts: Mapping[str, int], groups: tuple[str, ...]
-    ) -> tuple[Function | None, Function, Function | None, list[str]]:
+        self, printer: Printer, groups: Collection[str]
+    ) -> tuple[Function | None, Function, Function | None]:
+        """Functions that begin states, take a step, and make what is evaluated. `groups` are the states of the group
+        that are left to this tensor.
+        """
         program = self.program
-        printer = Printer(program, {**self.settled, **facts}, self.flat)
-        needed = states_needed(printer, program)
-        kept = [s for s in program.kept if s.name in needed]
         roots = {"p": (program.results["p"], element())} if "p" in program.results else {}
-        for state in kept:
-            moved = state.name in program.results and self._moves(printer, state)
-            if moved and (state.type.level is not Level.GROUP or state.name in groups):
+        for state in self.states:
+            if self._moves(printer, state) and (state.type.level is not Level.GROUP or state.name in groups):
                 roots[state.name] = (program.results[state.name], state.type)
         # a state of the group is read by all tensors as it was before
-        own = frozenset(
-            n for n in roots if n == "p" or self.flat or program.state(n).type.level > Level.GROUP
-        )
-        own -= {s.name for s in kept if s.delay is not None}
-        step = printer.function(roots, own)
-        begins = {
-            s.name: (s.init, s.type) for s in kept if s.init is not None and not isinstance(s.init, Const)
-        }
+        own = {n for n in roots if n == "p" or self.flat or program.state(n).type.level is not Level.GROUP}
+        step = printer.function(roots, frozenset(own))
+        inits = {s.name: (s.init, s.type) for s in self.states if s.init is not None}
+        begins = {name: init for name, init in inits.items() if not isinstance(init[0], Const)}
         begin = printer.function(begins) if begins else None
         view = None
         if program.view is not None and "p" in program.view.results:
             printer.use(program.view)
             view = printer.function({"p": (program.view.results["p"], element())})
-        return begin, step, view, needed
+            printer.use(program)
+        return begin, step, view
 
     def _moves(self, printer: Printer, state: State) -> bool:
         """False for a state that the branches taken leave as it is."""
+        if state.name not in self.program.results:
+            return False
         result = printer.taken(self.program.results[state.name])
         return getattr(result, "name", None) != state.name
 
