@@ -1,16 +1,17 @@
-"""Processes that work on jobs, each with a limit on time and on memory: a job that hangs or eats memory is an outcome.
+"""Processes that work on jobs within limits of time and memory: a job that hangs or eats memory is an outcome.
 
 A job is a function that can be pickled, and its arguments. What it gives depends on these alone, so that neither the
 number of workers nor the order in which they finish changes a result. A job whose worker dies (killed from outside,
 say) is tried once more, then that is its outcome.
 
-Workers are not forked but started anew, with one thread each, and by their own pipe: nothing of the main module of the
-program runs in them. They end when the program does, whatever ends it.
+Workers are not forked but started anew, with one thread each, and by their own pipe: nothing of the main module of
+the program runs in them. They end when the program does, whatever ends it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import importlib
 import os
 import pickle
@@ -29,7 +30,7 @@ from typing import Any
 
 from optdsl.core.record import record
 
-#: What a worker's surroundings are: one thread, and memory that the allocator does not give back after each operation.
+#: What a worker's surroundings are: one thread, and an allocator that keeps memory for the next operation.
 ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     "MALLOC_ARENA_MAX": "1",
@@ -43,8 +44,8 @@ TRIES = 2
 
 @record
 class Limits:
-    """`seconds` a job may take by the clock, `memory` in bytes that it may have beside what a worker begins with (None:
-    as much as there is; kept on Linux only), `jobs` that a worker does before a new one takes its place.
+    """`seconds` a job may take by the clock; `memory`, bytes that it may have beside what a worker begins with (None:
+    as much as there is; kept on Linux only); `jobs` that a worker does before a new one takes its place.
     """
 
     seconds: float = 60.0
@@ -196,10 +197,8 @@ class Pool:
             )
         pipe = Connection(mine.detach())
         worker = _Worker(process, pipe)
-        try:
+        with contextlib.suppress(BrokenPipeError):  # which shows in the next turn
             pipe.send((self.preload, self.limits.memory))
-        except BrokenPipeError:
-            pass  # which shows in the next turn
         return worker
 
     def _replace(self, worker: _Worker) -> None:

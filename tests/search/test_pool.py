@@ -103,7 +103,12 @@ def test_jobs_come_back_as_they_finish_and_nothing_is_left_behind() -> None:
 
 def test_workers_have_one_thread_and_the_path_of_the_program() -> None:
     with Pool(1) as pool:
-        threads, path = (o.value for o in pool.map(eval, [("__import__('os').environ['OMP_NUM_THREADS']",), ("__import__('sys').path",)]))
+        threads, path = (
+            o.value
+            for o in pool.map(
+                eval, [("__import__('os').environ['OMP_NUM_THREADS']",), ("__import__('sys').path",)]
+            )
+        )
     assert threads == "1"
     assert {part for part in sys.path if part} <= set(path)
 

@@ -19,14 +19,25 @@ from optdsl.driver import locate, program_of, simplify
 from optdsl.ir.interpret import Group, Interpreter
 from optdsl.ir.program import Program
 from optdsl.search import tasks
-from optdsl.search.evaluate import printer
+from optdsl.search.evaluate import operators
 from optdsl.search.evaluate.stacked import Layout, Stacked, Unsupported
 from optdsl.search.generate import TAME, random_program
 
 #: Of all kinds: host states, turns, reductions per tensor, group, row and column, views, matrices, delays.
 SPECS = (
     *("sgd", "nag", "adamw", "nadam", "radam", "rmsprop", "adagrad", "adadelta", "adamax", "lion"),
-    *("adabelief", "yogi", "lamb", "lars", "adafactor", "came", "sm3", "schedule_free_adamw", "muon", "prodigy"),
+    *(
+        "adabelief",
+        "yogi",
+        "lamb",
+        "lars",
+        "adafactor",
+        "came",
+        "sm3",
+        "schedule_free_adamw",
+        "muon",
+        "prodigy",
+    ),
     *("adashift", "adan", "signsgd", "rprop"),
 )
 SMALL = tasks.names(size="small")
@@ -58,7 +69,9 @@ def test_the_evaluator_is_the_compiled_class(name: str) -> None:
         begin = torch.stack([task.init(seed) for seed in range(2)])
         run = stacked.run(begin.clone(), {"lr": rates}, steps)
         models = [[torch.nn.Parameter(x.clone()) for x in row] for row in _rows(task.layout, begin)]
-        optimizers = [kind(m, lr=lr, fused=False, **options) for m, lr in zip(models, rates.tolist(), strict=True)]
+        optimizers = [
+            kind(m, lr=lr, fused=False, **options) for m, lr in zip(models, rates.tolist(), strict=True)
+        ]
         data = [task.batches(seed, steps) for seed in range(2)]
         for step in range(steps):
             batch = tuple(torch.stack([x[step] for x in parts]) for parts in zip(*data, strict=True))
@@ -110,7 +123,9 @@ def interpreted(
     return found
 
 
-def agree(program: Program, columns: dict[str, list[float]], values: dict[str, Any], seed: int, steps: int) -> str:
+def agree(
+    program: Program, columns: dict[str, list[float]], values: dict[str, Any], seed: int, steps: int
+) -> str:
     """Runs two models at once and one by one: "fine", or "infinite" if that is where a number went."""
     stacked = Stacked(program, LAYOUT, tuple(columns), values)
     numbers = np.random.default_rng(seed)
@@ -153,12 +168,15 @@ def test_columns_of_every_hyperparameter(name: str) -> None:
     assert agree(program(name), columns, {}, seed=5, steps=9) == "fine"
 
 
-def test_random_programs() -> None:
+@pytest.mark.parametrize(
+    "seeds", [range(30), pytest.param(range(1000, 1600), marks=pytest.mark.slow)], ids=["few", "many"]
+)
+def test_random_programs(seeds: range) -> None:
     """Whatever the generator makes, except for what is refused by name."""
     drawn = dict.fromkeys(("normal", "uniform", "rademacher", "bernoulli", "reduce_kth_largest"), 0.0)
     weights = replace(TAME, operators={**TAME.operators, **drawn})
     found = []
-    for seed in range(120):
+    for seed in seeds:
         rng = random.Random(seed)
         made = random_program(rng, rng.choice((4, 8, 12, 20)), weights, inputs=seed % 2 == 1)
         names = [h.name for h in made.hypers if h.kind is Kind.FLOAT and rng.random() < 0.5]
@@ -166,9 +184,13 @@ def test_random_programs() -> None:
         try:
             found.append(agree(made, columns, {}, seed, steps=4))
         except Unsupported as error:
-            assert re.search("more than a gradient|joint reduction", str(error))
-            found.append("refused")
-    assert found.count("fine") > 80
+            found.append(str(error))
+    refused = {text for text in found if text not in ("fine", "infinite")}
+    assert refused <= {
+        "a step is given more than a gradient",
+        "tensors of different shapes take part in a joint reduction in different steps",
+    }
+    assert found.count("fine") > 0.6 * len(seeds)
 
 
 def test_a_learning_rate_may_change_from_step_to_step(rng: np.random.Generator) -> None:
@@ -185,7 +207,8 @@ def test_a_learning_rate_may_change_from_step_to_step(rng: np.random.Generator) 
             optimizer.param_groups[0]["lr"] = float(rates[step, k])
             parameter.grad = gradients[step, k]
             optimizer.step()
-        torch.testing.assert_close(run.p[k], parameter.detach(), rtol=1e-12, atol=1e-12)
+        # torch keeps a product of coefficients in float32
+        torch.testing.assert_close(run.p[k], parameter.detach(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["nadam", "lamb", "prodigy", "adafactor", "schedule_free_adamw", "adashift"])
@@ -212,7 +235,7 @@ def test_models_that_leave_do_not_change_the_others(name: str, rng: np.random.Ge
 
 
 def test_every_operator_is_spelled_or_refused() -> None:
-    assert printer.SPELLED == set(CORE)
+    assert set(CORE) == operators.SPELLED
 
 
 def test_nothing_of_a_program_reaches_the_generated_code() -> None:
@@ -252,7 +275,8 @@ def test_states_that_nothing_needs_are_not_computed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("gravity", "random"), ("sophia_h", "more than a gradient"), ("storm", "more than a gradient")]
+    ("name", "why"),
+    [("gravity", "random"), ("sophia_h", "more than a gradient"), ("storm", "more than a gradient")],
 )
 def test_what_cannot_be_stacked_is_refused(name: str, why: str) -> None:
     with pytest.raises(Unsupported, match=why):
@@ -262,8 +286,10 @@ def test_what_cannot_be_stacked_is_refused(name: str, why: str) -> None:
 def test_other_refusals() -> None:
     with pytest.raises(Unsupported, match="`amsgrad` is no number"):
         Stacked(program("adamw"), LAYOUT, ("amsgrad",))
+    states = tuple(replace(s, stored="bf16") for s in program("adamw").states)
+    stored = replace(program("adamw"), states=states)
     with pytest.raises(Unsupported, match="another format"):
-        states = tuple(replace(s, stored="bf16") for s in program("adamw").states)
-        Stacked(replace(program("adamw"), states=states), LAYOUT)
+        Stacked(stored, LAYOUT)
+    stacked = Stacked(program("adamw"), LAYOUT, ("lr",))
     with pytest.raises(ValueError, match="`lr` has no values"):
-        Stacked(program("adamw"), LAYOUT, ("lr",)).run(torch.zeros(1, LAYOUT.total), {}, 1)
+        stacked.run(torch.zeros(1, LAYOUT.total), {}, 1)

@@ -23,12 +23,12 @@ def test_the_bootstrap_of_one_task_is_the_interval_of_a_mean(rng: np.random.Gene
 
 def test_the_bootstrap_has_both_sources_of_variance(rng: np.random.Generator) -> None:
     """Var = (variance between task means + mean variance of the mean over seeds) / tasks."""
-    tasks = {str(i): rng.normal(rng.normal(0, 0.5), 1.0, 20) for i in range(40)}
+    tasks = {str(i): rng.normal(rng.normal(0, 0.5), 1.5, 10) for i in range(40)}
     means = np.array([x.mean() for x in tasks.values()])
     within = np.mean([x.var() / len(x) for x in tasks.values()])
     expected = math.sqrt((means.var() + within) / len(means))
-    found = bootstrap(tasks, draws=40_000)
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(expected, rel=0.03)
+    found = bootstrap(tasks, draws=20_000)
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(expected, rel=0.04)
     # seeds alone, or tasks alone, would give less
     assert expected > 1.1 * math.sqrt(means.var() / len(means))
 
@@ -65,7 +65,10 @@ def test_wilcoxon_is_what_all_signs_say(rng: np.random.Generator) -> None:
     ranks = np.argsort(np.argsort(np.abs(x))) + 1
     middle = ranks.sum() / 2
     seen = abs(ranks[x > 0].sum() - middle)
-    sums = [sum(r for r, s in zip(ranks, signs, strict=True) if s) for signs in itertools.product((0, 1), repeat=9)]
+    sums = [
+        sum(r for r, s in zip(ranks, signs, strict=True) if s)
+        for signs in itertools.product((0, 1), repeat=9)
+    ]
     share = np.mean([abs(total - middle) >= seen for total in sums])
     assert wilcoxon(x) == pytest.approx(share)
 

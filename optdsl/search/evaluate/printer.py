@@ -1,8 +1,7 @@
 """Steps of a program as Python over stacked tensors, K models at once.
 
 A function of generated code is a list of calls `op(a, b, out=c)`: every intermediate value has a buffer that it
-shares with others, so that a step allocates nothing. The text holds names of the table below and names with numbers (`v3`,
-`h0`), whatever a program's own names and numbers are: those come in as arguments.
+shares with others, so that a step allocates nothing.
 
 There are two forms. In the flat one all tensors of a model lie in one row of a [K, P] array; a value per tensor is
 [K, S], one per group [K, 1]. It takes programs that do not look at the shape of a tensor. In the other one a function
@@ -12,179 +11,19 @@ it is a generator that gives its part of a reduction over several tensors and is
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
-from types import CodeType
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from collections.abc import Iterable, Mapping
 
 from optdsl.core.ops import CORE, STATIC_FACTS, Rule
-from optdsl.core.record import record
 from optdsl.core.types import ELEMENT, Kind, Level, Type
 from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, const, is_joint, walk
 from optdsl.ir.program import Assign, Program
 from optdsl.passes.evaluate import Unknown, host_value
+from optdsl.search.evaluate.code import Function, Output, Slot, Value, write
+from optdsl.search.evaluate.operators import REFUSED
 
 
 class Unsupported(Exception):
     """A program does something that stacked models cannot do."""
-
-
-def _sqrt(x: Tensor, out: Tensor) -> None:
-    # by numpy: torch hands roots to MKL, which takes six times as long where many numbers are zero
-    np.sqrt(x.numpy(), out=out.numpy())
-
-
-def _spread(x: Tensor, sizes: tuple[int, ...], out: Tensor) -> None:
-    """An entry per tensor to all elements of the tensor."""
-    torch.cat([x[:, i : i + 1].expand(-1, size) for i, size in enumerate(sizes)], 1, out=out)
-
-
-def _by_tensor(reduce: Callable[..., Tensor]) -> Callable[..., None]:
-    def run(x: Tensor, sizes: tuple[int, ...], out: Tensor) -> None:
-        torch.stack([reduce(part, 1) for part in x.split(sizes, 1)], 1, out=out)
-
-    return run
-
-
-def _over(reduce: Callable[..., Tensor], *dims: int) -> Callable[..., None]:
-    def run(x: Tensor, out: Tensor) -> None:
-        reduce(x, dims, True, out=out)
-
-    return run
-
-
-def _part(op: str) -> Callable[[Tensor, Any], Tensor]:
-    reduce = {"reduce_sum": torch.sum, "reduce_max": torch.amax, "reduce_min": torch.amin}[op]
-
-    def run(x: Tensor, shape: Any) -> Tensor:
-        # a value per row of a tensor with one column comes as [K, R, 1] already; one per tensor counts once
-        return reduce(x.reshape(x.shape[0], -1), 1)
-
-    return run
-
-
-def _newton_schulz(x: Tensor, steps: Tensor, out: Tensor) -> None:
-    from optdsl.ir.numpy_ops import NEWTON_SCHULZ, NEWTON_SCHULZ_EPS
-
-    a, b, c = NEWTON_SCHULZ
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(NEWTON_SCHULZ_EPS)
-    for _ in range(int(steps)):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    out.copy_(x.mT if tall else x)
-
-
-_REDUCE: dict[str, Callable[..., Tensor]] = {
-    "reduce_sum": torch.sum,
-    "reduce_mean": torch.mean,
-    "reduce_max": torch.amax,
-    "reduce_min": torch.amin,
-}
-#: Core operators, element by element: (operands, out).
-_ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "mod": torch.remainder,
-    "pow": torch.pow,
-    "neg": torch.neg,
-    "lt": torch.lt,
-    "le": torch.le,
-    "gt": torch.gt,
-    "ge": torch.ge,
-    "eq": torch.eq,
-    "ne": torch.ne,
-    "and": torch.logical_and,
-    "or": torch.logical_or,
-    "not": torch.logical_not,
-    "select": torch.where,
-    "min": torch.minimum,
-    "max": torch.maximum,
-    "abs": torch.abs,
-    "sign": torch.sign,
-    "sqrt": _sqrt,
-    "exp": torch.exp,
-    "expm1": torch.expm1,
-    "log": torch.log,
-    "log1p": torch.log1p,
-    "sin": torch.sin,
-    "cos": torch.cos,
-    "tan": torch.tan,
-    "asin": torch.asin,
-    "acos": torch.acos,
-    "atan": torch.atan,
-    "atan2": torch.atan2,
-    "tanh": torch.tanh,
-    "erf": torch.erf,
-    "floor": torch.floor,
-    "ceil": torch.ceil,
-    "round": torch.round,
-    "isfinite": lambda x, out: out.copy_(torch.isfinite(x)),
-    "nan_to_num": torch.nan_to_num,
-}
-#: Operators that generated code cannot call, with what a person is told. Together with the tables here these are all.
-REFUSED = {
-    "reduce_kth_largest": "it ranks entries",
-    **dict.fromkeys(("normal", "uniform", "rademacher", "bernoulli"), "it draws random numbers"),
-}
-#: All that generated code calls, by the names it has there.
-_NAMESPACE: dict[str, Any] = {
-    **{f"op_{name}": function for name, function in _ELEMENTWISE.items()},
-    **{f"each_{name}": _by_tensor(function) for name, function in _REDUCE.items()},
-    **{f"tensor_{name}": _over(function, 1, 2) for name, function in _REDUCE.items()},
-    **{f"rows_{name}": _over(function, 2) for name, function in _REDUCE.items()},
-    **{f"cols_{name}": _over(function, 1) for name, function in _REDUCE.items()},
-    **{f"all_{name}": _over(function, 1) for name, function in _REDUCE.items()},
-    **{f"part_{name}": _part(name) for name in _REDUCE if name != "reduce_mean"},
-    "copy": lambda x, out: out.copy_(x),
-    "spread": _spread,
-    "op_matmul": torch.matmul,
-    "op_transpose": lambda x, out: out.copy_(x.mT),
-    "op_newton_schulz": _newton_schulz,
-    "__builtins__": {},
-}
-SPELLED = frozenset({*_ELEMENTWISE, *_REDUCE, *REFUSED, "matmul", "transpose", "newton_schulz", "broadcast"})
-#: Calls that may write over an operand.
-_SAFE = frozenset({*(f"op_{name}" for name in _ELEMENTWISE), "copy"})
-
-#: A buffer: the name of its level, and whether it holds truth values.
-Slot = tuple[str, bool]
-
-
-@record
-class Function:
-    """Generated code. It is called with (p, g, h, s, o, w, sizes): parameter and gradient, host values, the states of
-    `reads`, where to write `writes`, buffers, and the sizes of the tensors.
-
-    `host` are the expressions of the host values that it takes, `joints` how each thing that it yields is reduced:
-    (operator, site, level name of what is reduced).
-    """
-
-    text: str
-    host: tuple[Expr, ...]
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    buffers: tuple[Slot, ...]
-    joint: bool
-
-    def bind(self) -> Callable[..., Any]:
-        """The function itself."""
-        names = dict(_NAMESPACE)
-        exec(_compiled(self.text), names)
-        bound: Callable[..., Any] = names["f"]
-        return bound
-
-
-@functools.lru_cache(maxsize=4096)
-def _compiled(text: str) -> CodeType:
-    return compile(text, "<stacked step>", "exec")
 
 
 def looks_at_shapes(program: Program) -> bool:
@@ -201,18 +40,6 @@ def looks_at_shapes(program: Program) -> bool:
         if isinstance(node, Call) and CORE[node.op].rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX):
             return True
     return False
-
-
-@record(frozen=False)
-class _Value:
-    """What generated code computes in one call: into buffer `slot`, or into output `target`."""
-
-    call: str
-    args: tuple[str, ...]
-    slot: Slot
-    last: int = -1  # the last call that reads it
-    target: str | None = None
-    name: str = ""
 
 
 class Printer:
@@ -309,7 +136,9 @@ class Printer:
                     conditions.append(node.args[0])
                 stack += node.args
             if any(self.settled(c) is None and self.depends_on_facts(c) for c in conditions):
-                raise Unsupported("tensors of different shapes take part in a joint reduction in different steps")
+                raise Unsupported(
+                    "tensors of different shapes take part in a joint reduction in different steps"
+                )
         return roots
 
     def depends_on_facts(self, expr: Expr) -> bool:
@@ -334,10 +163,9 @@ class Printer:
 class _Writer:
     def __init__(self, printer: Printer, roots: Mapping[str, tuple[Expr, Type]], own: frozenset[str]) -> None:
         self.printer, self.flat, self.roots, self.own = printer, printer.flat, roots, own
-        self.values: list[_Value] = []
+        self.values: dict[str, Value] = {}
         self.made: dict[Expr, str] = {}
         self.spread: dict[str, str] = {}  # values per tensor that there are for each element, too
-        self.by_name: dict[str, _Value] = {}
         self.host: dict[Expr, str] = {}
         self.inputs: dict[str, str] = {"p": "p", "g": "g"}
         self.last: dict[str, int] = {}  # last call that reads an input
@@ -355,11 +183,17 @@ class _Writer:
         if not self.flat:
             for expr in exprs[len(self.roots) :]:
                 self.value(expr)
-        ends: dict[str, str] = {}
-        for name, (expr, type_) in self.roots.items():
-            ends[name] = self.kept(name, expr, type_)
-        text, buffers = self.allocate(ends)
+        outputs = [
+            Output(
+                name,
+                self.kept(name, expr, type_),
+                type_.level_name,
+                self.inputs.get(name) if name in self.own else None,
+            )
+            for name, (expr, type_) in self.roots.items()
+        ]
         reads = tuple(name for name in self.inputs if name not in ("p", "g"))
+        text, buffers = write(self.values, outputs, self.last, len(self.host), len(reads))
         return Function(text, tuple(self.host), reads, tuple(self.roots), buffers, self.joint)
 
     def kept(self, name: str, expr: Expr, type_: Type) -> str:
@@ -454,86 +288,14 @@ class _Writer:
 
     def add(self, call: str, args: tuple[str, ...], slot: Slot) -> str:
         number = len(self.values)
-        value = _Value(call, args, slot, name=f"v{number}")
         for arg in args:
-            self.read(arg, number)
-        self.values.append(value)
-        self.by_name[value.name] = value
-        return value.name
-
-    def read(self, name: str, number: int) -> None:
-        if name in self.by_name:
-            self.by_name[name].last = number
-        else:
-            self.last[name] = number
-
-    # ---- buffers -----------------------------------------------------------------------------------------
-
-    def allocate(self, ends: Mapping[str, str]) -> tuple[str, tuple[Slot, ...]]:
-        """The text, with a place for every value."""
-        end = len(self.values)
-        outputs = {name: f"o{number}" for number, name in enumerate(self.roots)}
-        for name, value in ends.items():
-            if value != self.inputs.get(name) or name not in self.own:
-                self.read(value, end)
-        for name, value in ends.items():
-            found = self.by_name.get(value)
-            if found is None or found.target is not None:
-                continue
-            _, type_ = self.roots[name]
-            if found.slot != (type_.level_name, False):
-                continue
-            number = int(value[1:])
-            if name in self.own and name in self.inputs:
-                last = self.last.get(self.inputs[name], -1)
-                if last > number or (last == number and found.call not in _SAFE):
-                    continue
-            found.target = name
-        free: dict[Slot, list[str]] = {}
-        buffers: list[Slot] = []
-        places: dict[str, str] = {}
-        lines: list[str] = []
-        for number, value in enumerate(self.values):
-            args = [places.get(arg, arg) for arg in value.args]
-            dying = [
-                a for a in dict.fromkeys(value.args) if a in self.by_name and self.by_name[a].last == number
-            ]
-            gone = [self.by_name[a] for a in dying if self.by_name[a].target is None]
-            if value.call in _SAFE:
-                for item in gone:
-                    free.setdefault(item.slot, []).append(places[item.name])
-            if value.target is not None:
-                place = outputs[value.target]
-            elif free.get(value.slot):
-                place = free[value.slot].pop()
+            if arg in self.values:
+                self.values[arg].last = number
             else:
-                place = f"w{len(buffers)}"
-                buffers.append(value.slot)
-            if value.call not in _SAFE:
-                for item in gone:
-                    free.setdefault(item.slot, []).append(places[item.name])
-            places[value.name] = place
-            lines.append(self.line(value, args, place))
-            if value.last < 0 and value.target is None:
-                free.setdefault(value.slot, []).append(place)
-        for name, value in ends.items():
-            source = places.get(value, value)
-            if source != outputs[name] and not (name in self.own and value == self.inputs.get(name)):
-                lines.append(f"copy({source}, out={outputs[name]})")
-        return self.wrapped(lines, outputs, buffers), tuple(buffers)
-
-    def line(self, value: _Value, args: list[str], place: str) -> str:
-        if value.call.startswith("part_"):
-            return f"copy((yield {value.call}({args[0]}, None), {args[0]}, {args[1]}), out={place})"
-        return f"{value.call}({', '.join(args)}, out={place})"
-
-    def wrapped(self, lines: list[str], outputs: Mapping[str, str], buffers: list[Slot]) -> str:
-        states = [name for source, name in self.inputs.items() if source not in ("p", "g")]
-        heads = [("h", list(self.host.values())), ("s", states), ("o", list(outputs.values()))]
-        heads.append(("w", [f"w{number}" for number in range(len(buffers))]))
-        unpacked = [f"{', '.join(names)}, = {source}" for source, names in heads if names]
-        body = [*unpacked, *lines] or ["pass"]
-        return "def f(p, g, h, s, o, w, sizes):\n" + "".join(f" {line}\n" for line in body)
+                self.last[arg] = number
+        name = f"v{number}"
+        self.values[name] = Value(call, args, slot)
+        return name
 
 
 def states_needed(printers: Iterable[Printer], program: Program) -> set[str]:

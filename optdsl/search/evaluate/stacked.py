@@ -19,9 +19,9 @@ from optdsl.core.record import record
 from optdsl.core.types import Kind, Level, element
 from optdsl.ir.expr import Const, Literal
 from optdsl.ir.program import Program, State
+from optdsl.search.evaluate.code import Function
 from optdsl.search.evaluate.host import Tables, columns_of
 from optdsl.search.evaluate.printer import (
-    Function,
     Printer,
     Unsupported,
     looks_at_shapes,
@@ -200,16 +200,16 @@ class Run:
                     continue
                 picked = [x if x.shape[1] == 1 else x[:, self.rows] for x in host[what]]
                 columns[what] = columns_of(picked, 1 if what == "begin" else self.steps, dtype, dims)
-                mine, count = [], {}
+                apart = (
+                    function.joint and not self.stacked.flat
+                )  # all tensors are on their way at the same time
+                mine: list[Tensor] = []
                 for level, truth in function.buffers:
                     shape = shape_of(level, k, block.lines, self.stacked.flat)
-                    count[shape, truth] = number = count.get((shape, truth), -1) + 1
-                    key = (shape, truth, number)
-                    if function.joint and not self.stacked.flat:
-                        key = (*key, id(block))  # all tensors are on their way at the same time
-                    if key not in memory:
-                        memory[key] = torch.empty(shape, dtype=torch.bool if truth else dtype)
-                    mine.append(memory[key])
+                    kind = torch.bool if truth else dtype
+                    number = sum((x.shape, x.dtype) == (shape, kind) for x in mine)
+                    key = (shape, kind, number, id(block) if apart else 0)
+                    mine.append(memory.setdefault(key, torch.empty(shape, dtype=kind)))
                 buffers[what] = tuple(mine)
             self._columns.append(columns)
             self._buffers.append(buffers)
@@ -262,7 +262,7 @@ class Run:
                     held[state.name] = groups[state.name]
                     continue
                 shape = shape_of(state.type.level_name, k, block.lines, stacked.flat)
-                value = float(state.init.value) if isinstance(state.init, Const) else 0.0  # type: ignore[arg-type]
+                value = float(state.init.value) if isinstance(state.init, Const) else 0.0
                 held[state.name] = [torch.full(shape, value, dtype=dtype) for _ in range(self._delay(state))]
                 if state.type.level is Level.GROUP:
                     groups[state.name] = held[state.name]

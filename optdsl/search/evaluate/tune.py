@@ -4,8 +4,8 @@ Every rule gets the same number of configurations. They are chosen on one set of
 worth is then measured on fresh ones: the best of many noisy numbers is better than it will ever be again. Rules are
 compared in pairs, with the same data and the same initial values.
 
-Learning rates of different rules are not comparable, but the lengths of their steps are. A short probe says how long a
-step is for a learning rate of 1; the grid is one of lengths, by factors of 4, extended until the best is not at its
+Learning rates of different rules are not comparable, but the lengths of their steps are. A short probe says how long
+a step is for a learning rate of 1; the grid is one of lengths, by factors of 4, extended until the best is not at its
 end, then by factors of 2.
 """
 
@@ -56,10 +56,10 @@ class Effort:
 class Tuned:
     """A tuned rule. `losses` are those of validation on the fresh seeds, infinite where a run diverged.
 
-    `values` are the learning rate and constants chosen, `tuning` the mean log loss by which they were. `edge` says that
-    the best learning rate is still at the end of its grid. `dead`: no step moves anything, or the first ones are not
-    finite; nothing else was tried then. `start` and `curve` are means over fresh seeds, of runs that did not diverge.
-    `configurations` were tried, with `steps` steps in all.
+    `values` are the learning rate and constants chosen, `tuning` the mean log loss by which they were. `edge` says
+    that the best learning rate is still at the end of its grid. `dead`: no step moves anything, or the first ones are
+    not finite; nothing else was tried then. `starts` are the losses before the first step, `curve` the mean losses at
+    the checkpoints of the fresh runs that did not diverge. `configurations` were tried, with `steps` steps in all.
     """
 
     task: str
@@ -215,12 +215,12 @@ def tune(
 ) -> Tuned:
     """Tunes a rule on a task, and measures it on fresh seeds.
 
-    `start` are the values of constants to begin with, where these are not the defaults; `names` the constants that are
-    tuned (all by default, see `constants`). `seed` is of the random changes of constants, which are the same for all
-    rules. Rows that miss the `hurdle` while tuning are stopped. Raises Unsupported.
+    `start` are the values of constants to begin with, where these are not the defaults; `names` the constants that
+    are tuned (all by default, see `constants`), others keep theirs. `seed` is of the random changes of constants.
+    Rows that miss the `hurdle` while tuning are stopped. Raises Unsupported.
     """
     names = constants(program) if names is None else tuple(names)
-    values = {name: float((start or {}).get(name, program.hyper(name).default)) for name in names}  # type: ignore[arg-type]
+    values = {name: float((start or {}).get(name, program.hyper(name).default)) for name in names}
     search = _Search(program, problem, effort, names, hurdle)
     length = unit(search.stacked, problem, values)
     if not (math.isfinite(length) and length > 0):

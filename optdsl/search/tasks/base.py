@@ -118,7 +118,7 @@ class _CrossEntropy(torch.autograd.Function):
         return found
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
         chances, labels = ctx.saved_tensors  # type: ignore[attr-defined]
         labels = labels.unsqueeze(-1)
         own = chances.gather(-1, labels)
