@@ -199,8 +199,8 @@ class _Search:
 
     @property
     def best(self) -> int:
-        """The place of the best of those tried."""
-        return int(np.argmin(self.scores))
+        """The place of the best of those tried; of several that are the same (all diverged), the slowest."""
+        return min(range(len(self.tried)), key=lambda i: (self.scores[i], self.tried[i]["lr"]))
 
 
 def tune(
