@@ -57,19 +57,18 @@ class Printer:
         """Goes on with another body: that of the step, or of what is evaluated."""
         self.body = program.body
         self.definitions = {a.name: a.expr for a in program.body}
-        self._settled: dict[int, Literal | None] = {}
+        self._settled: dict[Expr, Literal | None] = {}
 
     # ---- what is settled ---------------------------------------------------------------------------------
 
     def settled(self, expr: Expr) -> Literal | None:
         """The value of a host expression that nothing can change any more, or None."""
-        key = id(expr)
-        if key not in self._settled:
+        if expr not in self._settled:
             try:
-                self._settled[key] = host_value(expr, self.known, self.definitions)
+                self._settled[expr] = host_value(expr, self.known, self.definitions)
             except Unknown:
-                self._settled[key] = None
-        return self._settled[key]
+                self._settled[expr] = None
+        return self._settled[expr]
 
     def taken(self, expr: Expr) -> Expr:
         """`expr` without choices that are settled, and without names for another value."""
