@@ -90,6 +90,9 @@ def test_losses_and_gradients_are_those_of_single_models(name: str) -> None:
     losses = task.losses(leaves, tuple(torch.stack(parts) for parts in zip(*batches, strict=True)))
     gradients = torch.autograd.grad(losses.sum(), leaves)
     assert losses.shape == (3,)
+    stacked = torch.full_like(p, torch.nan)
+    task.gradient(leaves, tuple(torch.stack(parts) for parts in zip(*batches, strict=True)), stacked)
+    torch.testing.assert_close(stacked, task.layout.join(gradients), rtol=1e-10, atol=1e-14)
     for k, batch in enumerate(batches):
         own = [x[k].detach().clone().requires_grad_() for x in leaves]
         loss = expected(task, own, batch)

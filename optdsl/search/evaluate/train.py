@@ -66,9 +66,10 @@ def _data(task: Task, seeds: tuple[int, ...], steps: int, dtype: torch.dtype) ->
 
 
 @functools.lru_cache(maxsize=8)
-def _begin(task: Task, seeds: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """The initial parameters of some seeds, [seeds, P]."""
-    return torch.stack([task.init(seed) for seed in seeds]).to(dtype)
+def _begin(task: Task, seeds: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Floats]:
+    """The initial parameters of some seeds, [seeds, P], and their losses."""
+    p = torch.stack([task.init(seed) for seed in seeds]).to(dtype)
+    return p, _validate(task, p)
 
 
 def train(
@@ -95,10 +96,11 @@ def train(
     if "lr" in columns:
         rates = np.array([[task.rate(t, steps)] for t in range(1, steps + 1)])
         columns["lr"] = rates * np.asarray(columns["lr"], np.float64).reshape(1, -1)
-    run = stacked.run(_begin(task, unique, dtype).index_select(0, places), columns, steps)
+    begin, losses = _begin(task, unique, dtype)
+    run = stacked.run(begin.index_select(0, places), columns, steps)
     k = len(seeds)
     found = Runs(
-        start=_validate(task, run.view()),
+        start=losses[places.numpy()],
         curve=np.full((k, checkpoints), np.nan),
         final=np.full(k, np.inf),
         diverged=np.zeros(k, np.bool_),
@@ -111,8 +113,7 @@ def train(
     for checkpoint, end in enumerate(ends):
         for step in range(done, end):
             batch = tuple(x[step].index_select(0, places) for x in data)
-            loss = task.losses(leaves, batch).sum()
-            task.layout.join(torch.autograd.grad(loss, leaves), out=gradient)
+            task.gradient(leaves, batch, gradient)
             run.step(gradient)
         taken += (end - done) * len(run.rows)
         done = end

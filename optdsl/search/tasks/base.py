@@ -69,6 +69,11 @@ class Task(ABC):
     def losses(self, tensors: Sequence[Tensor], batch: Batch) -> Tensor:
         """The loss of each model on its own minibatch, [K]. Every tensor has the model as its first axis."""
 
+    def gradient(self, tensors: Sequence[Tensor], batch: Batch, out: Tensor) -> None:
+        """The gradient of each model's own loss into `out`, [K, P]. The tensors are leaves that require gradients."""
+        loss = self.losses(tensors, batch).sum()
+        self.layout.join(torch.autograd.grad(loss, tensors), out=out)
+
     @property
     @abstractmethod
     def held_out(self) -> Batch:

@@ -67,6 +67,26 @@ class DigitsMLP(_Digits):
             x = torch.relu_(x) if layer < layers - 1 else x
         return cross_entropy(x, y)
 
+    def gradient(self, tensors: Sequence[Tensor], batch: Batch, out: Tensor) -> None:
+        # by hand: this is the task that a search spends most on, and autograd is a third of its time
+        layers = len(self.widths) - 1
+        weights, biases, views = tensors[:layers], tensors[layers:], self.layout.views(out)
+        x, y = batch
+        with torch.no_grad():
+            inputs = [x]
+            for weight, bias in zip(weights[:-1], biases, strict=False):
+                inputs.append(affine(inputs[-1], weight, bias).relu_())
+            slope = affine(inputs[-1], weights[-1], biases[-1])
+            slope = slope.sub_(slope.amax(-1, keepdim=True)).exp_()
+            slope /= slope.sum(-1, keepdim=True).mul_(y.shape[1])
+            ones = slope.new_full((1, 1, 1), -1 / y.shape[1]).expand(*y.shape, 1)
+            slope.scatter_add_(-1, y.unsqueeze(-1), ones)
+            for layer in reversed(range(layers)):
+                views[layer].copy_(torch.bmm(inputs[layer].mT, slope))
+                torch.sum(slope, 1, out=views[layers + layer])
+                if layer:
+                    slope = torch.bmm(slope, weights[layer].mT).mul_(inputs[layer].sign())
+
 
 class DigitsConv(_Digits):
     """The same digits by two convolutions and a linear layer."""
