@@ -2,13 +2,14 @@
 
     python benchmarks/search.py [--task digits_mlp/small] [--models 32 64 128] [--rounds 5] [--json FILE]
 
-One thread, processor time (what a core does in a second, whoever else uses the machine); peers take turns, figures are
-medians over the rounds. A run is the whole training of one model: data at hand, validation at the four checkpoints.
+One thread, processor time (what a core does in a second, whoever else uses the machine); peers take turns, figures
+are medians over the rounds. A run is the whole training of one model: data at hand, validation at four checkpoints.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -123,7 +124,7 @@ def main() -> None:
     report["tune_seconds"] = {}
     print(f"processor seconds to tune AdamW, {effort.configurations} configurations")
     for name in tasks.names("search", "small"):
-        work = lambda problem=tasks.task(name): tune.tune(tune.rule("adamw"), problem, effort)  # noqa: E731
+        work = functools.partial(tune.tune, tune.rule("adamw"), tasks.task(name), effort)
         work()
         report["tune_seconds"][name] = round(statistics.median(seconds(work) for _ in range(3)), 3)
         print(f"  {name:24}{report['tune_seconds'][name]:8.2f}")

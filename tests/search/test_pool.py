@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from optdsl.search import tasks
+from optdsl.search.evaluate import tune
 from optdsl.search.pool import Broken, Limits, Pool
 
 MB = 1 << 20
@@ -151,6 +153,20 @@ def _is_zombie(pid: int) -> bool:
             return file.read().rsplit(")", 1)[1].split()[0] == "Z"
     except FileNotFoundError:
         return True
+
+
+def test_an_evaluation_is_the_same_in_every_worker() -> None:
+    """Goal S4: whoever does it, and in whatever order, bit for bit."""
+    effort = tune.Effort(configurations=6, tuning=(0,), fresh=(100, 101))
+    program = tune.rule("adamw")
+    jobs = [
+        (program, tasks.task(name), effort) for name in ("zipf/small", "regression/small", "logistic/small")
+    ]
+    preload = ["optdsl.search.evaluate.tune"]
+    with Pool(2, preload=preload) as pool:
+        found = pool.map(tune.tune, jobs[::-1])[::-1]
+    assert [o.kind for o in found] == ["done"] * 3
+    assert [o.value for o in found] == [tune.tune(*job) for job in jobs]
 
 
 def test_a_pool_has_workers() -> None:

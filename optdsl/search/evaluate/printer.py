@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from optdsl.core.ops import CORE, STATIC_FACTS, Rule
 from optdsl.core.types import ELEMENT, Kind, Level, Type
-from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, const, is_joint, walk
+from optdsl.ir.expr import Call, Const, Expr, Literal, Var, call, is_joint, walk
 from optdsl.ir.program import Assign, Program
 from optdsl.passes.evaluate import Unknown, host_value
 from optdsl.search.evaluate.code import Function, Output, Slot, Value, write
@@ -244,7 +244,7 @@ class _Writer:
         if rule is Rule.BROADCAST:
             name = self.at(expr.args[0], level)
             return name if name in self.spread.values() else self.add("copy", (name,), (level, truth))
-        if expr.op == "select" and expr.args[1:] == (const(1.0), const(0.0)):
+        if expr.op == "select" and [getattr(x, "value", None) for x in expr.args[1:]] == [1.0, 0.0]:
             return self.add("copy", (self.at(expr.args[0], level),), (level, False))
         if expr.op == "pow" and isinstance(expr.args[1], Const) and expr.args[1].value == 2:
             base = self.at(expr.args[0], level)

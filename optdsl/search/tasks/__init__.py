@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-
-from optdsl.search.tasks.base import SIZES, SPLITS, Task
+from optdsl.search.tasks.base import SIZES, SPLITS, Task, of
 from optdsl.search.tasks.generated import DeepLinear, Factorisation, Regression, Zipf
 from optdsl.search.tasks.supervised import Autoencoder, DigitsConv, DigitsMLP, Logistic, Transformer
 
@@ -19,13 +17,12 @@ FAMILIES: dict[str, type[Task]] = {
 }
 
 
-@functools.cache
 def task(name: str) -> Task:
     """The task `FAMILY/SIZE`. Raises ValueError."""
     family, _, size = name.partition("/")
     if family not in FAMILIES:
         raise ValueError(f"there is no task `{family}`: {', '.join(FAMILIES)}")
-    return FAMILIES[family](size or SIZES[0])
+    return of(FAMILIES[family], size or SIZES[0])
 
 
 def names(split: str | None = None, size: str | None = None) -> list[str]:

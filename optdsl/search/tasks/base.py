@@ -38,6 +38,10 @@ class Task(ABC):
             raise ValueError(f"there is no size `{size}`: {', '.join(SIZES)}")
         self.size = size
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """In another process it is that process's own, whose data are at hand there."""
+        return of, (type(self), self.size)
+
     @property
     def name(self) -> str:
         """Family and size: `digits_mlp/small`."""
@@ -91,6 +95,12 @@ class Task(ABC):
             dtype = tensors[0].dtype
             batch = (x.to(dtype) if x.is_floating_point() else x for x in self.held_out)
             return self.losses(tensors, tuple(x.expand(k, *x.shape) for x in batch))
+
+
+@functools.cache
+def of(kind: type[Task], size: str) -> Task:
+    """The one task of a family at a size in this process."""
+    return kind(size)
 
 
 def generator_of(seed: int, stream: int) -> torch.Generator:
