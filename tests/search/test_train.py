@@ -16,7 +16,7 @@ import optdsl
 from optdsl.driver import program_of, simplify
 from optdsl.ir.program import Program
 from optdsl.search import tasks
-from optdsl.search.evaluate.stacked import Stacked
+from optdsl.search.evaluate.stacked import Stacked, Unsupported
 from optdsl.search.evaluate.train import Hurdle, Runs, train
 from optdsl.search.evaluate.tune import (
     CEILING,
@@ -232,6 +232,11 @@ def test_a_rule_that_does_nothing_is_dead(spec) -> None:
         assert found.diverged == 3
         assert found.hurdle() is None
         assert log_ratios(found, baseline("zipf/small", QUICK)).min() > 1
+
+
+def test_a_rule_without_a_learning_rate_cannot_be_tuned() -> None:
+    with pytest.raises(Unsupported, match="no learning rate"):
+        tune(rule("cocob"), tasks.task("zipf"), QUICK)
 
 
 def test_ratios_are_paired() -> None:

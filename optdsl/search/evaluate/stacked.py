@@ -52,7 +52,8 @@ class Stacked:
     """A program for models of one layout.
 
     `varied` names the hyperparameters that may differ between models, `values` gives others another value than their
-    default. Raises Unsupported for what no stacked model can do.
+    default. Raises Unsupported for what no stacked model can do, and ValueError for a name that is none of a
+    hyperparameter.
     """
 
     def __init__(
@@ -63,6 +64,8 @@ class Stacked:
         values: Mapping[str, Literal] | None = None,
     ) -> None:
         self.program, self.layout = program, layout
+        if unknown := {*varied, *(values or {})} - {h.name for h in program.hypers}:
+            raise ValueError(f"`{min(unknown)}` is no hyperparameter of {program.name}")
         for hyper in program.hypers:
             if hyper.name in varied and hyper.kind is not Kind.FLOAT:
                 raise Unsupported(f"`{hyper.name}` is no number that could differ between models")
@@ -86,9 +89,9 @@ class Stacked:
         # a state of the group is what the first tensor leaves in it that assigns it at all
         open_groups = [s.name for s in self.states if s.type.level is Level.GROUP]
         for place, lines, sizes, facts in places:
-            key = (tuple(facts.items()), tuple(open_groups))
+            key = (tuple(facts.items()), tuple(open_groups), not self.blocks)
             if key not in made:
-                made[key] = self._functions(printers[key[0]], open_groups)
+                made[key] = self._functions(printers[key[0]], open_groups, first=not self.blocks)
             begin, step, view = made[key]
             open_groups = [name for name in open_groups if name not in step.writes]
             self.blocks.append(_Block(place, lines, sizes, facts, begin, step, view))
@@ -104,10 +107,10 @@ class Stacked:
             yield place, (rows, cols), (rows * cols,), facts
 
     def _functions(
-        self, printer: Printer, groups: Collection[str]
+        self, printer: Printer, groups: Collection[str], first: bool
     ) -> tuple[Function | None, Function, Function | None]:
         """Functions that begin states, take a step, and make what is evaluated. `groups` are the states of the group
-        that are left to this tensor.
+        that are left to this tensor; the `first` one begins them all.
         """
         program = self.program
         roots = {"p": (program.results["p"], element())} if "p" in program.results else {}
@@ -117,7 +120,8 @@ class Stacked:
         # a state of the group is read by all tensors as it was before
         own = {n for n in roots if n == "p" or self.flat or program.state(n).type.level is not Level.GROUP}
         step = printer.function(roots, frozenset(own))
-        inits = {s.name: (s.init, s.type) for s in self.states if s.init is not None}
+        mine = (s for s in self.states if first or s.type.level is not Level.GROUP)
+        inits = {s.name: (s.init, s.type) for s in mine if s.init is not None}
         begins = {name: init for name, init in inits.items() if not isinstance(init[0], Const)}
         begin = printer.function(begins) if begins else None
         view = None
@@ -266,8 +270,8 @@ class Run:
                 held[state.name] = [torch.full(shape, value, dtype=dtype) for _ in range(self._delay(state))]
                 if state.type.level is Level.GROUP:
                     groups[state.name] = held[state.name]
-                    if not stacked.flat:
-                        self.new_groups[state.name] = held[state.name][0].clone()
+                    if not stacked.flat and any(state.name in b.step.writes for b in stacked.blocks):
+                        self.new_groups[state.name] = torch.empty(shape, dtype=dtype)
             self.states.append(held)
         self._call("begin", g, None)
         for held in self.states:

@@ -57,7 +57,7 @@ class Runs:
     steps: int
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _data(task: Task, seeds: tuple[int, ...], steps: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The minibatches of some seeds: tensors [steps, seeds, ...]."""
     by_seed = [task.batches(seed, steps) for seed in seeds]
@@ -65,7 +65,7 @@ def _data(task: Task, seeds: tuple[int, ...], steps: int, dtype: torch.dtype) ->
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in stacked)
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=64)
 def _begin(task: Task, seeds: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Floats]:
     """The initial parameters of some seeds, [seeds, P], and their losses."""
     p = torch.stack([task.init(seed) for seed in seeds]).to(dtype)

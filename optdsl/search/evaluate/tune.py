@@ -16,12 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from optdsl.core.record import record
 from optdsl.core.types import Kind
 from optdsl.ir.program import Hyper, Program
+from optdsl.search.evaluate.printer import Unsupported
 from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.evaluate.train import Floats, Hurdle, Runs, train
 from optdsl.search.tasks import Task, task
@@ -220,6 +220,8 @@ def tune(
     are tuned (all by default, see `constants`), others keep theirs. `seed` is of the random changes of constants.
     Rows that miss the `hurdle` while tuning are stopped. Raises Unsupported.
     """
+    if all(h.name != "lr" for h in program.hypers):
+        raise Unsupported("there is no learning rate `lr` to tune")
     names = constants(program) if names is None else tuple(names)
     values = {name: float((start or {}).get(name, program.hyper(name).default)) for name in names}
     search = _Search(program, problem, effort, names, hurdle)
@@ -279,20 +281,34 @@ def _halves(search: _Search) -> None:
 
 
 def _constants(search: _Search, program: Program, names: Sequence[str], seed: int) -> None:
-    """What is left goes to random changes of constants and learning rate, in two rounds: about the best each time."""
+    """What is left goes to random changes of constants and learning rate, in two rounds, each about the best so far;
+    with the first one go the learning rates between those of the grid.
+    """
     generator = np.random.default_rng([seed, len(search.tried)])
     best = search.tried[search.best]
-    search.attempt([{**best, "lr": 2 * best["lr"]}, {**best, "lr": best["lr"] / 2}])
-    for share in (2, 1):
-        best = search.tried[search.best]
-        count = search.left // share
-        if count:
-            columns: dict[str, npt.NDArray[np.float64]] = {}
-            for name in names:
-                factors = 2.0 ** (search.effort.spread / (3 - share) * generator.standard_normal(count))
-                columns[name] = moved(program.hyper(name), best[name], factors)
-            columns["lr"] = best["lr"] * 2.0 ** (0.5 * generator.standard_normal(count))
-            search.attempt([{name: float(c[i]) for name, c in columns.items()} for i in range(count)])
+    between = [{**best, "lr": best["lr"] * factor} for factor in (2.0, 0.5)]
+    count = max(0, search.left - len(between)) // 2
+    search.attempt([*between, *_changed(search, program, names, generator, count, 1.0)])
+    search.attempt(_changed(search, program, names, generator, search.left, 0.5))
+
+
+def _changed(
+    search: _Search,
+    program: Program,
+    names: Sequence[str],
+    generator: np.random.Generator,
+    count: int,
+    share: float,
+) -> list[dict[str, float]]:
+    """Configurations about the best, by `share` of the spread for constants, half of that for the learning rate."""
+    best = search.tried[search.best]
+    spread = share * search.effort.spread
+    columns = {
+        name: moved(program.hyper(name), best[name], 2.0 ** (spread * generator.standard_normal(count)))
+        for name in names
+    }
+    columns["lr"] = best["lr"] * 2.0 ** (0.5 * spread * generator.standard_normal(count))
+    return [{name: float(values[i]) for name, values in columns.items()} for i in range(count)]
 
 
 @functools.cache
