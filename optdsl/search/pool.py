@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import importlib
+import math
 import os
 import pickle
 import select
@@ -28,7 +29,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any
 
-from optdsl.core.record import record
+from optdsl.core.record import field, record
 
 #: What a worker's surroundings are: one thread, and an allocator that keeps memory for the next operation.
 ENVIRONMENT = {
@@ -40,6 +41,8 @@ ENVIRONMENT = {
 }
 #: How often a job is tried whose worker dies, and a worker is started that does not come up.
 TRIES = 2
+#: Seconds that a worker may take to begin.
+STARTUP = 300.0
 
 
 @record
@@ -90,7 +93,7 @@ class _Worker:
     pipe: Connection
     ready: bool = False
     job: _Job | None = None
-    begun: float = 0.0
+    begun: float = field(default_factory=time.monotonic)
     done: int = 0
 
 
@@ -222,16 +225,26 @@ class Pool:
         """Waits for a worker, or for the time of a job to run out."""
         self._hand_out()
         now = time.monotonic()
-        ends = [w.begun + self.limits.seconds - now for w in self._workers if w.job is not None]
+        ends = [worker.begun + self._limit(worker) - now for worker in self._workers]
         ends += [timeout] if timeout is not None else []
-        found = wait([worker.pipe for worker in self._workers], max(0.0, min(ends)) if ends else None)
+        found = wait([worker.pipe for worker in self._workers], min(max(0.0, min(ends)), STARTUP))
         for worker in list(self._workers):
             if worker.pipe in found:
                 self._read(worker)
-            elif worker.job is not None and time.monotonic() - worker.begun >= self.limits.seconds:
-                self._finish(worker, Outcome("timeout"))
-                self._replace(worker)
+            elif time.monotonic() - worker.begun >= self._limit(worker):
+                if worker.job is None:
+                    worker.process.kill()
+                    self._died(worker)
+                else:
+                    self._finish(worker, Outcome("timeout"))
+                    self._replace(worker)
         self._hand_out()
+
+    def _limit(self, worker: _Worker) -> float:
+        """Seconds that what a worker does now may take."""
+        if not worker.ready:
+            return STARTUP
+        return self.limits.seconds if worker.job is not None else math.inf
 
     def _read(self, worker: _Worker) -> None:
         try:

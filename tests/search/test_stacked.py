@@ -330,7 +330,8 @@ def test_a_state_of_the_group_begins_with_its_first_tensor(tmp_path) -> None:
     """And is what the first tensor that assigns it leaves: here the second of five."""
     path = tmp_path / "made.opt"
     path.write_text(
-        "optimizer Made:\n    hyper:\n        lr = 0.1\n    state:\n        a [group] = rows\n        b [group] = lr\n"
+        "optimizer Made:\n    hyper:\n        lr = 0.1\n"
+        "    state:\n        a [group] = rows\n        b [group] = lr\n"
         "    step:\n        if rows == 4:\n            a = a + 2 * cols\n        p = p - lr * (a + b) * g\n"
     )
     made = simplify(program_of(path)[0])
