@@ -138,13 +138,8 @@ class Stacked:
         result = printer.taken(self.program.results[state.name])
         return getattr(result, "name", None) != state.name
 
-    def run(
-        self,
-        p: Tensor,
-        columns: Mapping[str, npt.ArrayLike],
-        steps: int,
-    ) -> Run:
-        """Begins a run of at most `steps` steps with the parameters `p`, [K, P], which it changes.
+    def run(self, p: Tensor, columns: Mapping[str, npt.ArrayLike], steps: int) -> Run:
+        """Begins a run of at most `steps` steps with the parameters `p`, [K, P] in float32 or float64, which it changes.
 
         `columns` has a value for each hyperparameter of `varied`: one number, one for each model, or an array that
         broadcasts to [steps, K].
@@ -204,9 +199,8 @@ class Run:
                     continue
                 picked = [x if x.shape[1] == 1 else x[:, self.rows] for x in host[what]]
                 columns[what] = columns_of(picked, 1 if what == "begin" else self.steps, dtype, dims)
-                apart = (
-                    function.joint and not self.stacked.flat
-                )  # all tensors are on their way at the same time
+                # with joint reductions all tensors are on their way at the same time
+                apart = function.joint and not self.stacked.flat
                 mine: list[Tensor] = []
                 for level, truth in function.buffers:
                     shape = shape_of(level, k, block.lines, self.stacked.flat)
