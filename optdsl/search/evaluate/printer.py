@@ -58,6 +58,7 @@ class Printer:
         self.body = program.body
         self.definitions = {a.name: a.expr for a in program.body}
         self._settled: dict[Expr, Literal | None] = {}
+        self._taken: dict[Expr, Expr] = {}
 
     # ---- what is settled ---------------------------------------------------------------------------------
 
@@ -72,24 +73,24 @@ class Printer:
 
     def taken(self, expr: Expr) -> Expr:
         """`expr` without choices that are settled, and without names for another value."""
-        while True:
-            if isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host:
-                value = self.settled(expr.args[0])
-                if value is None:
-                    return expr
-                side = expr.args[1] if value else expr.args[2]
-                if not expr.type.is_host and side.type.level_name != expr.type.level_name:
-                    return call("broadcast", side, over=expr.type.level_name)
-                expr = side
-            elif isinstance(expr, Var) and not expr.type.is_host and expr.name in self.definitions:
-                found = self.taken(self.definitions[expr.name])
-                if found.type != expr.type:
-                    return expr
-                expr = found
-                if not isinstance(expr, Var) or expr.name not in self.definitions:
-                    return expr
-            else:
+        found = self._taken.get(expr)
+        if found is None:
+            found = self._taken[expr] = self._take(expr)
+        return found
+
+    def _take(self, expr: Expr) -> Expr:
+        if isinstance(expr, Call) and expr.op == "select" and expr.args[0].type.is_host:
+            value = self.settled(expr.args[0])
+            if value is None:
                 return expr
+            side, type_ = expr.args[1] if value else expr.args[2], expr.type
+            if not type_.is_host and (side.type.level, side.type.shape) != (type_.level, type_.shape):
+                return call("broadcast", side, over=type_.level_name)
+            return self.taken(side)
+        if isinstance(expr, Var) and not expr.type.is_host and expr.name in self.definitions:
+            found = self.taken(self.definitions[expr.name])
+            return found if found.type == expr.type else expr
+        return expr
 
     def reached(self, assign: Assign) -> bool:
         """False when the guard of an assignment can never hold."""
