@@ -58,7 +58,8 @@ class Tuned:
 
     `values` are the learning rate and constants chosen, `tuning` the mean log loss by which they were. `edge` says
     that the best learning rate is still at the end of its grid. `dead`: no step moves anything, or the first ones are
-    not finite; nothing else was tried then. `starts` are the losses before the first step, `curve` the mean losses at
+    not finite; nothing else was tried then. `length` is that of a step (see `unit`) at the learning rate chosen, as
+    it would be with the constants that tuning began with. `starts` are the losses before the first step, `curve` the mean losses at
     the checkpoints of the fresh runs that did not diverge. `configurations` were tried, with `steps` steps in all.
     """
 
@@ -72,6 +73,7 @@ class Tuned:
     steps: int
     edge: bool = False
     dead: bool = False
+    length: float = LENGTH
 
     @property
     def logs(self) -> Floats:
@@ -213,11 +215,13 @@ def tune(
     start: Mapping[str, float] | None = None,
     names: Sequence[str] | None = None,
     hurdle: Hurdle | None = None,
+    middle: float = LENGTH,
 ) -> Tuned:
     """Tunes a rule on a task, and measures it on fresh seeds.
 
     `start` are the values of constants to begin with, where these are not the defaults; `names` the constants that
     are tuned (all by default, see `constants`), others keep theirs. `seed` is of the random changes of constants.
+    `middle` is the length of a step in the middle of the first grid: that of a similar rule, say.
     Rows that miss the `hurdle` while tuning are stopped. Raises Unsupported.
     """
     if all(h.name != "lr" for h in program.hypers):
@@ -230,7 +234,7 @@ def tune(
         nothing = (math.inf,) * len(effort.fresh)
         ones = (1.0,) * len(effort.fresh)
         return Tuned(problem.name, values, math.inf, nothing, ones, (), 0, 0, dead=True)
-    edge = _rates(search, values, LENGTH / length)
+    edge = _rates(search, values, middle / length)
     if names:
         _constants(search, program, names, seed)
     else:
@@ -249,6 +253,7 @@ def tune(
         configurations=len(search.tried),
         steps=search.steps,
         edge=edge,
+        length=chosen["lr"] * length,
     )
 
 

@@ -327,6 +327,8 @@ def refuse(program: Program) -> None:
         raise Refused("evaluates at other weights than it trains")
     if all(h.name != LR or h.kind is not Kind.FLOAT for h in program.hypers):
         raise Refused("has no learning rate `lr`")
+    if listed := next((h.name for h in program.hypers if isinstance(h.default, tuple)), None):
+        raise Refused(f"has the list `{listed}` as an option")
     for state in program.kept:
         if state.delay is not None or state.stored is not None:
             raise Refused(f"keeps `{state.name}` with a delay or in a format of its own")

@@ -163,20 +163,25 @@ class Space:
 
         Where a hundred tries bring none, as next to bounds that leave no room, it is `genome` itself.
         """
+        return self.child(rng, genome)[0]
+
+    def child(self, rng: Random, genome: Genome) -> tuple[Genome, tuple[str, ...]]:
+        """As `mutate`, with the kinds of changes that were made."""
         for _ in range(100):
             count = 1
             while rng.random() < self.more:
                 count += 1
-            child = genome
+            child, kinds = genome, list[str]()
             for _ in range(count):
-                child = self.changed(rng, child)
+                child, kind = self.changed(rng, child)
+                kinds += [kind] if kind else []
             child = live(child)
             if self.bounds.excess(child) is None and child != genome:
-                return child
-        return genome
+                return child, tuple(kinds)
+        return genome, ()
 
-    def changed(self, rng: Random, genome: Genome) -> Genome:
-        """`genome` after one change."""
+    def changed(self, rng: Random, genome: Genome) -> tuple[Genome, str | None]:
+        """`genome` after one change, and its kind; None where fifty tries have brought none."""
         for _ in range(50):
             kind = pick(rng, self.weights)
             draft = Draft(rng, genome)
@@ -189,8 +194,8 @@ class Space:
             except Fault:
                 self.faults[kind] += 1
                 continue
-            return made
-        return genome
+            return made, kind
+        return genome, None
 
     def cross(self, rng: Random, a: Genome, b: Genome) -> Genome:
         """`a` with some value of `b` in it, and with some of the constants of `b` where both have them."""
