@@ -25,6 +25,7 @@ from optdsl.search.jobs import Assessed, Begin, Executor, assess
 from optdsl.search.pool import Outcome
 from optdsl.search.space import CHANGES, Analysis, Bounds, Genome, Sieve, Space, digest, express, live, tunable
 from optdsl.search.space.genome import LR
+from optdsl.search.summary import percent
 from optdsl.search.store import Candidate, Evaluation, Generation, Store
 from optdsl.search.tasks import Task
 
@@ -169,7 +170,7 @@ class Engine:
         self.best: Member | None = None
         self.stale = self.restarts = 0
         self.progress = Progress(counts=self.sieve.counts)
-        known = {"starts": [digest(live(tunable(genome))) for genome in genomes]}
+        known = {"genomes": [digest(live(tunable(genome))) for genome in genomes]}
         store.begin({**settings.plain(), **known}, versions or {})
         self._replay()
 
@@ -396,11 +397,6 @@ def middle(found: Any) -> dict[str, float]:
         for name, value in tuned.values.items():
             by_name[name].append(value)
     return {name: statistics.median_low(values) for name, values in by_name.items()}
-
-
-def percent(score: float) -> str:
-    """A mean log ratio as a change of the loss: -0.105 is `-10.0 %`."""
-    return f"{100 * math.expm1(score):+.1f} %" if math.isfinite(score) else "failed"
 
 
 def front(members: Sequence[Member]) -> list[Member]:

@@ -132,7 +132,7 @@ def _bolder(genome: Genome) -> Iterator[Genome]:
     types = typed(genome)
     for s, _ in _spots(genome):
         for ref in (a for a in s.args if isinstance(a, str) and place(types[a]) == place(types[s.name])):
-            yield _replaced(genome, s.name, ref)
+            yield replaced(genome, s.name, ref)
     yield from _stateless(genome, types)
     for h in genome.hypers:
         for value in _rounder(h):
@@ -146,7 +146,7 @@ def _stateless(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
         others = [n for n in ("g", "p", *(x.name for x in genome.states)) if n != state.name]
         stands: list[Ref] = [n for n in others if place(types[n]) == place(types[state.name])]
         for ref in (state.init, *stands):
-            made = _replaced(genome, state.name, ref)
+            made = replaced(genome, state.name, ref)
             states = tuple(x for x in made.states if x.name != state.name)
             yield replace(made, states=states, results=tuple(r for r in made.results if r[0] != state.name))
 
@@ -158,13 +158,13 @@ def _shorter(genome: Genome) -> Iterator[Genome]:
     for s, _ in _spots(genome):
         numbers: list[Ref] = [0.0, 1.0] if types[s.name].kind.numeric else [False, True]
         for ref in numbers:
-            yield _replaced(genome, s.name, ref)
+            yield replaced(genome, s.name, ref)
     yield from _equal(genome, types)
     for h in genome.hypers:
         same = [x.name for x in genome.hypers if x is not h and x.name != LR and x.default == h.default]
         instead: list[Ref] = [] if h.name == LR else [*same, 0.0, 1.0]
         for ref in instead:
-            yield _replaced(genome, h.name, ref)
+            yield replaced(genome, h.name, ref)
 
 
 def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
@@ -178,7 +178,7 @@ def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
             continue
         for x in (n for n in readable if place(types[n]) == place(types[s.name])):
             if x not in s.args and _equals(value, seen[x]):
-                yield _replaced(genome, s.name, x)
+                yield replaced(genome, s.name, x)
             for op in _ONE:
                 if (op, (x,)) != (s.op, s.args) and _equals(value, OPS[op].numpy(seen[x])):
                     yield _with(genome, s, replace(s, op=op, args=(x,), over=None))
@@ -249,7 +249,7 @@ def _with(genome: Genome, s: Statement, *others: Statement) -> Genome:
     )
 
 
-def _replaced(genome: Genome, name: str, ref: Ref) -> Genome:
+def replaced(genome: Genome, name: str, ref: Ref) -> Genome:
     """`genome` where `ref` is read in place of `name`."""
 
     def new(a: Ref) -> Ref:
