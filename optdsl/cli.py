@@ -344,6 +344,87 @@ def _explain_options(command: _Command) -> None:
     )
 
 
+def _search_options(command: _Command) -> None:
+    search = command(
+        "search",
+        _search,
+        "search for better methods: specs that evolve from those that are there",
+        "  optdsl search --from adamw --budget 30m --store run.db --workers 2\n"
+        "  optdsl search --from my.opt --from lion --tasks digits_mlp,regression --evaluations 2000 --store run.db\n"
+        "  optdsl search --from adamw --arm tuning --budget 30m --store tuning.db\n"
+        "  optdsl search report run.db -o report.html\n"
+        "  optdsl search export run.db -o found/",
+        "Candidates are changed, filtered and trained on small tasks. The best ones are then measured again: with\n"
+        "fresh seeds, on larger tasks, on tasks of other kinds, and at the end once on held-out tasks beside AdamW,\n"
+        "Lion and SGD with momentum, all tuned alike. Often none of them is better, and the report says so.\n\n"
+        "Everything is in the store. The same command with the same store goes on where an earlier one ended,\n"
+        "whatever ended it; Ctrl-C ends a search with a report of what there is, and exit status 130.\n\n"
+        "`report` and `export` take a store: `optdsl search report --help`, `optdsl search export --help`.",
+    )
+    actions = search.add_subparsers(metavar="", dest="action")
+    report = actions.add_parser("report", description="Tell what a store holds.")
+    report.add_argument("path", type=Path, metavar="STORE")
+    report.add_argument(
+        "-o", "--out", type=Path, metavar="FILE", help="write a page of HTML (default: print text)"
+    )
+    export = actions.add_parser("export", description="Write what a search has found as specs.")
+    export.add_argument("path", type=Path, metavar="STORE")
+    export.add_argument("-o", "--out", type=Path, metavar="FOLDER", required=True, help="where to write")
+    search.add_argument(
+        "--from",
+        dest="starts",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help="what to start from: a file, or the name of a shipped spec; may be repeated (default: adamw)",
+    )
+    search.add_argument(
+        "--tasks",
+        type=_comma(str),
+        default=[],
+        metavar="TASKS",
+        help="what candidates are trained on, with commas (default: all small tasks of the search split)",
+    )
+    length = search.add_mutually_exclusive_group()
+    length.add_argument(
+        "--budget",
+        metavar="TIME",
+        help="such as 90s, 30m, 2h; three fifths of it are for the search, the rest for tests (default: 10m)",
+    )
+    length.add_argument(
+        "--evaluations",
+        type=_positive,
+        metavar="N",
+        help="how many candidates to train instead; then the result depends on the seed alone",
+    )
+    search.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    search.add_argument(
+        "--store", type=Path, metavar="FILE", help="where everything is kept; made if there is none"
+    )
+    search.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    search.add_argument(
+        "--arm",
+        choices=("evolution", "random", "tuning"),
+        default="evolution",
+        help="how candidates come about; `random` and `tuning` (of constants alone) are there to compare with",
+    )
+    search.add_argument(
+        "--population",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="how many may have children (default: 100)",
+    )
+    search.add_argument(
+        "--sizes",
+        choices=("small", "both"),
+        help="of the tasks behind the search (default: both, small for less than 10 minutes or 1000 evaluations)",
+    )
+    search.add_argument(
+        "--no-proof", action="store_true", help="search only, and leave the tests to a later call"
+    )
+
+
 #: What adds each command to the parser, in the order of the help text.
 _OPTIONS: dict[str, Callable[[_Command], None]] = {
     "check": _check_options,
@@ -354,6 +435,7 @@ _OPTIONS: dict[str, Callable[[_Command], None]] = {
     "new": _new_options,
     "bench": _bench_options,
     "explain": _explain_options,
+    "search": _search_options,
 }
 
 
@@ -569,6 +651,34 @@ def _bench(options: argparse.Namespace) -> int:
     settings = run.Settings(chosen, options.threads, options.dtype, options.repeat, options.time_limit)
     command.run(methods, settings, options.out, options.json, not options.no_plot)
     return OK
+
+
+def _search(options: argparse.Namespace) -> int:
+    if options.action is None and options.store is None:
+        raise ValueError("say with --store where to keep what is found, as in `--store run.db`")
+    from optdsl.search import command  # imports torch
+
+    if options.action == "report":
+        command.write_report(options.path, options.out)
+        return OK
+    if options.action == "export":
+        command.write_specs(options.path, options.out)
+        return OK
+    budget = None if options.evaluations else command.seconds(options.budget or "10m")
+    request = command.Request(
+        options.starts or ["adamw"],
+        options.tasks,
+        options.store,
+        seed=options.seed,
+        arm=options.arm,
+        workers=options.workers,
+        population=options.population,
+        budget=budget,
+        evaluations=options.evaluations,
+        sizes=options.sizes,
+        proof=not options.no_proof,
+    )
+    return OK if command.search(request) else INTERRUPTED
 
 
 def _explain(options: argparse.Namespace) -> int:

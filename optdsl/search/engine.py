@@ -23,10 +23,21 @@ from optdsl.core.record import field, record
 from optdsl.search.evaluate.tune import Effort, Tuned
 from optdsl.search.jobs import Assessed, Begin, Executor, assess
 from optdsl.search.pool import Outcome
-from optdsl.search.space import CHANGES, Analysis, Bounds, Genome, Sieve, Space, digest, express, live, tunable
+from optdsl.search.space import (
+    CHANGES,
+    Analysis,
+    Bounds,
+    Genome,
+    Sieve,
+    Space,
+    digest,
+    express,
+    live,
+    tunable,
+)
 from optdsl.search.space.genome import LR
-from optdsl.search.summary import percent
 from optdsl.search.store import Candidate, Evaluation, Generation, Store
+from optdsl.search.summary import percent
 from optdsl.search.tasks import Task
 
 #: How many are proposed before the first of them has a result.
@@ -205,7 +216,9 @@ class Engine:
                     self.store.evaluated(found)
                     self.store.spend(now - written)
                     if outcome.kind != "done":
-                        self.store.event("failure", f"candidate {candidate.id}: {outcome.kind} {outcome.text[-300:]}")
+                        self.store.event(
+                            "failure", f"candidate {candidate.id}: {outcome.kind} {outcome.text[-300:]}"
+                        )
                     self._take(candidate, found, told=True)
                 written = now
             elif (item := self.executor.next(0.5)) is not None:
@@ -298,7 +311,9 @@ class Engine:
         effort = {"configurations": self.settings.effort.configurations}
         if outcome.kind != "done":
             task = self.tasks[0].name
-            return [Evaluation("search", candidate.id, task, outcome.kind, None, effort, None, outcome.seconds)]
+            return [
+                Evaluation("search", candidate.id, task, outcome.kind, None, effort, None, outcome.seconds)
+            ]
         found: Assessed = outcome.value
         share = outcome.seconds / len(found.tuned)
         return [
@@ -317,7 +332,9 @@ class Engine:
             first = self.members[0].tuned if self.members else tuned
             score = statistics.fmean(float((t.logs - first[task].logs).mean()) for task, t in tuned.items())
         elif not self.members:
-            raise RuntimeError(f"`{candidate.name}` cannot be trained on {found[-1].task}: {found[-1].outcome}")
+            raise RuntimeError(
+                f"`{candidate.name}` cannot be trained on {found[-1].task}: {found[-1].outcome}"
+            )
         genome = candidate.genome.with_values(middle(tuned.values())) if complete else candidate.genome
         member = Member(candidate, genome, score, tuned, found[0].moved)
         self.members.append(member)
@@ -331,7 +348,9 @@ class Engine:
             if self.best is None or member.rank < self.best.rank:
                 self.best, self.stale = member, 0
                 if told and candidate.kind != "start":
-                    self.store.event("best", f"candidate {candidate.id}: {percent(score)} after {len(self.members)}")
+                    self.store.event(
+                        "best", f"candidate {candidate.id}: {percent(score)} after {len(self.members)}"
+                    )
         if self.stale >= self.settings.patience:
             self._restart(told)
         count = len(self.members)
@@ -340,7 +359,11 @@ class Engine:
             median = statistics.median(scores) if scores else None
             best = self.best.score if self.best else None
             self.store.generation(Generation(count // GENERATION, count, best, median, self.restarts))
-        self.progress.evaluations, self.progress.restarts, self.progress.best = count, self.restarts, self.best
+        self.progress.evaluations, self.progress.restarts, self.progress.best = (
+            count,
+            self.restarts,
+            self.best,
+        )
 
     def _restart(self, told: bool) -> None:
         """A new population: of the starts alone, and every second time of the best of the archive, too."""
@@ -377,9 +400,7 @@ class Engine:
         sieve.counts["all"] += 1
         sieve.counts[candidate.reason] += 1
         if candidate.hash and candidate.hash not in sieve.seen:
-            sieve.remember(
-                Analysis(candidate.reason, candidate.genome, candidate.hash, candidate.structure)
-            )
+            sieve.remember(Analysis(candidate.reason, candidate.genome, candidate.hash, candidate.structure))
 
     def ranked(self) -> list[Member]:
         """The best candidate of each structure, best first."""

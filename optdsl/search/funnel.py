@@ -11,7 +11,6 @@ being measured.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +25,18 @@ from optdsl.search.evaluate.tune import LENGTH, Effort, Tuned
 from optdsl.search.jobs import Begin, assess
 from optdsl.search.simplify import replaced, simplify
 from optdsl.search.space import (
-    Genome, Sieve, digest, express, live, of_program, settle, start, stress, structure, tunable, typed,
+    Genome,
+    Sieve,
+    digest,
+    express,
+    live,
+    of_program,
+    settle,
+    start,
+    stress,
+    structure,
+    tunable,
+    typed,
 )
 from optdsl.search.space.mutate import place
 from optdsl.search.store import Candidate, Evaluation
@@ -79,7 +89,11 @@ class Proof:
 
 def proof(search: Sequence[str], both_sizes: bool) -> Proof:
     """The tasks behind those of a search: the same at the larger size, and the other splits at one size or both."""
-    large = [f"{name.partition('/')[0]}/large" for name in search if name.endswith("/small")] if both_sizes else []
+    large = (
+        [f"{name.partition('/')[0]}/large" for name in search if name.endswith("/small")]
+        if both_sizes
+        else []
+    )
     size = None if both_sizes else "small"
     used = {name.partition("/")[0] for name in search}
 
@@ -142,7 +156,9 @@ class Funnel:
             left = sorted((i for i in left if scores[i] < 0), key=lambda i: (scores[i], i))
             if not left:
                 where = "larger tasks" if stage == "large" else "tasks of other kinds"
-                return _null(f"no candidate that was better on fresh seeds is better than the start on {where}")
+                return _null(
+                    f"no candidate that was better on fresh seeds is better than the start on {where}"
+                )
         for chosen in left:
             winner = self._shortened(self.store.candidate(chosen))
             if winner is not None:
@@ -161,7 +177,9 @@ class Funnel:
             if member.candidate.id in {self.store.candidate(i).parent for i in found}:
                 continue
             if reason := stress(live(member.genome)):
-                self.store.event("stress", f"candidate {member.candidate.id} is out, with tuned constants: {reason}")
+                self.store.event(
+                    "stress", f"candidate {member.candidate.id} is out, with tuned constants: {reason}"
+                )
                 continue
             made = self._new("finalist", member.genome, member.candidate.id)
             found.append(made)
@@ -180,11 +198,24 @@ class Funnel:
                 self.store.note(name, found)
         return found
 
-    def _new(self, kind: str, genome: Genome, parent: int | None, name: str = "", changes: Iterable[str] = ()) -> int:
+    def _new(
+        self, kind: str, genome: Genome, parent: int | None, name: str = "", changes: Iterable[str] = ()
+    ) -> int:
         small = live(genome)
         id = self.store.next_id()
         made = Candidate(
-            id, -1, kind, name, small, parent, None, tuple(changes), None, None, digest(small), structure(small)
+            id,
+            -1,
+            kind,
+            name,
+            small,
+            parent,
+            None,
+            tuple(changes),
+            None,
+            None,
+            digest(small),
+            structure(small),
         )
         self.store.add([made])
         return id
@@ -330,4 +361,3 @@ def ablated(genome: Genome) -> list[tuple[str, Genome]]:
                 what = f"{s.name} = {s.op}({', '.join(map(str, s.args))}{over}) becomes {ref}"
                 found.append((what, live(replaced(genome, s.name, ref))))
     return found
-

@@ -174,7 +174,9 @@ class Store:
         before, now = json.loads(row[0]), json.loads(json.dumps(settings))
         other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if other:
-            told = "; ".join(f"{name} {_short(before.get(name))}, not {_short(now.get(name))}" for name in other)
+            told = "; ".join(
+                f"{name} {_short(before.get(name))}, not {_short(now.get(name))}" for name in other
+            )
             raise Mismatch(f"{self.path} is of a search with other settings: {told}")
         return False
 
@@ -274,7 +276,9 @@ class Store:
             query, values = f"{query} AND candidate = ?", [stage, candidate]  # type: ignore[list-item]
         return [
             Evaluation(s, c, t, o, _tuned(tuned), json.loads(effort), moved, seconds)
-            for s, c, t, o, tuned, effort, moved, seconds in self._db.execute(f"{query} ORDER BY rowid", values)
+            for s, c, t, o, tuned, effort, moved, seconds in self._db.execute(
+                f"{query} ORDER BY rowid", values
+            )
         ]
 
     def stages(self) -> list[str]:
@@ -286,7 +290,9 @@ class Store:
     def generation(self, found: Generation) -> None:
         """A generation has ended."""
         row = (found.number, found.evaluations, found.best, found.median, found.restarts)
-        self._db.execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?) ON CONFLICT (number) DO NOTHING", row)
+        self._db.execute(
+            "INSERT INTO generations VALUES (?, ?, ?, ?, ?) ON CONFLICT (number) DO NOTHING", row
+        )
 
     def generations(self) -> list[Generation]:
         """All of them."""
@@ -305,7 +311,8 @@ class Store:
     def event(self, kind: str, text: str) -> None:
         """Something that happened, with the time of the clock."""
         self._db.execute(
-            "INSERT INTO events SELECT COALESCE(MAX(number) + 1, 0), ?, ?, ? FROM events", (time.time(), kind, text)
+            "INSERT INTO events SELECT COALESCE(MAX(number) + 1, 0), ?, ?, ? FROM events",
+            (time.time(), kind, text),
         )
 
     def events(self) -> list[tuple[float, str, str]]:
@@ -342,7 +349,9 @@ def encode(genome: Genome) -> str:
     """A genome as JSON, from which `decode` makes the same one, to the last bit of its numbers."""
     return json.dumps(
         {
-            "hypers": [[h.name, h.argument, h.kind.value, h.default, _ends(h.interval), h.doc] for h in genome.hypers],
+            "hypers": [
+                [h.name, h.argument, h.kind.value, h.default, _ends(h.interval), h.doc] for h in genome.hypers
+            ],
             "states": [[s.name, s.level, s.init, s.key] for s in genome.states],
             "body": [[s.name, s.op, list(s.args), s.over] for s in genome.body],
             "results": [list(pair) for pair in genome.results],
@@ -374,7 +383,18 @@ def _candidate(row: Sequence[Any]) -> Candidate:
     id, place, kind, name, genome, parent, other, mutations, reason, known, hash, structure = row
     made = decode(genome)
     return Candidate(
-        id, place, kind, name, made, parent, other, tuple(json.loads(mutations)), reason, known, hash, structure
+        id,
+        place,
+        kind,
+        name,
+        made,
+        parent,
+        other,
+        tuple(json.loads(mutations)),
+        reason,
+        known,
+        hash,
+        structure,
     )
 
 

@@ -200,7 +200,9 @@ def _best(rows: Sequence[Scored]) -> Table:
 
 
 def _front(rows: Sequence[Scored]) -> Table:
-    note = "No other candidate is as good in loss, state bytes and moved bytes at once. Bytes are per parameter."
+    note = (
+        "No other candidate is as good in loss, state bytes and moved bytes at once. Bytes are per parameter."
+    )
     return Table("Pareto front", _HEAD, tuple(map(_line, pareto(rows))), note)
 
 
@@ -218,7 +220,9 @@ def _funnel(store: Store, rows: Sequence[Scored]) -> Table:
             line.append(percent(mean_ratio(found[id], found[base])) if id in found and base in found else "-")
         made.append(tuple(line))
     head = ("finalist", "candidate", "search score", *(STAGES[stage] for stage in by_stage))
-    note = "Loss against the start, both tuned alike. What the search saw and fresh seeds do not show was luck."
+    note = (
+        "Loss against the start, both tuned alike. What the search saw and fresh seeds do not show was luck."
+    )
     return Table("Funnel", head, tuple(made), note)
 
 
@@ -245,7 +249,14 @@ def _tested(store: Store) -> list[Table]:
         for name, c in result.against.items()
     ]
     rows = [
-        (name, task, percent(on.mean), f"{on.error:.3f}", f"{on.p:.2g}", f"{result.corrected[name, task]:.2g}")
+        (
+            name,
+            task,
+            percent(on.mean),
+            f"{on.error:.3f}",
+            f"{on.p:.2g}",
+            f"{result.corrected[name, task]:.2g}",
+        )
         for name, c in result.against.items()
         for task, on in c.tasks.items()
     ]
