@@ -75,7 +75,8 @@ class Settings:
     """What a search is, but for when it ends.
 
     `starts` name specs. A restart comes after `patience` evaluations without a better candidate; `elites` is how
-    often a parent comes from the archive. `effort` is spent on each candidate.
+    often a parent comes from the archive. `effort` is spent on each candidate. `changes` are the kinds of changes
+    with their weights; constants are none of them, they are tuned in every evaluation.
     """
 
     starts: tuple[str, ...]
@@ -88,6 +89,7 @@ class Settings:
     crossing: float = 0.15
     elites: float = 0.1
     bounds: Bounds = Bounds()
+    changes: tuple[tuple[str, float], ...] = tuple((k, w) for k, w in CHANGES.items() if k != "constant")
     effort: Effort = Effort(configurations=16, coarse=3, tuning=(0, 1), fresh=tuple(range(1000, 1006)))
 
     def __post_init__(self) -> None:
@@ -170,9 +172,7 @@ class Engine:
     ) -> None:
         self.settings, self.store, self.executor, self.tasks = settings, store, executor, tuple(tasks)
         self.arm = ARMS[settings.arm]
-        # constants are tuned in every evaluation
-        changes = {kind: weight for kind, weight in CHANGES.items() if kind != "constant"}
-        self.space = Space(settings.bounds, genomes, changes)
+        self.space = Space(settings.bounds, genomes, dict(settings.changes))
         self.sieve = Sieve(settings.bounds, by_structure=True)
         self.members: list[Member] = []
         self.population: collections.deque[Member] = collections.deque()
@@ -180,6 +180,9 @@ class Engine:
         self.proposed: list[Candidate] = []
         self.best: Member | None = None
         self.stale = self.restarts = 0
+        self.submitted = 0
+        self.waiting: dict[int, int] = {}  # job: place
+        self.outcomes: dict[int, Outcome] = {}
         self.progress = Progress(counts=self.sieve.counts)
         known = {"genomes": [digest(live(tunable(genome))) for genome in genomes]}
         store.begin({**settings.plain(), **known}, versions or {})
@@ -196,21 +199,19 @@ class Engine:
         """
         begin, before, here = time.monotonic(), self.store.seconds, len(self.members)
         written = begin
-        waiting: dict[int, int] = {}  # job: place
-        outcomes: dict[int, Outcome] = {}
-        submitted = len(self.members)
         while evaluations is None or len(self.members) < evaluations:
             now = time.monotonic()
             if seconds is not None and before + now - begin >= seconds:
                 break
             self._propose()
-            while submitted < len(self.proposed) and (evaluations is None or submitted < evaluations):
-                waiting[self._submit(self.proposed[submitted])] = submitted
-                submitted += 1
+            last = len(self.proposed) if evaluations is None else min(evaluations, len(self.proposed))
+            for place in range(self.submitted, last):
+                self.waiting[self._submit(self.proposed[place])] = place
+                self.submitted = place + 1
             place = len(self.members)
-            if place in outcomes:
+            if place in self.outcomes:
                 now = time.monotonic()
-                candidate, outcome = self.proposed[place], outcomes.pop(place)
+                candidate, outcome = self.proposed[place], self.outcomes.pop(place)
                 found = self._results(candidate, outcome)
                 with self.store.together():
                     self.store.evaluated(found)
@@ -222,7 +223,7 @@ class Engine:
                     self._take(candidate, found, told=True)
                 written = now
             elif (item := self.executor.next(0.5)) is not None:
-                outcomes[waiting.pop(item[0])] = item[1]
+                self.outcomes[self.waiting.pop(item[0])] = item[1]
             self.progress.seconds, self.progress.here = time.monotonic() - begin, len(self.members) - here
             if tick is not None:
                 tick(self.progress)
@@ -390,6 +391,7 @@ class Engine:
             if candidate.id not in results:
                 break
             self._take(candidate, results[candidate.id], told=False)
+        self.submitted = len(self.members)
 
     def _remember(self, candidate: Candidate) -> None:
         """What the sieve knew of a candidate. Only what was new, or like another one, takes long to find out."""

@@ -11,6 +11,7 @@ being measured.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -250,7 +251,8 @@ class Funnel:
             progress.text = f"{len(wanted) - len(todo) - len(jobs)} of {len(wanted)}"
             if self.tick is not None:
                 self.tick(progress)
-            if (item := self.executor.next(0.5)) is None:
+            item = self.executor.next(0.5)
+            if item is None or item[0] not in jobs:  # the search may have left some behind
                 continue
             id, name = jobs.pop(item[0])
             outcome = item[1]
@@ -306,7 +308,7 @@ class Funnel:
         for genome in (short, exact, winner.genome):
             if stress(live(genome)) is None:
                 name = f"winner of {winner.id}"
-                return int(self._decided(name, lambda g=genome: self._new("winner", g, winner.id)))
+                return int(self._decided(name, functools.partial(self._new, "winner", genome, winner.id)))
         return None
 
     def _ablations(self, winner: int) -> list[int]:

@@ -119,7 +119,8 @@ class _Plot:
         self.y0, self.y1 = _range(ys)
         left, bottom = 60, _HEIGHT - 40
         self.parts = [
-            f'<rect x="{left}" y="10" width="{_WIDTH - left - 10}" height="{bottom - 10}" fill="none" stroke="#d0d7de"/>',
+            f'<rect x="{left}" y="10" width="{_WIDTH - left - 10}" height="{bottom - 10}" fill="none" '
+            'stroke="#d0d7de"/>',
             f'<text x="{(_WIDTH + left) / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{_esc(x)}</text>',
             f'<text x="14" y="{bottom / 2:.0f}" text-anchor="middle" transform="rotate(-90 14 {bottom / 2:.0f})">'
             f"{_esc(y)}</text>",
@@ -165,7 +166,8 @@ class _Plot:
 
 def _svg(width: float, height: float, parts: Iterable[str]) -> str:
     inner = "\n".join(parts)
-    return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" font-size="11" role="img">\n{inner}\n</svg>'
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"'
+    return f'<svg {size} font-size="11" role="img">\n{inner}\n</svg>'
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

@@ -59,9 +59,10 @@ class Candidate:
     """A genome that was looked at. `place` is its number among those that are evaluated, or that of the one that was
     evaluated in the place of refused ones.
 
-    `kind` is "start", "child", "baseline", or what a winner became ("simplified", "ablation", ...). `reason` is why it
-    was refused (see `REASONS` of the space), `known` the hash of the one whose effect it has. `hash` and `structure`
-    are of the live genome, "" where a filter in front of them had the answer.
+    `kind` is "start", "child" or "refined" (its parent, tuned on) in the search, "finalist", "trial", "winner",
+    "ablation" or "baseline" behind it. `reason` is why it was refused (see `REASONS` of the space), `known` the hash
+    of the one whose effect it has. `hash` and `structure` are of the live genome, "" where a filter in front of them
+    had the answer.
     """
 
     id: int

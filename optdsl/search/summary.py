@@ -302,7 +302,7 @@ def _ablations(store: Store) -> Table:
             overall = compare(each).overall
             ends = f"{percent(overall.low)} to {percent(overall.high)}"
             rows.append((*candidate.mutations, percent(overall.mean), ends))
-    note = "Loss against the winner on the tasks of the search, with seeds of their own, the learning rate tuned anew."
+    note = "Loss against the winner on tasks of the search, with seeds of their own, the learning rate tuned anew."
     return Table("Ablations", ("change", "loss", "95 % interval"), tuple(rows), note)
 
 
