@@ -311,21 +311,23 @@ class Funnel:
                 return int(self._decided(name, functools.partial(self._new, "winner", genome, winner.id)))
         return None
 
-    def _ablations(self, winner: int) -> list[int]:
-        """Candidates without one statement each: one of its operands, or of its states' beginnings, in its place."""
+    def _ablations(self, winner: int) -> dict[str, Any]:
+        """Candidates without one statement each, an operand in its place; and those that the filters refuse."""
         genome = self.store.candidate(winner).genome
         sieve = Sieve(self.engine.settings.bounds)
-        made: list[int] = []
-        for what, other in ablated(genome):
+        tried, refused = list[int](), list[tuple[str, str]]()
+        for what, other in ablated(genome)[:ABLATED]:
             analysis = sieve.sift(other)
-            if analysis.hash and analysis.reason is None and analysis.known is None:
-                made.append(self._new("ablation", analysis.genome, winner, changes=(what,)))
-        return made[:ABLATED]
+            if analysis.reason is not None:
+                refused.append((what, analysis.reason))
+            elif analysis.known is None:
+                tried.append(self._new("ablation", analysis.genome, winner, changes=(what,)))
+        return {"tried": tried, "refused": refused}
 
     def _tested(self, winner: int, base: Member, first: int) -> dict[str, Any]:
         """Ablations, then the held-out tasks."""
         others = self._decided("ablations", lambda: self._ablations(winner))
-        self.measure("ablation", [winner, *others], self.engine.settings.tasks, constants=False)
+        self.measure("ablation", [winner, *others["tried"]], self.engine.settings.tasks, constants=False)
         if not self.tasks.held_out:
             return _null("there are no held-out tasks to test a winner on", winner)
         rivals = self._decided(

@@ -291,17 +291,15 @@ def _tested(store: Store) -> list[Table]:
 
 
 def _ablations(store: Store) -> Table:
-    found = measured(store, "ablation")
+    found, noted = measured(store, "ablation"), store.noted("ablations") or {"tried": [], "refused": []}
     rows = []
-    winners = [c.id for c in store.candidates(("winner",)) if c.id in found]
-    for winner in winners:
-        for candidate in store.candidates(("ablation",)):
-            if candidate.parent != winner or set(found.get(candidate.id, {})) != set(found[winner]):
-                continue
-            each = {t: log_ratios(found[candidate.id][t], found[winner][t]) for t in found[winner]}
-            overall = compare(each).overall
+    for candidate in map(store.candidate, noted["tried"]):
+        mine, whole = found.get(candidate.id, {}), found.get(candidate.parent or 0, {})
+        if mine and set(mine) == set(whole):
+            overall = compare({task: log_ratios(mine[task], whole[task]) for task in whole}).overall
             ends = f"{percent(overall.low)} to {percent(overall.high)}"
             rows.append((*candidate.mutations, percent(overall.mean), ends))
+    rows += [(what, "refused", reason) for what, reason in noted["refused"]]
     note = "Loss against the winner on tasks of the search, with seeds of their own, the learning rate tuned anew."
     return Table("Ablations", ("change", "loss", "95 % interval"), tuple(rows), note)
 
