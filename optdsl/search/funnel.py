@@ -48,6 +48,8 @@ from optdsl.search.tasks import Task
 FINALISTS, SURVIVORS = 8, 3
 #: What a simplification may cost, in log loss.
 TOLERATED = 0.005
+#: So many changes that are none of meaning are tried on a winner.
+TRIALS = 80
 #: Of longer rules only so many statements are ablated.
 ABLATED = 30
 #: Known rules that a winner is compared with on the held-out tasks.
@@ -296,10 +298,14 @@ class Funnel:
 
         whole = self.measure("simplify", [trial(exact)], names, constants=False)[trial(exact)]
 
+        tried = 0
+
         def as_good(program: Program) -> bool:
+            nonlocal tried
             genome = of_program(program)
-            if stress(genome):
+            if tried == TRIALS or stress(genome):
                 return False
+            tried += 1
             id = trial(genome)
             found = self.measure("simplify", [id], names, constants=False)[id]
             return mean_ratio(found, whole) <= TOLERATED
@@ -355,7 +361,10 @@ def _null(why: str, winner: int | None = None) -> dict[str, Any]:
 
 
 def ablated(genome: Genome) -> list[tuple[str, Genome]]:
-    """What is left of a genome without one of its statements, for each one that an operand can stand for."""
+    """What is left of a genome without one of its statements, for each one that an operand can stand for.
+
+    Not without its learning rate: that is no part of what a rule is.
+    """
     types = typed(genome)
     found = []
     for s in genome.body:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
 
 import optdsl
+from optdsl import driver
 from optdsl.search import report
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.evaluate.stacked import Stacked
@@ -326,7 +329,10 @@ def test_a_report_depends_on_the_store_alone(finished: Path, tmp_path: Path) -> 
     for title in ("Funnel", "Held-out tasks: overall", "Ablations", "Lineage", "Pareto front"):
         assert title in titles
         assert title in page
-    assert page.count("<svg") >= 4
+    pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(pictures) >= 4
+    for picture in pictures:
+        assert len(ElementTree.fromstring(picture)) > 3
 
 
 def test_a_page_needs_nothing_else_and_shows_text_as_text(tmp_path: Path) -> None:
@@ -356,6 +362,9 @@ def test_winners_are_specs_that_do_the_same(finished: Path, tmp_path: Path) -> N
     assert stress(winner.genome) is None
     values = {h.name: h.default for h in winner.genome.hypers}
     _agrees(path, winner.genome, values["lr"])
+    (made,) = driver.compile([path], tmp_path)
+    assert {file.suffix for file in made.files} == {".py", ".c"}
+    assert made.no_kernels is None
 
 
 def _agrees(path: Path, genome: Genome, lr: float) -> None:
