@@ -39,6 +39,7 @@ from optdsl.search.space import (
     tunable,
     typed,
 )
+from optdsl.search.space.genome import LR
 from optdsl.search.space.mutate import place
 from optdsl.search.store import Candidate, Evaluation
 from optdsl.search.summary import held_out, mean_ratio
@@ -373,4 +374,4 @@ def ablated(genome: Genome) -> list[tuple[str, Genome]]:
                 over = f", over={s.over}" if s.over else ""
                 what = f"{s.name} = {s.op}({', '.join(map(str, s.args))}{over}) becomes {ref}"
                 found.append((what, live(replaced(genome, s.name, ref))))
-    return found
+    return [(what, other) for what, other in found if any(LR in s.args for s in other.body)]

@@ -91,6 +91,7 @@ def assess(
             names=names,
             hurdle=known.hurdle,
             middle=known.length,
+            near=known.values is not None,
         )
         found.append(tuned)
         if not tuned.dead and float(tuned.logs.mean()) <= known.limit:

@@ -211,6 +211,21 @@ def test_constants_are_tuned_from_where_they_are_told_to_begin() -> None:
     assert constants(rule("sgd")) == ()  # momentum and decay are off
 
 
+@pytest.mark.parametrize("name", ["adamw", "lion", "sgd"])
+def test_tuning_on_from_where_another_ended_never_loses(name: str) -> None:
+    task = tasks.task("digits_mlp")
+    first = tune(rule(name), task, QUICK)
+    start = {key: value for key, value in first.values.items() if key != "lr"}
+    again = tune(rule(name), task, QUICK, start=start, middle=first.length, near=True, seed=1)
+    assert again.configurations == first.configurations
+    # single precision: the same learning rate but for its last digits
+    assert again.tuning <= first.tuning + 1e-3
+    far = tune(
+        rule(name), task, replace(QUICK, configurations=5), start=start, middle=64 * first.length, near=True
+    )
+    assert far.tuning > again.tuning
+
+
 def test_changed_constants_stay_in_their_intervals(rng: np.random.Generator) -> None:
     factors = 2.0 ** (3 * rng.standard_normal(1000))
     program = rule("adamw")

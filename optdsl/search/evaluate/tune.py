@@ -58,10 +58,9 @@ class Tuned:
 
     `values` are the learning rate and constants chosen, `tuning` the mean log loss by which they were. `edge` says
     that the best learning rate is still at the end of its grid. `dead`: no step moves anything, or the first ones are
-    not finite; nothing else was tried then. `length` is that of a step (see `unit`) at the learning rate chosen, as
-    it would be with the constants that tuning began with. `starts` are the losses before the first step, `curve` the
-    mean losses at the checkpoints of the fresh runs that did not diverge. `configurations` were tried, with `steps`
-    steps in all.
+    not finite; nothing else was tried then. `length` is that of a step (see `unit`) with what was chosen. `starts` are
+    the losses before the first step, `curve` the mean losses at the checkpoints of the fresh runs that did not diverge.
+    `configurations` were tried, with `steps` steps in all.
     """
 
     task: str
@@ -217,12 +216,14 @@ def tune(
     names: Sequence[str] | None = None,
     hurdle: Hurdle | None = None,
     middle: float = LENGTH,
+    near: bool = False,
 ) -> Tuned:
     """Tunes a rule on a task, and measures it on fresh seeds.
 
     `start` are the values of constants to begin with, where these are not the defaults; `names` the constants that
     are tuned (all by default, see `constants`), others keep theirs. `seed` is of the random changes of constants.
-    `middle` is the length of a step in the middle of the first grid: that of a similar rule, say.
+    `middle` is the length of a step in the middle of the first grid: that of a similar rule, say. `near` says that
+    this and `start` are good already: the first changes of constants go with the first grid, which saves time.
     Rows that miss the `hurdle` while tuning are stopped. Raises Unsupported.
     """
     if all(h.name != "lr" for h in program.hypers):
@@ -235,14 +236,24 @@ def tune(
         nothing = (math.inf,) * len(effort.fresh)
         ones = (1.0,) * len(effort.fresh)
         return Tuned(problem.name, values, math.inf, nothing, ones, (), 0, 0, dead=True)
-    edge = _rates(search, values, middle / length)
-    if names:
+    changes: list[dict[str, float]] = []
+    if near and names:
+        generator = np.random.default_rng([seed, 0])
+        about = {**values, "lr": middle / length}
+        changes = _changed(search, program, names, generator, (search.left - effort.coarse) // 2, 1.0, about)
+    edge = _rates(search, values, middle / length, changes)
+    if changes:
+        search.attempt(
+            _changed(search, program, names, generator, search.left, 0.5, search.tried[search.best])
+        )
+    elif names:
         _constants(search, program, names, seed)
     else:
         _halves(search)
     chosen = search.tried[search.best]
     runs = search.run([chosen], effort.fresh, None)
     fine = ~runs.diverged
+    length = chosen["lr"] * unit(search.stacked, problem, chosen)
     curve = runs.curve[fine].mean(0) if fine.any() else np.full(effort.checkpoints, np.inf)
     return Tuned(
         task=problem.name,
@@ -254,16 +265,22 @@ def tune(
         configurations=len(search.tried),
         steps=search.steps,
         edge=edge,
-        length=chosen["lr"] * length,
+        length=length if math.isfinite(length) and length > 0 else LENGTH,
     )
 
 
-def _rates(search: _Search, values: Mapping[str, float], middle: float) -> bool:
-    """Learning rates by factors of 4, more of them at an end that is best. Returns whether one still is."""
+def _rates(
+    search: _Search, values: Mapping[str, float], middle: float, others: Sequence[dict[str, float]] = ()
+) -> bool:
+    """Learning rates by factors of 4, more of them at an end that is best. Returns whether one still is.
+
+    `others`, whose learning rates are about the middle one, are tried with the first of them.
+    """
     count = search.effort.coarse
     low, high = -(count // 2), count - count // 2 - 1
     exponents = list(range(low, high + 1))
-    search.attempt([{**values, "lr": middle * 4.0**e} for e in exponents])
+    search.attempt([*({**values, "lr": middle * 4.0**e} for e in exponents), *others])
+    exponents += [0] * len(others)
     while True:
         best = exponents[search.best]
         if best not in (low, high):
@@ -294,8 +311,8 @@ def _constants(search: _Search, program: Program, names: Sequence[str], seed: in
     best = search.tried[search.best]
     between = [{**best, "lr": best["lr"] * factor} for factor in (2.0, 0.5)]
     count = max(0, search.left - len(between)) // 2
-    search.attempt([*between, *_changed(search, program, names, generator, count, 1.0)])
-    search.attempt(_changed(search, program, names, generator, search.left, 0.5))
+    search.attempt([*between, *_changed(search, program, names, generator, count, 1.0, best)])
+    search.attempt(_changed(search, program, names, generator, search.left, 0.5, search.tried[search.best]))
 
 
 def _changed(
@@ -305,9 +322,9 @@ def _changed(
     generator: np.random.Generator,
     count: int,
     share: float,
+    best: Mapping[str, float],
 ) -> list[dict[str, float]]:
     """Configurations about the best, by `share` of the spread for constants, half of that for the learning rate."""
-    best = search.tried[search.best]
     spread = share * search.effort.spread
     columns = {
         name: moved(program.hyper(name), best[name], 2.0 ** (spread * generator.standard_normal(count)))
