@@ -58,9 +58,9 @@ class Tuned:
 
     `values` are the learning rate and constants chosen, `tuning` the mean log loss by which they were. `edge` says
     that the best learning rate is still at the end of its grid. `dead`: no step moves anything, or the first ones are
-    not finite; nothing else was tried then. `length` is that of a step (see `unit`) with what was chosen. `starts` are
-    the losses before the first step, `curve` the mean losses at the checkpoints of the fresh runs that did not diverge.
-    `configurations` were tried, with `steps` steps in all.
+    not finite; nothing else was tried then. `length` is that of a step (see `unit`) with what was chosen. `starts`
+    are the losses before the first step, `curve` the mean losses at the checkpoints of the fresh runs that did not
+    diverge. `configurations` were tried, with `steps` steps in all.
     """
 
     task: str
