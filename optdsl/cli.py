@@ -361,14 +361,14 @@ def _search_options(command: _Command) -> None:
         "whatever ended it; Ctrl-C ends a search with a report of what there is, and exit status 130.\n\n"
         "`report` and `export` take a store: `optdsl search report --help`, `optdsl search export --help`.",
     )
-    actions = search.add_subparsers(metavar="", dest="action")
-    report = actions.add_parser("report", description="Tell what a store holds.")
-    report.add_argument("path", type=Path, metavar="STORE")
-    report.add_argument(
-        "-o", "--out", type=Path, metavar="FILE", help="write a page of HTML (default: print text)"
-    )
-    export = actions.add_parser("export", description="Write what a search has found as specs.")
-    export.add_argument("path", type=Path, metavar="STORE")
+    actions = search.add_subparsers(title="what to do with a store", metavar="ACTION", dest="action")
+    text = "print what a store holds, or write it as a page of HTML"
+    report = actions.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    report.add_argument("path", type=Path, metavar="STORE", help="the file of a search")
+    report.add_argument("-o", "--out", type=Path, metavar="FILE", help="the page (default: print text)")
+    text = "write what was found as specs"
+    export = actions.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    export.add_argument("path", type=Path, metavar="STORE", help="the file of a search")
     export.add_argument("-o", "--out", type=Path, metavar="FOLDER", required=True, help="where to write")
     search.add_argument(
         "--from",
@@ -397,7 +397,7 @@ def _search_options(command: _Command) -> None:
         metavar="N",
         help="how many candidates to train instead; then the result depends on the seed alone",
     )
-    search.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
+    search.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
     search.add_argument(
         "--store", type=Path, metavar="FILE", help="where everything is kept; made if there is none"
     )

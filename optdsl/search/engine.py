@@ -98,6 +98,8 @@ class Settings:
             raise ValueError(f"there is no arm `{self.arm}`: {', '.join(ARMS)}")
         if not (self.starts and self.tasks):
             raise ValueError("a search needs a start and a task")
+        if self.seed < 0:
+            raise ValueError(f"a seed is not negative, as {self.seed} is")
         if self.population < 2 or self.tournament < 1:
             raise ValueError("a population has at least two members, a tournament one")
 

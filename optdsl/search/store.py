@@ -146,9 +146,11 @@ class Store:
         if db := getattr(self, "_db", None):
             db.close()
         if self._guard is not None:
+            with contextlib.suppress(OSError):
+                # while it is held: another program could hold it by then
+                _guard_of(self.path).unlink(missing_ok=True)
             self._guard.close()
             self._guard = None
-            _guard_of(self.path).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

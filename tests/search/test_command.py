@@ -85,6 +85,7 @@ def test_ctrl_c_ends_with_a_report_and_the_same_command_goes_on(tmp_path: Path) 
         (["--evaluations", "0"], "`0` is not a whole number above 0"),
         (["--arm", "luck"], "invalid choice: 'luck'"),
         (["--population", "1"], "at least two members"),
+        (["--seed", "-1"], "a seed is not negative"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(

@@ -332,7 +332,16 @@ def test_a_report_depends_on_the_store_alone(finished: Path, tmp_path: Path) -> 
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(pictures) >= 4
     for picture in pictures:
-        assert len(ElementTree.fromstring(picture)) > 3
+        drawn = ElementTree.fromstring(picture)
+        _, _, width, height = map(float, drawn.attrib["viewBox"].split())
+        places = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in drawn.iter("circle")]
+        for line in drawn.iter("polyline"):
+            places += [tuple(map(float, place.split(","))) for place in line.attrib["points"].split()]
+        for box in drawn.iter("rect"):
+            x, y, w, h = (float(box.attrib[key]) for key in ("x", "y", "width", "height"))
+            places += [(x, y), (x + w, y + h)]
+        assert len(places) >= 4
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in places), picture
 
 
 def test_a_page_needs_nothing_else_and_shows_text_as_text(tmp_path: Path) -> None:
