@@ -1,0 +1,61 @@
+"""Families, one square matrix for each axis of a tensor, for generated code.
+
+The family of a tensor of shape (d1, d2, ...) is a vector of d1 * d1 + d2 * d2 + ... numbers: one matrix behind the
+other, each row by row. `like` is the parameter; `x` has its entries, in its shape or as a matrix.
+Every function returns a new tensor and leaves its arguments alone; nothing raises for what is not finite.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def _matrices(family: Tensor, like: Tensor) -> list[Tensor]:
+    """The matrices of a family."""
+    parts = family.split([d * d for d in like.shape])
+    return [part.reshape(d, d) for part, d in zip(parts, like.shape, strict=True)]
+
+
+def _family(matrices: Iterable[Tensor], like: Tensor) -> Tensor:
+    """The family of these matrices."""
+    return torch.cat([like.new_empty(0), *(matrix.reshape(-1) for matrix in matrices)])
+
+
+def identity(like: Tensor) -> Tensor:
+    """Identity matrices."""
+    return _family((torch.eye(d, dtype=like.dtype, device=like.device) for d in like.shape), like)
+
+
+def gram(x: Tensor, like: Tensor) -> Tensor:
+    """For each axis, the matrix of the products of the slices of `x` across it."""
+    x = x.reshape(like.shape)
+    others = ([j for j in range(x.dim()) if j != k] for k in range(x.dim()))
+    return _family((torch.tensordot(x, x, (across, across)) for across in others), like)
+
+
+def along_axes(family: Tensor, x: Tensor, like: Tensor) -> Tensor:
+    """`x` multiplied along each axis by the matrix for that axis."""
+    result = x.reshape(like.shape) if like.dim() else x.clone()
+    for matrix in _matrices(family, like):  # the first axis goes, and comes back as the last
+        result = torch.tensordot(result, matrix, ([0], [1]))
+    return result.reshape(x.shape)
+
+
+def matrix_power(family: Tensor, exponent: Any, least: Any, like: Tensor) -> Tensor:
+    """Powers of symmetric matrices, all eigenvalues of one raised alike until the smallest is at least `least`.
+
+    Looks at the lower triangles. What is not finite makes a matrix of nan.
+    """
+    return _family((_power(matrix, exponent, least) for matrix in _matrices(family, like)), like)
+
+
+def _power(matrix: Tensor, exponent: Any, least: Any) -> Tensor:
+    if matrix.numel() == 0:
+        return matrix
+    # decompositions raise for nan, and on some devices never return
+    finite = torch.where(matrix.isfinite().all(), 0.0, torch.nan).to(matrix.dtype)
+    values, vectors = torch.linalg.eigh(torch.where(matrix.isfinite(), matrix, 0.0))
+    values = values + (least - values[0]).clamp_min(0)
+    return (vectors * values**exponent) @ vectors.mT + finite
