@@ -108,7 +108,9 @@ def _elementwise(
     if index is None and len(arrays) > 1:
         message = "shapes do not fit together: "
         message += " and ".join(f"{texts[i]} is {describe(types[i])}" for i in arrays)
-        return "E0405", message, "reduce one of them, or use `x'` for the transpose"
+        family = any(type_.shape == AXES for type_ in types)
+        help = "`along_axes(P, x)` multiplies by a matrix for each axis" if family else ""
+        return "E0405", message, help or "reduce one of them, or use `x'` for the transpose"
     return "E0404", fallback, ""
 
 

@@ -5,8 +5,9 @@ Every backend and every pass is held to it. How it sees things:
 - A parameter of any shape is an R x C matrix: R is its first dimension (1 if it has none), C the product of
   the others. Values per element, row and column are arrays of shape (R, C), (R, 1) and (1, C); those per
   tensor and per group have shape (1, 1). A family of matrices, one for each axis of the parameter, is an array of
-  shape (A, 1), A the sum of the squares of all dimensions: one matrix behind the other. All of them are in `dtype` (float64 is the definition; in float32
-  every operation is done in float32), truth values in `np.bool_`.
+  shape (A, 1), A the sum of the squares of all dimensions: one matrix behind the other. All of them are in
+  `dtype` (float64 is the definition; in float32 every operation is done in float32), truth values in
+  `np.bool_`.
 - Host values are float64 numbers whatever `dtype` is, ints among them; they are rounded to `dtype` where they
   meet an array. Choices are strings.
 - A parameter's own step count `t` is 1 when it first gets a gradient. All its states, used or not, are

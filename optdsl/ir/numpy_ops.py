@@ -113,7 +113,8 @@ def _matrix_power(shape: tuple[int, ...], family: Array, exponent: Any, least: A
     for matrix in _matrices(family, shape):
         power = np.full_like(matrix, math.nan)
         if matrix.size and np.isfinite(matrix).all():
-            values, vectors = np.linalg.eigh(matrix)
+            # numpy has no decompositions in wider types than double precision
+            values, vectors = np.linalg.eigh(matrix.astype(np.float64) if matrix.itemsize > 8 else matrix)
             values = values + np.maximum(least - values[0], 0)
             power = (vectors * np.power(values, exponent)) @ vectors.T
         found.append(power)

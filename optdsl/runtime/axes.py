@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def _matrices(family: Tensor, like: Tensor) -> list[Tensor]:
@@ -56,6 +57,36 @@ def _power(matrix: Tensor, exponent: Any, least: Any) -> Tensor:
         return matrix
     # decompositions raise for nan, and on some devices never return
     finite = torch.where(matrix.isfinite().all(), 0.0, torch.nan).to(matrix.dtype)
-    values, vectors = torch.linalg.eigh(torch.where(matrix.isfinite(), matrix, 0.0))
-    values = values + (least - values[0]).clamp_min(0)
-    return (vectors * values**exponent) @ vectors.mT + finite
+    power: Tensor = _Power.apply(torch.where(matrix.isfinite(), matrix, 0.0), exponent, least)  # type: ignore[no-untyped-call]
+    return power + finite
+
+
+class _Power(torch.autograd.Function):
+    """A power of one symmetric matrix, differentiable where eigenvalues are equal, too: eigenvectors are not."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, exponent: Any, least: Any) -> Tensor:
+        """Q (L + s I)^exponent Q' for Q L Q', where s is what the smallest of L lacks of `least`, or 0."""
+        values, vectors = torch.linalg.eigh(matrix)
+        lack = (least - values[0]).clamp_min(0)
+        values = values + lack
+        ctx.save_for_backward(values, vectors, lack)
+        ctx.exponent = exponent
+        power: Tensor = (vectors * values**exponent) @ vectors.mT
+        return power
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """The formula of Daleckii and Krein: in the basis of Q, entries times divided differences of the power."""
+        values, vectors, lack = ctx.saved_tensors
+        powers, slopes = values**ctx.exponent, ctx.exponent * values ** (ctx.exponent - 1)
+        gaps = values[:, None] - values
+        near = gaps.abs() <= torch.finfo(grad.dtype).eps ** 0.5 * (values[:, None] + values).abs()
+        mean_slope = (slopes[:, None] + slopes) / 2
+        differences = torch.where(near, mean_slope, (powers[:, None] - powers) / torch.where(near, 1.0, gaps))
+        inner = vectors.mT @ ((grad + grad.mT) / 2) @ vectors
+        result = inner * differences
+        # where all are raised by what the smallest lacks, it raises none by growing
+        result[0, 0] -= (inner.diagonal() * slopes).sum() * (lack > 0)
+        return vectors @ result @ vectors.mT, None, None

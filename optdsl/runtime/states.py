@@ -32,11 +32,11 @@ class State:
     """One state: its key in `state_dict`, its level, and in which type it is kept between steps.
 
     `level` is "element", "rows", "cols", "tensor", "host", "group", a pair such as "rows,rows" for a matrix, or
-    "axes" for a family of matrices (see `optdsl.runtime.axes`). `stored` is a format of `optdsl.runtime.storage`; without it an element-level state has the parameter's
-    dtype (as in torch) and a coarser one the dtype that the step computes in. `positive` says that it is never
-    negative. One that is `given` is an input: it comes with each step and is not kept. With a `delay` of n, a number
-    or the option that says it, there are n of them behind each other in one tensor: that of step t, which reads what
-    step t - n left, is at (t - 1) mod n.
+    "axes" for a family of matrices (see `optdsl.runtime.axes`). `stored` is a format of `optdsl.runtime.storage`;
+    without it an element-level state has the parameter's dtype (as in torch) and a coarser one the dtype that the
+    step computes in. `positive` says that it is never negative. One that is `given` is an input: it comes with
+    each step and is not kept. With a `delay` of n, a number or the option that says it, there are n of them behind
+    each other in one tensor: that of step t, which reads what step t - n left, is at (t - 1) mod n.
     """
 
     key: str

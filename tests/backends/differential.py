@@ -363,6 +363,7 @@ class Reference:
         if state.type.is_element:
             return whole if state.delay is None else (int(state.delay), *whole)
         sizes = {"1": 1, "rows": whole[0] if whole else 1, "cols": math.prod(whole[1:])}
+        sizes["axes"] = sum(d * d for d in whole)
         return tuple(sizes[dim.value] for dim in state.type.shape)
 
     # ---- runs that differ ----
@@ -491,6 +492,27 @@ def _newton_schulz(rng: np.random.Generator, x: Array, steps: Any) -> Array:
     return x.T if tall else x
 
 
+def _gram(rng: np.random.Generator, shape: tuple[int, ...], x: Array) -> Array:
+    """`gram` by such sums."""
+    found = [np.zeros(0, x.dtype)]
+    for axis, size in enumerate(shape):
+        slices = np.moveaxis(x.reshape(shape), axis, 0).reshape(size, math.prod(shape) // size if size else 1)
+        found.append(_matmul(rng, slices, slices.T).ravel())
+    return np.concatenate(found).reshape(-1, 1)
+
+
+def _along_axes(rng: np.random.Generator, shape: tuple[int, ...], family: Array, x: Array) -> Array:
+    """`along_axes` by such sums, from the last axis on."""
+    y, end = x.reshape(shape), len(family)
+    for axis, size in reversed(list(enumerate(shape))):
+        matrix, end = family[end - size * size : end].reshape(size, size), end - size * size
+        y = np.moveaxis(y, axis, 0)
+        others = y.shape[1:]
+        y = _matmul(rng, matrix, y.reshape(size, math.prod(others))).reshape(size, *others)
+        y = np.moveaxis(y, 0, axis)
+    return y.reshape(x.shape)
+
+
 def _mod(x: Array, y: Array) -> Array:
     """`mod` as vector libraries have it: nan where the quotient nearly overflows."""
     return np.where(np.abs(x / y) < 1e-8 * np.finfo(np.result_type(x, y)).max, np.mod(x, y), np.nan)
@@ -508,7 +530,10 @@ def _pow(x: Array, y: Array) -> Array:
 #: What operators may give instead: torch divides by a number and a number by a tensor with a reciprocal.
 OTHERWISE = {"mod": _mod, "pow": _pow, "div": lambda x, y: x * (1 / y)}
 #: Operators that leave open in which order they add. They take a generator first.
-UNORDERED = {"reduce_sum": _sum, "reduce_mean": _mean, "matmul": _matmul, "newton_schulz": _newton_schulz}
+UNORDERED = {
+    **{"reduce_sum": _sum, "reduce_mean": _mean, "matmul": _matmul, "newton_schulz": _newton_schulz},
+    **{"gram": _gram, "along_axes": _along_axes},
+}
 
 
 def _numpy(x: torch.Tensor) -> Array:
