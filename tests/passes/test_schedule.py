@@ -247,11 +247,20 @@ def test_nothing_to_do() -> None:
     assert (plan.streams, plan.launches) == (0, 0)
 
 
-def test_matrices_have_no_plan() -> None:
-    found = program("p = p - lr * (g @ g') @ g", state="")
-    (leaf, *_) = leaves(specialise(found))
-    with pytest.raises(Unsupported, match="it works on matrices"):
-        schedule(leaf)
+@pytest.mark.parametrize(
+    "step",
+    [
+        "p = p - lr * (g @ g') @ g",
+        "p = p - lr * along_axes(matrix_power(gram(g), -0.5, 1.0), g)",
+        "p = p - lr * sum(gram(g)) * g",
+        "p = p - lr * along_axes(identity(), g)",
+    ],
+)
+def test_matrices_have_no_plan(step: str) -> None:
+    found = program(step, state="")
+    for leaf in leaves(specialise(found)):
+        with pytest.raises(Unsupported, match="it works on matrices"):
+            schedule(leaf)
 
 
 def test_what_is_counted() -> None:
