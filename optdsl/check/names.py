@@ -51,6 +51,8 @@ OTHER_FUNCTIONS = {
     "transpose": "write `x'`",
     "matmul": "write `x @ y`",
     "isnan": "write `x != x`",
+    "eye": "write `identity()`, a matrix for each axis",
+    **dict.fromkeys(("inv", "inverse", "inverse_root", "eigh"), "write `matrix_power(S, exponent, least)`"),
     **dict.fromkeys(("grad", "loss", "hvp", "sampled_grad"), "a step sees no gradient but `g` yet"),
 }  # fmt: skip
 
