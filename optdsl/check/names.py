@@ -20,7 +20,7 @@ TORCH_NAMES = frozenset({
 })  # fmt: skip
 #: What a generated file uses under a name already.
 FILE_NAMES = frozenset({
-    *("host", "foreach", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
+    *("host", "foreach", "axes", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
     *("Facts", "Hyper", "State", "Joint"),
 })  # fmt: skip
 
