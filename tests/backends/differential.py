@@ -502,10 +502,11 @@ def _gram(rng: np.random.Generator, shape: tuple[int, ...], x: Array) -> Array:
 
 
 def _along_axes(rng: np.random.Generator, shape: tuple[int, ...], family: Array, x: Array) -> Array:
-    """`along_axes` by such sums, from the last axis on."""
-    y, end = x.reshape(shape), len(family)
-    for axis, size in reversed(list(enumerate(shape))):
-        matrix, end = family[end - size * size : end].reshape(size, size), end - size * size
+    """`along_axes` by such sums, with the axes in any order."""
+    y, ends = x.reshape(shape), np.cumsum([0, *(d * d for d in shape)])
+    for axis in rng.permutation(len(shape)):
+        size = shape[axis]
+        matrix = family[ends[axis] : ends[axis + 1]].reshape(size, size)
         y = np.moveaxis(y, axis, 0)
         others = y.shape[1:]
         y = _matmul(rng, matrix, y.reshape(size, math.prod(others))).reshape(size, *others)
@@ -513,12 +514,34 @@ def _along_axes(rng: np.random.Generator, shape: tuple[int, ...], family: Array,
     return y.reshape(x.shape)
 
 
+def _matrix_power(
+    rng: np.random.Generator, shape: tuple[int, ...], family: Array, exponent: Any, least: Any
+) -> Array:
+    """`matrix_power` of a matrix that is a little off, itself a little off: both by units of the largest entry.
+
+    That much every decomposition may be off, in small entries, too.
+    """
+
+    def off(family: Array) -> Array:
+        end = 0
+        moved = family.copy()
+        for size in shape:
+            matrix = family[end : end + size * size].reshape(size, size)
+            by = rng.uniform(-ULPS, ULPS, (size, size)) * np.finfo(family.dtype).eps
+            noise = (by + by.T) / 2 * np.max(np.abs(matrix), initial=0.0)
+            moved[end : end + size * size] = (matrix + noise.astype(family.dtype)).reshape(-1, 1)
+            end += size * size
+        return moved
+
+    return off(_MATRIX_POWER(shape, off(family), exponent, least))
+
+
 def _mod(x: Array, y: Array) -> Array:
     """`mod` as vector libraries have it: nan where the quotient nearly overflows."""
     return np.where(np.abs(x / y) < 1e-8 * np.finfo(np.result_type(x, y)).max, np.mod(x, y), np.nan)
 
 
-_POW, _REDUCE_SUM = NUMPY["pow"], NUMPY["reduce_sum"]
+_POW, _REDUCE_SUM, _MATRIX_POWER = NUMPY["pow"], NUMPY["reduce_sum"], NUMPY["matrix_power"]
 
 
 def _pow(x: Array, y: Array) -> Array:
@@ -532,7 +555,7 @@ OTHERWISE = {"mod": _mod, "pow": _pow, "div": lambda x, y: x * (1 / y)}
 #: Operators that leave open in which order they add. They take a generator first.
 UNORDERED = {
     **{"reduce_sum": _sum, "reduce_mean": _mean, "matmul": _matmul, "newton_schulz": _newton_schulz},
-    **{"gram": _gram, "along_axes": _along_axes},
+    **{"gram": _gram, "along_axes": _along_axes, "matrix_power": _matrix_power},
 }
 
 
