@@ -67,7 +67,10 @@ class _Power(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrix: Tensor, exponent: Any, least: Any) -> Tensor:
         """Q (L + s I)^exponent Q' for Q L Q', where s is what the smallest of L lacks of `least`, or 0."""
-        values, vectors = torch.linalg.eigh(matrix)
+        # some libraries do not converge where the sum of squares is infinite
+        scale = matrix.abs().amax().clamp_min(torch.finfo(matrix.dtype).tiny)
+        values, vectors = torch.linalg.eigh(matrix / scale)
+        values = values * scale
         lack = (least - values[0]).clamp_min(0)
         values = values + lack
         ctx.save_for_backward(values, vectors, lack)

@@ -104,6 +104,15 @@ def test_all_eigenvalues_are_raised_by_what_the_smallest_lacks():
     assert axes.matrix_power(family, 0.5, -9.0, like).isnan().any()
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e18, 1e31, 3e37])
+def test_sizes_whose_squares_are_zero_or_infinite(size, generator):
+    a = torch.randn(31, 31, generator=generator)
+    matrix = size * (a @ a.mT / 31 + torch.eye(31))
+    root = axes.matrix_power(matrix.reshape(-1), 0.5, 1e-37, torch.empty(31)).reshape(31, 31).double()
+    wanted = matrix.double() + (1e-37 * torch.eye(31) if size < 1e-37 else 0.0)
+    torch.testing.assert_close(root @ root / wanted.max(), wanted / wanted.max(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_makes_its_matrix_nan_and_raises_nothing(bad):
     like = torch.empty(2, 3)
