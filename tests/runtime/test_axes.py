@@ -242,3 +242,26 @@ def test_beside_matrices_of_rows_and_columns(tmp_path):
             wanted = 1 - 0.1 * u - 0.001 * x
             torch.testing.assert_close(p.detach(), wanted)
             torch.testing.assert_close(optimizer.state[p]["l"], by_rows)
+
+
+def test_differentiable_steps(generator):
+    """Through the accumulated matrices, of which those of a vector have equal eigenvalues in the first step."""
+    start = [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in ((3, 4), (5,))]
+    grads = [
+        [torch.randn(p.shape, dtype=torch.float64, generator=generator) for p in start] for _ in range(2)
+    ]
+
+    def loss(c):
+        params = [p.clone() for p in start]
+        optimizer = optdsl.load("shampoo")(
+            params, lr=0.1, matrix_eps=0.1, weight_decay=0.1, differentiable=True
+        )
+        for step in grads:
+            for number, (p, g) in enumerate(zip(params, step, strict=True)):
+                p.grad = g * c[number]
+            optimizer.step()
+        return sum(p.square().sum() for p in params)
+
+    assert torch.autograd.gradcheck(
+        loss, (torch.tensor([1.0, 0.7], dtype=torch.float64, requires_grad=True),)
+    )
