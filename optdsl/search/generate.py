@@ -50,7 +50,7 @@ _COMMON = {
     **{"select": 1.5, "min": 1.5, "max": 1.5, "reduce_sum": 1.5, "reduce_mean": 2.0},
 }
 #: What makes families, where one is wanted.
-_FAMILIES = {"identity": 12.0, "gram": 12.0, "matrix_power": 16.0}
+_FAMILIES = {"identity": 6.0, "gram": 12.0, "matrix_power": 20.0}
 _CONDITIONS = {
     **{"flag": 3.0, "choice": 3.0, "whole": 2.0, "number": 2.0, "shape": 3.0, "first": 1.5, "time": 2.0},
     **{"every": 2.0, "state": 2.0, "both": 1.5, "not": 1.0, "literal": 0.3},
@@ -113,10 +113,7 @@ TAME = Weights(
         0.7,
         {
             **dict.fromkeys(_STEEP, 0.0),
-            "matmul": 0.3,
-            "newton_schulz": 0.2,
-            "transpose": 0.3,
-            "along_axes": 0.3,
+            **{"matmul": 0.3, "newton_schulz": 0.2, "transpose": 0.3, "along_axes": 0.3},
             **_FAMILIES,
         },
     ),
@@ -278,7 +275,7 @@ class _Maker:
         """A float at a place where nothing is at hand, from something finer, or a host value."""
         level, (rows, cols) = place
         if place == _AXES:
-            x = self.leaf(_ELEMENT)
+            x = self.leaf(_ELEMENT if self.chance(0.7) else _HOST)
             return call("gram", x) if x.type.is_element else call("mul", x, call("identity"))
         if place == _ELEMENT:
             return self.draw("normal", place) or self.leaf(_HOST)
