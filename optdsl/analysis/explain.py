@@ -160,6 +160,7 @@ def _delay(state: State, hypers: Mapping[str, HostValue]) -> float:
 
 def _state(state: State, setting: Setting, hypers: Mapping[str, HostValue]) -> StateAccount:
     facts = {Dim.ONE: 1.0, Dim.R: setting.facts["rows"], Dim.C: setting.facts["cols"]}
+    facts[Dim.A] = sum(d * d for d in setting.shape)
     rows, cols = state.type.shape
     entries = int(facts[rows] * facts[cols] * _delay(state, hypers))
     if state.type.is_element:

@@ -53,7 +53,7 @@ class Library:
     kept: tuple[str, ...] = ()
 
 
-_MATRIX = (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX)
+_MATRIX = (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX, Rule.AXES)
 
 
 def divide(program: Program, searches: bool = False) -> tuple[Program, Library | None]:
@@ -97,7 +97,7 @@ def _beyond(expr: Expr) -> bool:
     if isinstance(expr, Call):
         if expr.op == "reduce_kth_largest":
             return not is_joint(expr)  # where tensors meet they are reduced by torch anyway
-        if CORE[expr.op].rule in _MATRIX or expr.attr == "filter":
+        if CORE[expr.op].rule in _MATRIX or expr.attr == "filter" or any(_is_matrix(a.type) for a in expr.args):
             return True
     return _is_matrix(expr.type)
 

@@ -47,7 +47,7 @@ class GroupStep:
         #: What the step is given beside gradients: for each key a tensor for each parameter, or one number.
         self.inputs: Mapping[str, Mapping[Tensor, Tensor]] = {}
         self.numbers: Mapping[str, Tensor] = {}
-        #: Values of group-level states that kernels left: (index of the parameter, key, t, value).
+        #: Values of group-level states that are left: (index of the parameter, key, t, value).
         self.candidates: list[tuple[int, str, int | Tensor, Tensor]] = []
         self._views: dict[torch.device, Mapping[str, Any]] = {}
         self._shared: dict[str, Tensor] = {}

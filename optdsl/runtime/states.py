@@ -31,12 +31,12 @@ def facts_of(shape: torch.Size) -> Facts:
 class State:
     """One state: its key in `state_dict`, its level, and in which type it is kept between steps.
 
-    `level` is "element", "rows", "cols", "tensor", "host", "group" or a pair such as "rows,rows" for a
-    matrix. `stored` is a format of `optdsl.runtime.storage`; without it an element-level state has the parameter's
-    dtype (as in torch) and a coarser one the dtype that the step computes in. `positive` says that it is never
-    negative. One that is `given` is an input: it comes with each step and is not kept. With a `delay` of n, a number
-    or the option that says it, there are n of them behind each other in one tensor: that of step t, which reads what
-    step t - n left, is at (t - 1) mod n.
+    `level` is "element", "rows", "cols", "tensor", "host", "group", a pair such as "rows,rows" for a matrix, or
+    "axes" for a family of matrices (see `optdsl.runtime.axes`). `stored` is a format of `optdsl.runtime.storage`;
+    without it an element-level state has the parameter's dtype (as in torch) and a coarser one the dtype that the
+    step computes in. `positive` says that it is never negative. One that is `given` is an input: it comes with
+    each step and is not kept. With a `delay` of n, a number or the option that says it, there are n of them behind
+    each other in one tensor: that of step t, which reads what step t - n left, is at (t - 1) mod n.
     """
 
     key: str
@@ -137,6 +137,8 @@ def state_shape(level: str, shape: torch.Size) -> tuple[int, ...]:
         return shape
     if level in ("tensor", "host", "group"):
         return ()
+    if level == "axes":
+        return (sum(d * d for d in shape),)
     if level == "rows":
         return shape if len(shape) <= 1 else (shape[0],) + (1,) * (len(shape) - 1)
     if level == "cols":

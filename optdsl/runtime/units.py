@@ -194,7 +194,7 @@ class Single(Unit):
             if new is old or self.group.rule._specs[key].given:
                 continue
             if key not in self._held:
-                self.group.write(key, self.t, new)
+                self.group.candidates.append((self.indices[0], key, self.t, new))
             elif self.group.differentiable:
                 self._replace(key, new)
             else:
@@ -271,7 +271,7 @@ class Bucket(Unit):
             elif new is not old and key in self._held:
                 writes += [(held, new) for held in self._held[key]]
             elif new is not old:
-                self.group.write(key, self.t, new)
+                self.group.candidates.append((self.indices[0], key, self.t, new))
         overwrite(writes, foreach=True)
         counters = [state["step"] for state in self.states]
         if counters[0].is_cpu:  # a tensor is made once here, and once for every counter from a number

@@ -258,6 +258,15 @@ def test_a_spec_without_plan(here: Path, told: Any) -> None:
     assert "There is no plan: tensors meet between its matrix products." in told("matrix.opt", "--markdown")
 
 
+def test_states_with_a_matrix_for_each_axis(told: Any) -> None:
+    for shape, entries in (("3,4,2", 9 + 16 + 4), ("7", 49), ("()", 0), ("1024,1024", 2 * 1024**2)):
+        states = json.loads(told("shampoo", "--json", "--shape", shape))["states"]
+        assert [s["entries"] for s in states if s["level"] == "axes"] == [entries, entries], shape
+    assert "    s     statistics       axes       f32                   4.83\n" in told(
+        "shampoo", "--shape", "3,4,2"
+    )
+
+
 def test_too_many_branches(here: Path, told: Any) -> None:
     lines = [line for k in range(9) for line in (f"        if f{k}:", f"            p = p * {k + 2}")]
     flags = "\n".join(f"        f{k} = false" for k in range(9))

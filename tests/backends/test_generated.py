@@ -416,6 +416,14 @@ def _spelling(op, kinds):
             text = f"g @ ({args[0]})' @ g"
         case "matmul":
             text = f"({args[0]}) @ g'  @ p"
+        case "identity":
+            text = "along_axes(identity(), g)"
+        case "gram":
+            text = f"along_axes(gram({args[0]}), p)"
+        case "matrix_power":
+            text = f"along_axes(matrix_power(gram({args[0]}), -0.5, 0.1), p)"
+        case "along_axes":
+            text = f"along_axes(gram({args[0]}), {args[1]})"
         case "broadcast":
             return None
         case "entry":

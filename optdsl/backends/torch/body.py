@@ -13,7 +13,7 @@ from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.record import field, record
-from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
+from optdsl.core.types import AXES, COLS, ELEMENT, ROWS, Level, Type, element
 from optdsl.ir.expr import Call, Expr, Var, call, var, variables, walk
 from optdsl.ir.program import Guard, Program
 from optdsl.ir.structure import Branch, Set, Statement, Structured, statements, structure
@@ -27,7 +27,7 @@ RESERVED = frozenset(
         *keyword.softkwlist,
         *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
         *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped", "whole", "broadcast"),
-        *("as_matrix", "fit", "like", "newton_schulz", "over_filters"),
+        *("as_matrix", "axes", "fit", "like", "newton_schulz", "over_filters"),
         *(
             f"{over}_{kind}"
             for over in ("row", "col", "tensor")
@@ -40,7 +40,7 @@ RESERVED = frozenset(
 
 def uses_matrices(program: Program) -> bool:
     """True when the step sees a tensor as a matrix, so that every array is handled with two dimensions."""
-    plain = (ROWS, COLS, ELEMENT)
+    plain = (ROWS, COLS, ELEMENT, AXES)
     if any(s.type.level is Level.ARRAY and s.type.shape not in plain for s in program.states):
         return True
     return any(
@@ -259,11 +259,15 @@ class Body:
         text = printer.text(value)
         if printer.foreach and not printer.is_list(value):
             return f"[{text}] * len(whole)"
-        if not self.matrices or self.library or value.type.level < Level.ARRAY:
+        if self.library or not self._reshapes(value.type):
             return text
         if printer.foreach:
             return f"[like(x, y) for x, y in zip({text}, {target}, strict=True)]"
         return f"like({text}, {target})"
+
+    def _reshapes(self, type_: Type) -> bool:
+        """True for arrays that the step sees as matrices and that are kept in another shape."""
+        return self.matrices and type_.level is Level.ARRAY and type_.shape != AXES
 
     def _arm(self, arm: Arm, printer: Printer) -> list[str]:
         lines = [self._load(state, printer) for state in arm.loads]
@@ -343,7 +347,7 @@ class Body:
     def _load(self, name: str, printer: Printer) -> str:
         state = self.program.state(name)
         source = f'state["{state.key}"]'
-        if self.matrices and state.type.level is Level.ARRAY:
+        if self._reshapes(state.type):
             source = f"[as_matrix(x) for x in {source}]" if printer.foreach else f"as_matrix({source})"
         return f"{self.names[name]} = {source}"
 

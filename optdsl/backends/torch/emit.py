@@ -14,7 +14,7 @@ from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
 from optdsl.backends.torch.body import RESERVED, Body, mentions_whole, nodes, printers, used_inputs
 from optdsl.backends.torch.printer import Printer, python_literal
-from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.ops import AXES_OPERANDS, FACTS, STATIC_FACTS
 from optdsl.core.storage import AT_RANDOM
 from optdsl.core.types import ELEMENT, Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, call, const, variables
@@ -113,7 +113,7 @@ class _Module:
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
         code = without_strings(code)
-        names = ["Facts", "Joint", "Kernel", "Native", "foreach", "host"]
+        names = ["Facts", "Joint", "Kernel", "Native", "axes", "foreach", "host"]
         names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz", "over_filters"]
         names += [
             f"{over}_{kind}"
@@ -277,9 +277,8 @@ class _Module:
             s.type.level is Level.ARRAY and s.type.shape != ELEMENT for s in self.program.states
         ):
             return False
-        return not any(
-            isinstance(n, Call) and n.attr in ("rows", "cols", "filter") for n in nodes(self.program)
-        )
+        calls = [n for n in nodes(self.program) if isinstance(n, Call)]
+        return not any(n.attr in ("rows", "cols", "filter") or n.op in AXES_OPERANDS for n in calls)
 
     def not_capturable(self) -> str | None:
         """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
@@ -292,6 +291,8 @@ class _Module:
         counts = [n.args[1] for n in self.program.nodes() if isinstance(n, Call) and n.op == "newton_schulz"]
         if not all(is_static(count, self.definitions, self.dynamic) for count in counts):
             return "its step repeats something as often as the step count says"
+        if any(isinstance(n, Call) and n.op == "matrix_power" for n in self.program.nodes()):
+            return "it finds eigenvalues, for which the host waits"
         if any(state.delay is not None for state in self.program.states):
             return "it finds delayed states by the step count"
         return "it draws random numbers by the step count" if self.program.draws else None
@@ -422,6 +423,7 @@ class _Module:
             whole = mentions_whole([result])
             if self.body.matrices:
                 read = variables(init) | ({"p"} if whole else set())
+                inner += ["shaped = p"] * ("shaped" in result)
                 inner += [f"{n} = as_matrix({n})" for n in ("p", "g") if n in read]
             lines.append(f"if key == {quoted(state.key)}:")
             lines += ["    " + line for line in [*inner, *["whole = p"] * whole, result]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from optdsl.core.ops import CORE, Rule
+from optdsl.core.ops import AXES_OPERANDS, CORE, Rule
 from optdsl.core.types import Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, HostValue, Var, call, is_joint
 from optdsl.passes.intervals import Intervals
@@ -53,6 +53,10 @@ SPELLED = frozenset(
         "newton_schulz",
         "entry",
         "count_upto",
+        "identity",
+        "gram",
+        "matrix_power",
+        "along_axes",
     }
 )
 
@@ -93,6 +97,11 @@ class Printer:
         self.foreach = foreach
         #: Values whose lists nothing else needs when they are read: an operation may overwrite them.
         self.overwritable: frozenset[str] = frozenset()
+
+    @property
+    def parameter(self) -> str:
+        """The parameter as it was, or the list of them, in its own shape."""
+        return "shaped" if self.matrices else "whole"
 
     def text(self, expr: Expr) -> str:
         """`expr` as Python source."""
@@ -201,6 +210,8 @@ class Printer:
             return self.reduce(expr), _ATOM
         if rule is Rule.RANDOM:
             return self.random(expr, "random"), _ATOM
+        if rule is Rule.AXES:
+            return f"axes.{op}({', '.join([*map(self.text, args), self.parameter])})", _ATOM
         return self.function(expr), _ATOM
 
     def function(self, expr: Call) -> str:
@@ -318,6 +329,8 @@ class Printer:
         if rule in (Rule.TRANSPOSE, Rule.MATRIX):
             body = "x.mT" if rule is Rule.TRANSPOSE else f"{op}(x, {self.text(args[1])})"
             return f"[{body} for x in {self.wrap(args[0], _OR)}]"
+        if rule is Rule.AXES:
+            return f"foreach.each({', '.join([f'axes.{op}', *map(self.text, args), self.parameter])})"
         like = ["whole"] if op in ("select", "atan2") else []
         return f"foreach.{_FOREACH_NAMES.get(op, op)}({', '.join([*map(self.text, args), *like])})"
 
@@ -338,7 +351,7 @@ class Printer:
             and self.is_list(value)
             and value.type == result.type
             and not (value.op == "select" and value.args[0].type.is_host)
-            and value.op not in ("broadcast", "matmul", "transpose", "newton_schulz")
+            and value.op not in ("broadcast", "matmul", "transpose", "newton_schulz", *AXES_OPERANDS)
         )
 
     def multiply_add(self, expr: Call) -> str | None:
