@@ -458,17 +458,17 @@ class LionK(Optimizer):
         k = group["k"]
         whole = p
         if kappa == "l2":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "lp":
-            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+            chosen = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "soft":
-            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+            chosen = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "huber":
-            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+            chosen = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "topk":
             work0 = state["work0"]
             part = [tensor_kth_largest(x, k) for x in work0]
-            chosen_1 = part
+            chosen = part
         else:
-            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
-        state["work1"] = chosen if kappa == "l2" else chosen_1
+            chosen = foreach.broadcast(0.0, "tensor", whole)
+        state["work1"] = chosen_1 if kappa == "l2" else chosen
