@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import takewhile
+from itertools import groupby, takewhile
 
 from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
@@ -19,6 +19,7 @@ from optdsl.ir.program import Guard, Program
 from optdsl.ir.structure import Branch, Set, Statement, Structured, statements, structure
 from optdsl.ir.verify import Known
 from optdsl.passes.intervals import Intervals
+from optdsl.passes.shards import is_reduction
 
 #: Python names that a variable of the step must not take.
 RESERVED = frozenset(
@@ -77,13 +78,15 @@ class Body:
     `reach` maps each state to the paths (conditions) under which it is loaded or stored.
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, meets: bool = False) -> None:
+        """`meets`: every reduction is assigned to a name, and asked for; see `optdsl.passes.shards`."""
         self.program = program
+        self.meets = meets
         mangle = {name: f"{name}_" for name in inputs(program) if name in RESERVED}
         self.structured: Structured = structure(program, RESERVED, mangle)
         self.names = self.structured.names
         self.matrices = uses_matrices(program)
-        self.joint = program.joint
+        self.joint = program.joint or meets
         self.arms: dict[int, Arm] = {}
         self.root = self._index(self.structured.body, (), ())
         self.reach: dict[str, list[tuple[tuple[Expr, bool], ...]]] = {s.name: [] for s in program.states}
@@ -260,7 +263,10 @@ class Body:
 
     def _arm(self, arm: Arm, printer: Printer) -> list[str]:
         lines = [self._load(state, printer) for state in arm.loads]
-        for item in arm.body:
+        for item in self._met(arm.body):
+            if isinstance(item, list):
+                lines += printer.meeting(item)
+                continue
             if isinstance(item, Set):
                 printer.overwritable = self._overwritable(item)
                 text = printer.text(item.expr)
@@ -271,6 +277,14 @@ class Body:
         for state, value in arm.stores:
             lines += self._store_lines(state, value, printer)
         return lines
+
+    def _met(self, body: list[Statement]) -> Iterator[Statement | list[Set]]:
+        """Statements, those in a list which are reductions that meet at once."""
+        for meets, items in groupby(body, key=lambda item: isinstance(item, Set) and is_reduction(item.expr)):
+            if meets and self.meets:
+                yield [item for item in items if isinstance(item, Set)]
+            else:
+                yield from items
 
     @cached_property
     def _uses(self) -> Counter[str]:

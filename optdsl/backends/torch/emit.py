@@ -20,6 +20,7 @@ from optdsl.core.types import ELEMENT, Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, call, const, variables
 from optdsl.ir.program import Hyper, Program, State, is_static, number
 from optdsl.ir.text import to_opt
+from optdsl.passes import shards
 from optdsl.passes.lower import lower
 from optdsl.passes.rules import rewrite
 from optdsl.passes.signs import never_negative
@@ -66,6 +67,9 @@ class _Module:
         self.body = Body(self.program)
         self.printers = printers(self.program, self.body)
         self.view = None if self.program.view is None else Body(self.program.view)
+        #: How tensors that are cut among processes take a step, and that step if it is one of its own.
+        self.way = shards.way(program)
+        self.meeting = Body(shards.meeting(program), meets=True) if self.way == "reduced" else None
         #: The step, and what `eval:` says.
         self.bodies = [self.body] if self.view is None else [self.body, self.view]
         self.definitions = {a.name: a.expr for a in self.program.body}
@@ -78,6 +82,7 @@ class _Module:
             *self.initial(),
             self.update("loop"),
             self.update("foreach"),
+            *self.sharded(),
         ]
         functions += self.viewed()
         declarations = self.declarations()
@@ -117,7 +122,7 @@ class _Module:
         if self.program.states:
             used.add("State")
         lines = ["import math"] if re.search(r"\bmath\.", code) else []
-        lines += ["from collections.abc import Generator"] if self.program.joint else []
+        lines += ["from collections.abc import Generator"] if re.search(r"\bGenerator\b", code) else []
         lines += ["from typing import Any", ""]
         if re.search(r"\btorch\.", code):
             lines.append("import torch")
@@ -238,6 +243,12 @@ class _Module:
             lines.append("_elementwise = False")
         if program.draws:
             lines.append("_random = True")
+        lines.append(f"_shards = {quoted(self.way)}")
+        view = program.view
+        if view is not None and (shards.way(view) != "local" or shards.reduces(view.expressions())):
+            lines.append("_view_shards = False")
+        if shards.reduces(s.init for s in program.states if s.init is not None):
+            lines.append("_starts_from_reductions = True")
         reason = self.not_capturable()
         if reason:
             lines.append(f"_not_capturable = {quoted(reason)}")
@@ -448,6 +459,28 @@ class _Module:
             "    random: Any,",
             f") -> {result}:",
             f'    """{doc}"""',
+            *("    " + line if line else "" for line in lines),
+        ]
+
+    def sharded(self) -> Iterable[list[str]]:
+        """`_update_sharded`, where reductions are put together by processes."""
+        if self.meeting is None:
+            return
+        program = self.meeting.program
+        printer = printers(program, self.meeting)["foreach"]
+        lines = self.unpack(used_inputs(program), body=self.meeting) + self.meeting.lines(printer)
+        yield [
+            "@staticmethod",
+            "def _update_sharded(",
+            "    p: list[Tensor],",
+            "    g: list[Tensor],",
+            "    state: dict[str, Any],",
+            "    group: dict[str, Any],",
+            "    t: Any,",
+            "    facts: Facts,",
+            "    random: Any,",
+            ") -> Generator[Joint | tuple[Joint, ...], Any, list[Tensor]]:",
+            '    """The same for parts of tensors, whose reductions other processes have a share in."""',
             *("    " + line if line else "" for line in lines),
         ]
 

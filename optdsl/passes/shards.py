@@ -1,0 +1,131 @@
+"""What a step of a tensor that is cut among processes has to put together, and where.
+
+Every value per element is computed where the element is. A reduction is computed in part by every process, and the
+parts meet: reductions that can be formed at the same time meet at once (a *meeting*), those of all tensors together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from optdsl.core.ops import CORE, Rule
+from optdsl.core.types import COLS, ELEMENT, ROWS, Level
+from optdsl.ir.expr import Call, Expr, is_joint, variables, walk
+from optdsl.ir.program import Assign, Guard, Program
+from optdsl.passes.lower import lower
+
+
+def is_reduction(node: Expr) -> bool:
+    """True when `node` is itself a reduction, over a tensor or over several."""
+    return isinstance(node, Call) and CORE[node.op].rule is Rule.REDUCE
+
+
+def way(program: Program) -> str:
+    """How a step is taken by tensors that are cut among processes.
+
+    "local": each process with what it has, but for what goes over several tensors. "reduced": reductions are put
+    together. "whole": every process gets whole tensors, as matrices are multiplied or entries of a tensor ranked.
+    """
+    found = "local"
+    for node in _nodes(program):
+        if not isinstance(node, Call):
+            continue
+        rule = CORE[node.op].rule
+        if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX):
+            return "whole"
+        if rule is Rule.REDUCE and not is_joint(node):
+            if node.op == "reduce_kth_largest":
+                return "whole"
+            found = "reduced"
+    plain = (ROWS, COLS, ELEMENT)
+    if any(s.type.level is Level.ARRAY and s.type.shape not in plain for s in program.states):
+        return "whole"
+    return found
+
+
+def reduces(exprs: Iterator[Expr]) -> bool:
+    """True when something is reduced."""
+    return any(is_reduction(node) for expr in exprs for node in walk(expr))
+
+
+def meeting(program: Program) -> Program:
+    """`program` with every reduction assigned to a name, behind as many others as can be formed without it.
+
+    Branches stay what they are; within one, and outside of all, reductions that do not wait for each other stand next
+    to each other.
+    """
+    program = lower(program, is_reduction)
+    return replace(program, body=tuple(_arranged(program.body, 0)[0]))
+
+
+def _arranged(body: Sequence[Assign], level: int) -> tuple[list[Assign], int]:
+    """Assignments that agree in their first `level` conditions in a new order, and how often something meets there.
+
+    The depth of a value is how often something meets before it can be computed; the lowest comes first.
+    """
+    depths: dict[str, int] = {}
+    units: list[tuple[int, bool, list[Assign]]] = []
+    for unit in _units(body, level):
+        reads = frozenset[str]().union(*(_reads(assign) for assign in unit))
+        depth = max((depths.get(name, 0) for name in reads), default=0)
+        met = len(unit) == 1 and is_reduction(unit[0].expr)
+        last = depth + met
+        if len(unit) > 1 or len(unit[0].guard) > level:
+            inside = [assign for assign in unit if len(assign.guard) > level]
+            sides = [[a for a in inside if a.guard[level][1] is wanted] for wanted in (True, False)]
+            arms = [_arranged(side, level + 1) for side in sides]
+            last += max(count for _, count in arms)
+            unit = [*arms[0][0], *arms[1][0], *(assign for assign in unit if len(assign.guard) == level)]
+        units.append((depth, met, unit))
+        depths |= {assign.name: last for assign in unit}
+    units.sort(key=lambda unit: unit[:2])
+    return [assign for _, _, unit in units for assign in unit], max(depths.values(), default=0)
+
+
+def _units(body: Sequence[Assign], level: int) -> Iterator[list[Assign]]:
+    """Single assignments, and branches with the choices behind them that may join their sides."""
+    index = 0
+    while index < len(body):
+        unit = [body[index]]
+        index += 1
+        if len(unit[0].guard) > level:
+            condition = unit[0].guard[level][0]
+            while index < len(body) and _belongs(body[index], condition, level):
+                unit.append(body[index])
+                index += 1
+        yield unit
+
+
+def _belongs(assign: Assign, condition: Expr, level: int) -> bool:
+    """Whether an assignment is in a branch on `condition`, or is a choice on it."""
+    if len(assign.guard) > level:
+        return assign.guard[level][0] is condition
+    expr = assign.expr
+    return isinstance(expr, Call) and expr.op == "select" and expr.args[0] is condition
+
+
+def _reads(assign: Assign) -> frozenset[str]:
+    return variables(assign.expr).union(*(variables(condition) for condition, _ in assign.guard))
+
+
+def meetings(program: Program) -> list[tuple[Guard, list[Call]]]:
+    """The reductions that meet at once, in order, with the conditions under which they do; of what `meeting` makes."""
+    found: list[tuple[Guard, list[Call]]] = []
+    behind = None
+    for assign in program.body:
+        if isinstance(assign.expr, Call) and is_reduction(assign.expr):
+            if behind != assign.guard:
+                found.append((assign.guard, []))
+            found[-1][1].append(assign.expr)
+            behind = assign.guard
+        else:
+            behind = None
+    return found
+
+
+def _nodes(program: Program) -> Iterator[Expr]:
+    yield from program.nodes()
+    for state in program.states:
+        if state.init is not None:
+            yield from walk(state.init)
