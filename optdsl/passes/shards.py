@@ -110,7 +110,7 @@ def _reads(assign: Assign) -> frozenset[str]:
 
 
 def meetings(program: Program) -> list[tuple[Guard, list[Call]]]:
-    """The reductions that meet at once, in order, with the conditions under which they do; of what `meeting` makes."""
+    """Of what `meeting` makes: the reductions that meet at once, in order, and the conditions under which they do."""
     found: list[tuple[Guard, list[Call]]] = []
     behind = None
     for assign in program.body:
