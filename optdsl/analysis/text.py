@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from optdsl.analysis import equations
 from optdsl.analysis.account import Account, SweepAccount
@@ -28,6 +29,7 @@ def terminal(found: Explanation) -> str:
         lines += ["", f"States: {total}", *_indented(_columns(_states(found)))]
     else:
         lines += ["", "States: none"]
+    lines += ["", *_messages(found)]
     if found.no_plan is not None:
         return "\n".join([*lines, "", f"There is no plan: {found.no_plan}."]) + "\n"
     lines += ["", f"Plan for {_setting(found)}"]
@@ -101,6 +103,29 @@ def _states(found: Explanation) -> list[tuple[str, ...]]:
         per = _PER.get(state.level, state.level)
         rows.append((state.name, printable(state.key), per, state.dtype, _figure(state.per_parameter)))
     return rows
+
+
+_COLLECTIVES = {"sum": "all_reduce (sum)", "max": "all_reduce (max)", "gather": "all_gather"}
+
+
+def _messages(found: Explanation) -> list[str]:
+    """What a step of a sharded model communicates."""
+    if not found.messages:
+        return ["Sharded: a step communicates nothing"]
+    shape = "×".join(map(str, found.setting.shape)) or "no dimensions"
+    many = f"{len(found.messages)} message{'s' * (len(found.messages) > 1)}"
+    rows = [("collective", f"bytes for {shape}", "of")]
+    for each, same in groupby(found.messages):
+        text = ", ".join(map(printable, each.of)) + (
+            f", if {printable(each.condition)}" if each.condition else ""
+        )
+        count = len(list(same))
+        rows.append(
+            (_COLLECTIVES[each.kind], str(each.bytes), text + (f" ({count} times)" if count > 1 else ""))
+        )
+    notes = ["each gathered tensor by itself"] if any(m.kind == "gather" for m in found.messages) else []
+    notes += ["all tensors in one"] if any(m.kind != "gather" for m in found.messages) else []
+    return [f"Sharded by rows: {many} in a step, {', '.join(notes)}", *_indented(_columns(rows))]
 
 
 # ---- plans ------------------------------------------------------------------------------------------------

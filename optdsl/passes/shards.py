@@ -24,24 +24,25 @@ def is_reduction(node: Expr) -> bool:
 def way(program: Program) -> str:
     """How a step is taken by tensors that are cut among processes.
 
-    "local": each process with what it has, but for what goes over several tensors. "reduced": reductions are put
-    together. "whole": every process gets whole tensors, as matrices are multiplied or entries of a tensor ranked.
+    "local": each process with what it has, but for one reduction over several tensors. "reduced": several reductions,
+    or some over a tensor, are put together. "whole": every process gets whole tensors, as matrices are multiplied or
+    entries of a tensor ranked.
     """
-    found = "local"
+    sites: set[int | None] = set()
     for node in _nodes(program):
         if not isinstance(node, Call):
             continue
         rule = CORE[node.op].rule
         if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX):
             return "whole"
-        if rule is Rule.REDUCE and not is_joint(node):
-            if node.op == "reduce_kth_largest":
+        if rule is Rule.REDUCE:
+            if node.op == "reduce_kth_largest" and not is_joint(node):
                 return "whole"
-            found = "reduced"
+            sites |= {node.site} if is_joint(node) else {None, -1}
     plain = (ROWS, COLS, ELEMENT)
     if any(s.type.level is Level.ARRAY and s.type.shape not in plain for s in program.states):
         return "whole"
-    return found
+    return "reduced" if len(sites) > 1 else "local"
 
 
 def reduces(exprs: Iterator[Expr]) -> bool:

@@ -147,6 +147,10 @@ class Unit:
         value = value.reshape(shape) if value.numel() == math.prod(shape) else value.expand(shape)
         return layout.part(value, level)
 
+    def _mine(self, number: int, key: str, value: Any) -> Any:
+        """What this process keeps of what an update has made."""
+        return self._part(number, key, value) if self.whole else value
+
     def _rounded(self, number: int, key: str, held: Tensor) -> Rounded:
         """A parameter, or a state of one, that is rounded at random."""
         return Rounded(held, self._random(number, held), self.group.rule._sites[key])
@@ -228,7 +232,7 @@ class Single(Unit):
         self._commit(states)
         writes: list[tuple[Any, Tensor | float]] = []
         if result is not self.p:
-            writes.append((self.kept_p[0], self._part(0, "p", result)))
+            writes.append((self.kept_p[0], self._mine(0, "p", result)))
         for key, old in self._handed.items():
             new = self.state[key]
             if new is old or self.group.rule._specs[key].given:
@@ -238,7 +242,7 @@ class Single(Unit):
             elif self.group.differentiable:
                 self._replace(key, new)
             else:
-                writes.append((self._held[key][0], self._part(0, key, new)))
+                writes.append((self._held[key][0], self._mine(0, key, new)))
         if self.group.differentiable and writes:
             self.params[0].copy_(replaced(self.params[0], result))
         else:
@@ -328,7 +332,7 @@ class Bucket(Unit):
         inplace = self.group.rule._foreach_inplace and not self.group.meets
         private = self._private or self.whole
         return [
-            (target, self._part(number, key, value) if self.whole else value)
+            (target, self._mine(number, key, value))
             for number, (target, old, value) in enumerate(zip(stored, handed, new, strict=True))
             if value is not old or (inplace and (private or _apart(old, target)))
         ]

@@ -40,11 +40,12 @@ def full(x: Any) -> Any:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def off(mine: Tensor, theirs: Tensor) -> float:
-    """The largest difference, relative to max(1, |theirs|); of what is finite in both."""
+def off(mine: Tensor, theirs: Tensor, start: Tensor | None = None) -> float:
+    """The largest difference relative to max(1, |theirs|), or to the longest way from `start`; of what is finite."""
     assert mine.shape == theirs.shape, (mine.shape, theirs.shape)
     assert torch.equal(mine.isfinite(), theirs.isfinite())
-    found = ((mine - theirs).abs() / theirs.abs().clamp(min=1)).nan_to_num(0, 0, 0)
+    scale = theirs.abs().clamp(min=1) if start is None else (theirs - start).abs().max()
+    found = ((mine - theirs).abs() / scale).nan_to_num(0, 0, 0)
     return float(found.max()) if found.numel() else 0.0
 
 
@@ -59,8 +60,8 @@ def compare(
     dtype: torch.dtype,
     steps: int = STEPS,
     **flags: Any,
-) -> tuple[float, float]:
-    """How far parameters, and states, of a run with parts of tensors are from those of a run with whole ones."""
+) -> tuple[float, float, float]:
+    """How far a run with parts of tensors is from one with whole ones: parameters, their ways, states."""
 
     def tensors(values: dict[str, Any]) -> list[Tensor]:
         return [torch.tensor(values[name]).to(dtype) for name in names]
@@ -68,7 +69,6 @@ def compare(
     wholes = [torch.nn.Parameter(x) for x in tensors(found.start)]
     parts = [torch.nn.Parameter(cut(x, mesh, placements)) for x in tensors(found.start)]
     one, other = cls(wholes, **setting, **flags), cls(parts, **setting, **flags)
-    moved = False
     for step in range(steps):
         for p, q, g in zip(wholes, parts, tensors(found.grads[step]), strict=True):
             p.grad, q.grad = g, cut(g, mesh, placements)
@@ -76,9 +76,11 @@ def compare(
         cuts = {key: [cut(x, mesh, placements) for x in xs] for key, xs in given.items()}
         one.step(**({"inputs": given} if given else {}))
         other.step(**({"inputs": cuts} if cuts else {}))
-        moved = moved or any(not torch.equal(p, x) for p, x in zip(wholes, tensors(found.start), strict=True))
-    assert moved, "nothing moves"
-    worst = max(off(full(q.detach()), p.detach()) for p, q in zip(wholes, parts, strict=True))
+    ends = [
+        (full(q.detach()), p.detach(), x) for p, q, x in zip(wholes, parts, tensors(found.start), strict=True)
+    ]
+    assert any(not torch.equal(p, x) for _, p, x in ends), "nothing moves"
+    worst, way = max(off(q, p) for q, p, _ in ends), max(off(*each) for each in ends)
     states = 0.0
     for p, q in zip(wholes, parts, strict=True):
         assert one.state[p].keys() == other.state[q].keys()
@@ -87,16 +89,16 @@ def compare(
     for group, cut_group in zip(one.param_groups, other.param_groups, strict=True):
         for key in (spec.key for spec in cls._states if spec.level == "group"):
             states = max(states, off(cut_group[key], group[key]))
-    return worst, states
+    return worst, way, states
 
 
 def zoo(specs: list[str], dtype: str, dim: int = 0, every: bool = True) -> dict[str, list[Any]]:
-    """For each spec how far it is off (parameters, states) in the worst of its settings, or why it is refused."""
+    """For each spec how far it is off (see `compare`) in the worst of its settings, or why it is refused."""
     mesh, results = mesh_of(), {}
     for spec in specs:
         cls = optdsl.load(spec)
         rules = [rule for rule in RULES if rule.spec == spec]
-        worst = [0.0, 0.0]
+        worst = [0.0, 0.0, 0.0]
         try:
             for rule in rules:
                 for setting in rule.settings if every else rule.settings[-1:]:
