@@ -6,7 +6,7 @@ parts meet: reductions that can be formed at the same time meet at once (a *meet
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from optdsl.core.ops import CORE, Rule
@@ -29,13 +29,10 @@ def way(program: Program) -> str:
     entries of a tensor ranked.
     """
     sites: set[int | None] = set()
-    for node in _nodes(program):
-        if not isinstance(node, Call):
-            continue
-        rule = CORE[node.op].rule
-        if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX):
+    for node in program.nodes():
+        if _multiplies(node):
             return "whole"
-        if rule is Rule.REDUCE:
+        if isinstance(node, Call) and is_reduction(node):
             if node.op == "reduce_kth_largest" and not is_joint(node):
                 return "whole"
             sites |= {node.site} if is_joint(node) else {None, -1}
@@ -45,9 +42,13 @@ def way(program: Program) -> str:
     return "reduced" if len(sites) > 1 else "local"
 
 
-def reduces(exprs: Iterator[Expr]) -> bool:
-    """True when something is reduced."""
-    return any(is_reduction(node) for expr in exprs for node in walk(expr))
+def needs_whole(exprs: Iterable[Expr]) -> bool:
+    """True when something is reduced, or seen as a matrix."""
+    return any(is_reduction(node) or _multiplies(node) for expr in exprs for node in walk(expr))
+
+
+def _multiplies(node: Expr) -> bool:
+    return isinstance(node, Call) and CORE[node.op].rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX)
 
 
 def meeting(program: Program) -> Program:
@@ -113,20 +114,14 @@ def _reads(assign: Assign) -> frozenset[str]:
 def meetings(program: Program) -> list[tuple[Guard, list[Call]]]:
     """Of what `meeting` makes: the reductions that meet at once, in order, and the conditions under which they do."""
     found: list[tuple[Guard, list[Call]]] = []
-    behind = None
+    behind: tuple[Guard, set[str]] | None = None
     for assign in program.body:
-        if isinstance(assign.expr, Call) and is_reduction(assign.expr):
-            if behind != assign.guard:
-                found.append((assign.guard, []))
-            found[-1][1].append(assign.expr)
-            behind = assign.guard
-        else:
+        if not (isinstance(assign.expr, Call) and is_reduction(assign.expr)):
             behind = None
+            continue
+        if behind is None or behind[0] != assign.guard or not behind[1].isdisjoint(variables(assign.expr)):
+            found.append((assign.guard, []))
+            behind = assign.guard, set()
+        found[-1][1].append(assign.expr)
+        behind[1].add(assign.name)
     return found
-
-
-def _nodes(program: Program) -> Iterator[Expr]:
-    yield from program.nodes()
-    for state in program.states:
-        if state.init is not None:
-            yield from walk(state.init)

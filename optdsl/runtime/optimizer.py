@@ -19,7 +19,7 @@ from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.inputs import Inputs, take, view_of
 from optdsl.runtime.joint import drive
 from optdsl.runtime.rule import Rule
-from optdsl.runtime.shards import Parts, check_shards, local_kernels, resharded
+from optdsl.runtime.shards import Parts, check_alone, check_shards, local_kernels, resharded
 from optdsl.runtime.states import (
     TRAINED,
     State,
@@ -127,6 +127,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if self._random or seed:
             defaults.setdefault("seed", seed)
         self._check_group(defaults)
+        check_alone(self, defaults)
         super().__init__(params, defaults)
 
     def _forget(self) -> None:

@@ -7,6 +7,7 @@ dict can be saved and resharded; what is one number per tensor is the same every
 
 import functools
 import math
+import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -177,6 +178,32 @@ def check_shards(rule: Any, group: Mapping[str, Any]) -> None:
                 )
 
 
+def check_alone(rule: Any, group: Mapping[str, Any]) -> None:
+    """Raises RuntimeError for a rule that must see all parameters in an optimizer of a ZeroRedundancyOptimizer.
+
+    That gives each process an optimizer of whole tensors, but of some of them only, and does not say so: what is
+    being made is to be found among the callers.
+    """
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    reason = _why_not_some(rule, group)
+    if module is None or reason is None:
+        return
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if isinstance(frame.f_locals.get("self"), module.ZeroRedundancyOptimizer):
+            raise RuntimeError(f"{type(rule).__name__} does not support ZeroRedundancyOptimizer: {reason}")
+
+
+def _why_not_some(rule: Any, group: Mapping[str, Any]) -> str | None:
+    """Why a rule must see all tensors, or None."""
+    if rule._joint:
+        return "it reduces over all tensors, of which each process has only some"
+    if rule._random or _rounds(rule, group):
+        return "it draws at random by the position of a tensor among all, which a process does not know"
+    return None
+
+
 def _why_not(rule: Any, group: Mapping[str, Any], p: Any) -> str | None:
     """Why a DTensor cannot take a step, or None."""
     if rule._shards is None:
@@ -209,8 +236,6 @@ def _why_not_flat(rule: Any, group: Mapping[str, Any], p: Tensor) -> str | None:
     """Why a flat parameter, which hides where tensors begin and end, cannot take a step, or None."""
     if rule._shards is None:
         return "it was compiled by an older version of optdsl; compile it again"
-    if rule._joint:
-        return "it reduces over all tensors, of which a process has only some"
     if found := _what(rule):
         return found
     if rule._bucket_facts:
@@ -224,9 +249,9 @@ def _what(rule: Any) -> str | None:
     """What a rule needs of a tensor beyond its elements, or None."""
     if rule._shards == "whole":
         return "it needs whole tensors"
-    if rule._shards == "reduced":
-        return "it reduces over tensors, rows or columns"
-    return "it reduces over several tensors" if rule._joint else None
+    if rule._joint:
+        return "it reduces over several tensors"
+    return "it reduces over tensors, rows or columns" if rule._shards == "reduced" else None
 
 
 def _rounds(rule: Any, group: Mapping[str, Any]) -> bool:

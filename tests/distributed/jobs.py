@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 import optdsl
-from tests.zoo.rules import RULES, Problem, Rule, problem
+from tests.zoo.rules import RULES, Problem, problem
 
 for _path in sorted((Path(__file__).parents[1] / "zoo").glob("*.py")):
     if not _path.stem.startswith("test_"):
@@ -122,4 +122,180 @@ def zoo(specs: list[str], dtype: str, dim: int = 0, every: bool = True) -> dict[
     return results
 
 
-__all__ = ["Rule", "compare", "zoo"]
+# ---- models ------------------------------------------------------------------------------------------------
+
+
+def model_of(seed: int = SEED) -> torch.nn.Module:
+    """A small network in float64 whose tensors do not divide evenly."""
+    torch.manual_seed(seed)
+    layers = [torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3), torch.nn.LayerNorm(3)]
+    return torch.nn.Sequential(*layers).double()
+
+
+def batch_of(step: int, size: int = 8) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of one step; every process takes its part of them."""
+    generator = torch.Generator().manual_seed(SEED + step)
+    return (
+        torch.randn(size, 5, generator=generator, dtype=torch.float64),
+        torch.randn(size, 3, generator=generator, dtype=torch.float64),
+    )
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range, whole: bool) -> None:
+    """Some steps on all of each batch, or on this process's part of it; gradients are means over the batch."""
+    rank, count = distributed.get_rank(), distributed.get_world_size()
+    for step in steps:
+        x, y = batch_of(step)
+        if not whole:
+            x, y = (z.chunk(count)[rank] for z in (x, y))
+        torch.nn.functional.mse_loss(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def apart(model: torch.nn.Module, whole: torch.nn.Module) -> float:
+    """How far two networks are from each other."""
+    pairs = zip(model.parameters(), whole.parameters(), strict=True)
+    return max(off(full(q.detach()), p.detach()) for q, p in pairs)
+
+
+def fsdp2(spec: str, options: dict[str, Any], **flags: Any) -> float:
+    """A network cut by fully_shard beside a whole one."""
+    from torch.distributed.fsdp import fully_shard
+
+    cls, model, whole = optdsl.load(spec), model_of(), model_of()
+    for layer in (model[0], model[2]):
+        fully_shard(layer, mesh=mesh_of())
+    fully_shard(model, mesh=mesh_of())
+    one, other = cls(whole.parameters(), **options, **flags), cls(model.parameters(), **options, **flags)
+    train(whole, one, range(4), whole=True)
+    train(model, other, range(4), whole=False)
+    return apart(model, whole)
+
+
+def ddp(spec: str, options: dict[str, Any], zero: bool) -> float:
+    """A network in DistributedDataParallel, with states of all tensors or (ZeRO) of some, beside one alone."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+    from torch.nn.parallel import DistributedDataParallel
+
+    cls, model, whole = optdsl.load(spec), model_of(), model_of()
+    parallel = DistributedDataParallel(model)
+    if zero:
+        other: Any = ZeroRedundancyOptimizer(parallel.parameters(), cls, **options)
+    else:
+        other = cls(parallel.parameters(), **options)
+    train(whole, cls(whole.parameters(), **options), range(4), whole=True)
+    train(parallel, other, range(4), whole=False)
+    return apart(model, whole)
+
+
+def fsdp1(spec: str, options: dict[str, Any], originals: bool) -> Any:
+    """A network in FullyShardedDataParallel beside a whole one, or why it is refused."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    cls, model, whole = optdsl.load(spec), model_of(), model_of()
+    parallel = FullyShardedDataParallel(model, use_orig_params=originals, device_id=torch.device("cpu"))
+    try:
+        other = cls(parallel.parameters(), **options)
+    except RuntimeError as error:
+        return str(error)
+    train(whole, cls(whole.parameters(), **options), range(4), whole=True)
+    train(parallel, other, range(4), whole=False)
+    with FullyShardedDataParallel.summon_full_params(parallel):
+        return apart(model, whole)
+
+
+def refused(job: str, *arguments: Any) -> str:
+    """With what another job is refused."""
+    try:
+        globals()[job](*arguments)
+    except RuntimeError as error:
+        return str(error)
+    raise AssertionError(f"{job}{arguments} is not refused")
+
+
+def meshes(spec: str, dtype: str, setting: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Four processes in a square: copies of rows, rows and columns, parts of parts."""
+    cls, square = optdsl.load(spec), mesh_of(2, 2)
+    found = problem(SEED)
+    placements = {
+        "copies": [Replicate(), Shard(0)],
+        "rows and columns": [Shard(0), Shard(1)],
+        "columns and rows": [Shard(1), Shard(0)],
+        "rows of rows": [Shard(0), Shard(0)],
+        "everywhere": [Replicate(), Replicate()],
+    }
+    return {
+        name: compare(cls, setting, found, tuple(names), (), square, each, getattr(torch, dtype), fused=False)
+        for name, each in placements.items()
+    }
+
+
+def checkpoint(folder: str, spec: str, options: dict[str, Any]) -> dict[str, float]:
+    """Saved half way and gone on with, beside a run that is not: how far apart they end.
+
+    By torch.distributed.checkpoint into a network cut in the same way; by state dicts from a cut one into a whole
+    one, and from a whole one into a cut one.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.fsdp import fully_shard
+
+    cls = optdsl.load(spec)
+
+    def made(cut: bool) -> tuple[torch.nn.Module, Any]:
+        model = model_of()
+        if cut:
+            fully_shard(model, mesh=mesh_of())
+        return model, cls(model.parameters(), **options)
+
+    wanted, optimizer = made(False)
+    train(wanted, optimizer, range(3), whole=True)
+    half = [p.detach().clone() for p in wanted.parameters()], optimizer.state_dict()
+    half = half[0], torch.load(_saved(half[1], folder))
+    train(wanted, optimizer, range(3, 6), whole=True)
+
+    model, optimizer = made(True)
+    train(model, optimizer, range(3), whole=False)
+    state = get_state_dict(model, optimizer)
+    dcp.save({"model": state[0], "optimizer": state[1]}, checkpoint_id=f"{folder}/dcp")
+    plain = {
+        **optimizer.state_dict(),
+        "state": {
+            number: {key: full(value) for key, value in entry.items()}
+            for number, entry in optimizer.state_dict()["state"].items()
+        },
+    }
+    weights = [full(p.detach()) for p in model.parameters()]
+
+    results = {}
+    model, optimizer = made(True)
+    state = get_state_dict(model, optimizer)
+    parts = {"model": state[0], "optimizer": state[1]}
+    dcp.load(parts, checkpoint_id=f"{folder}/dcp")
+    set_state_dict(model, optimizer, model_state_dict=parts["model"], optim_state_dict=parts["optimizer"])
+    train(model, optimizer, range(3, 6), whole=False)
+    results["cut to cut"] = apart(model, wanted)
+
+    model, optimizer = made(False)
+    with torch.no_grad():
+        for p, x in zip(model.parameters(), weights, strict=True):
+            p.copy_(x)
+    optimizer.load_state_dict(plain)
+    train(model, optimizer, range(3, 6), whole=True)
+    results["cut to whole"] = apart(model, wanted)
+
+    model, optimizer = made(True)
+    with torch.no_grad():
+        for p, x in zip(model.parameters(), half[0], strict=True):
+            p.copy_(distribute_tensor(x, p.device_mesh, p.placements))
+    optimizer.load_state_dict(half[1])
+    train(model, optimizer, range(3, 6), whole=False)
+    results["whole to cut"] = apart(model, wanted)
+    return results
+
+
+def _saved(state: Any, folder: str) -> str:
+    path = f"{folder}/whole{distributed.get_rank()}.pt"
+    torch.save(state, path)
+    return path

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from itertools import groupby, takewhile
+from itertools import takewhile
 
 from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
@@ -280,11 +280,18 @@ class Body:
 
     def _met(self, body: list[Statement]) -> Iterator[Statement | list[Set]]:
         """Statements, those in a list which are reductions that meet at once."""
-        for meets, items in groupby(body, key=lambda item: isinstance(item, Set) and is_reduction(item.expr)):
-            if meets and self.meets:
-                yield [item for item in items if isinstance(item, Set)]
+        met: list[Set] = []
+        for item in body:
+            asked = item if self.meets and isinstance(item, Set) and is_reduction(item.expr) else None
+            if met and (asked is None or not variables(asked.expr).isdisjoint(each.value for each in met)):
+                yield met
+                met = []
+            if asked is None:
+                yield item
             else:
-                yield from items
+                met.append(asked)
+        if met:
+            yield met
 
     @cached_property
     def _uses(self) -> Counter[str]:

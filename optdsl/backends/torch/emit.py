@@ -245,9 +245,9 @@ class _Module:
             lines.append("_random = True")
         lines.append(f"_shards = {quoted(self.way)}")
         view = program.view
-        if view is not None and (shards.way(view) != "local" or shards.reduces(view.expressions())):
+        if view is not None and shards.needs_whole(view.expressions()):
             lines.append("_view_shards = False")
-        if shards.reduces(s.init for s in program.states if s.init is not None):
+        if shards.needs_whole(s.init for s in program.states if s.init is not None):
             lines.append("_starts_from_reductions = True")
         reason = self.not_capturable()
         if reason:
