@@ -29,9 +29,8 @@ def terminal(found: Explanation) -> str:
         lines += ["", f"States: {total}", *_indented(_columns(_states(found)))]
     else:
         lines += ["", "States: none"]
-    lines += ["", *_messages(found)]
     if found.no_plan is not None:
-        return "\n".join([*lines, "", f"There is no plan: {found.no_plan}."]) + "\n"
+        return "\n".join([*lines, "", f"There is no plan: {found.no_plan}.", "", *_messages(found)]) + "\n"
     lines += ["", f"Plan for {_setting(found)}"]
     lines += _indented(_wrapped("with ", _options(found.hypers)))
     lines += _indented(_wrapped("so that ", [printable(text) for text in found.conditions]))
@@ -39,6 +38,7 @@ def terminal(found: Explanation) -> str:
     others = [plan for plan in found.plans if plan is not found.usual]
     if others:
         lines += ["", "Other plans while training", *_indented(_other(plan) for plan in others)]
+    lines += ["", *_messages(found)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -111,21 +111,34 @@ _COLLECTIVES = {"sum": "all_reduce (sum)", "max": "all_reduce (max)", "gather": 
 def _messages(found: Explanation) -> list[str]:
     """What a step of a sharded model communicates."""
     if not found.messages:
-        return ["Sharded: a step communicates nothing"]
-    shape = "×".join(map(str, found.setting.shape)) or "no dimensions"
-    many = f"{len(found.messages)} message{'s' * (len(found.messages) > 1)}"
-    rows = [("collective", f"bytes for {shape}", "of")]
+        return [_sent(found)]
+    return [_sent(found), *_indented(_columns([_heads(found), *_collectives(found)]))]
+
+
+def _sent(found: Explanation) -> str:
+    if not found.messages:
+        return "Sharded: a step communicates nothing"
+    count = len(found.messages)
+    notes = {
+        "each tensor is gathered by itself" if each.kind == "gather" else "all tensors in one"
+        for each in found.messages
+    }
+    return f"Sharded by rows: {count} message{'s' * (count > 1)} in a step, {', '.join(sorted(notes))}"
+
+
+def _heads(found: Explanation) -> tuple[str, str, str]:
+    return "collective", f"bytes for {'×'.join(map(str, found.setting.shape)) or 'no dimensions'}", "of"
+
+
+def _collectives(found: Explanation) -> list[tuple[str, str, str]]:
+    """A row for each message, or for several of the same kind behind each other."""
+    rows = []
     for each, same in groupby(found.messages):
-        text = ", ".join(map(printable, each.of)) + (
-            f", if {printable(each.condition)}" if each.condition else ""
-        )
         count = len(list(same))
-        rows.append(
-            (_COLLECTIVES[each.kind], str(each.bytes), text + (f" ({count} times)" if count > 1 else ""))
-        )
-    notes = ["each gathered tensor by itself"] if any(m.kind == "gather" for m in found.messages) else []
-    notes += ["all tensors in one"] if any(m.kind != "gather" for m in found.messages) else []
-    return [f"Sharded by rows: {many} in a step, {', '.join(notes)}", *_indented(_columns(rows))]
+        text = ", ".join(map(printable, each.of)) + (f" ({count} times)" if count > 1 else "")
+        condition = f", if {printable(each.condition)}" if each.condition else ""
+        rows.append((_COLLECTIVES[each.kind], str(each.bytes), text + condition))
+    return rows
 
 
 # ---- plans ------------------------------------------------------------------------------------------------
@@ -250,6 +263,10 @@ def markdown(found: Explanation) -> str:
             blocks.append(f"### {plan.when[0].upper()}{plan.when[1:]}: {cell(plan.condition)}")
         blocks.append(_sweep_table(plan))
         blocks.append(_table(("per parameter", ""), _totals(found, plan.account)))
+    blocks.append(_sent(found) + ".")
+    if found.messages:
+        sent = [(name, size, cell(text)) for name, size, text in _collectives(found)]
+        blocks.append(_table(_heads(found), sent))
     return "\n\n".join(blocks) + "\n"
 
 

@@ -222,13 +222,13 @@ def _why_not(rule: Any, group: Mapping[str, Any], p: Any) -> str | None:
         return "this process has no part of one"
     for placement in p.placements:
         if not placement.is_shard() and not placement.is_replicate():
-            return f"one is placed as {placement}"
+            return f"one is placed as {placement!r}"
         if (
             type(placement).__name__ != "Shard"
             and placement.is_shard()
             and (rule._random or _rounds(rule, group))
         ):
-            return f"it draws at random, and which elements a process has of one placed as {placement} is not known"
+            return f"it draws at random, and which elements a process has of one placed as {placement!r} is not known"
     return None
 
 

@@ -87,7 +87,7 @@ def compare(
         for key, value in one.state[p].items():
             states = max(states, off(full(other.state[q][key]), value))
     for group, cut_group in zip(one.param_groups, other.param_groups, strict=True):
-        for key in (spec.key for spec in cls._states if spec.level == "group"):
+        for key in (spec.key for spec in cls._states if spec.level == "group" and spec.key in group):
             states = max(states, off(cut_group[key], group[key]))
     return worst, way, states
 
@@ -159,18 +159,137 @@ def apart(model: torch.nn.Module, whole: torch.nn.Module) -> float:
     return max(off(full(q.detach()), p.detach()) for q, p in pairs)
 
 
-def fsdp2(spec: str, options: dict[str, Any], **flags: Any) -> float:
-    """A network cut by fully_shard beside a whole one."""
+def cut_model() -> torch.nn.Module:
+    """The same, cut by fully_shard, layer by layer."""
     from torch.distributed.fsdp import fully_shard
 
-    cls, model, whole = optdsl.load(spec), model_of(), model_of()
-    for layer in (model[0], model[2]):
+    model = model_of()
+    for layer in (model[0], model[2], model):
         fully_shard(layer, mesh=mesh_of())
-    fully_shard(model, mesh=mesh_of())
-    one, other = cls(whole.parameters(), **options, **flags), cls(model.parameters(), **options, **flags)
+    return model
+
+
+def fsdp2(spec: str, options: dict[str, Any]) -> list[Any]:
+    """A network cut by fully_shard beside a whole one: how far it is off, and whether kernels take all its steps."""
+    cls, model, whole = optdsl.load(spec), cut_model(), model_of()
+    one, other = cls(whole.parameters(), **options), cls(model.parameters(), **options)
     train(whole, one, range(4), whole=True)
     train(model, other, range(4), whole=False)
-    return apart(model, whole)
+    tables = list(other._launcher.tables.values()) if other._launcher is not None else []
+    count = sum(len(table.rows) for table in tables if not table.skipped)
+    return [apart(model, whole), count == len(list(model.parameters()))]
+
+
+def fsdp2_fused(spec: str, options: dict[str, Any]) -> None:
+    """A method with reductions asked for kernels."""
+    optdsl.load(spec)(cut_model().parameters(), **options, fused=True)
+
+
+def evaluation(spec: str, options: dict[str, Any]) -> list[float]:
+    """How far a cut network is off in evaluation, back in training, and when it goes on."""
+    cls, model, whole = optdsl.load(spec), cut_model(), model_of()
+    one, other = cls(whole.parameters(), **options), cls(model.parameters(), **options)
+    train(whole, one, range(3), whole=True)
+    train(model, other, range(3), whole=False)
+    before = [p.detach().clone() for p in whole.parameters()]
+    one.eval(), other.eval()
+    assert any(not torch.equal(p, x) for p, x in zip(whole.parameters(), before, strict=True))
+    found = [apart(model, whole)]
+    one.train(), other.train()
+    found.append(apart(model, whole))
+    train(whole, one, range(3, 5), whole=True)
+    train(model, other, range(3, 5), whole=False)
+    return [*found, apart(model, whole)]
+
+
+def several(jobs: dict[str, list[Any]]) -> dict[str, Any]:
+    """Other jobs, one behind the other."""
+    return {name: globals()[job](*arguments) for name, (job, *arguments) in jobs.items()}
+
+
+def messages(specs: list[str]) -> dict[str, list[int]]:
+    """For each spec how many collectives its third step takes, and how many `explain` tells of a matrix."""
+    from unittest import mock
+
+    from optdsl.analysis.explain import explain
+    from optdsl.analysis.setting import Setting
+    from optdsl.driver import program_of, shipped_specs, simplify
+
+    results, mesh = {}, mesh_of()
+    for spec in specs:
+        program, _ = program_of(shipped_specs()[spec])
+        told = explain(program, simplify(program), Setting(shape=(6, 4))).messages
+        generator = torch.Generator().manual_seed(SEED)
+        values = [torch.randn(6, 4, generator=generator) for _ in range(2)]
+        params = [torch.nn.Parameter(cut(x, mesh, [Shard(0)])) for x in values]
+        optimizer = optdsl.load(spec)(params)
+        for step in range(3):
+            for p, x in zip(params, values, strict=True):
+                p.grad = cut(x * (step + 1), mesh, [Shard(0)])
+            if step == 2:
+                real, gathers = distributed.all_reduce, DTensor.full_tensor
+                with (
+                    mock.patch.object(distributed, "all_reduce", side_effect=real) as sums,
+                    mock.patch.object(DTensor, "full_tensor", autospec=True, side_effect=gathers) as wholes,
+                ):
+                    optimizer.step()
+                count = sums.call_count + wholes.call_count // len(params)
+            else:
+                optimizer.step()
+        results[spec] = [count, len(told)]
+    return results
+
+
+def together() -> list[Any]:
+    """Numbers put together by `complete`: two kinds, nan, types, nothing on one side, a number that is everywhere."""
+    from optdsl.runtime.shards import complete
+
+    rank, group = distributed.get_rank(), distributed.group.WORLD
+    single = torch.tensor(1.5 + rank)
+    parts = [
+        (single, "sum", (group,)),
+        (torch.tensor([rank, -float("inf"), 3.0]), "max", (group,)),
+        (torch.tensor([float("nan") if rank else 5.0, 2.0]), "max", (group,)),
+        (torch.tensor(2.0**-30 + rank, dtype=torch.float64), "sum", (group,)),
+        (torch.zeros(0), "sum", (group,)),
+        (torch.tensor(7.0), "sum", ()),
+    ]
+    found = [x.tolist() for x in complete(parts)]
+    assert single.item() == 1.5 + rank, "what was given is changed"
+    return [str(each) for each in found]
+
+
+def lazy() -> list[float]:
+    """Gradients that are placed otherwise, parameters without any, and ones that are not cut, in two groups."""
+    from torch.distributed.tensor import Partial
+
+    mesh, cls = mesh_of(), optdsl.load("lamb")
+    found = problem(SEED)
+    names = ("mat", "tall", "vec", "scal")
+    wholes = [torch.nn.Parameter(torch.tensor(found.start[name])) for name in names]
+    parts = [torch.nn.Parameter(cut(p.detach(), mesh, [Shard(0)])) for p in wholes]
+    parts[2] = torch.nn.Parameter(wholes[2].detach().clone())  # every process has all of it
+    one, other = (
+        cls([{"params": ps[:2]}, {"params": ps[2:], "lr": 0.1}], lr=0.05, weight_decay=0.1)
+        for ps in (wholes, parts)
+    )
+    for step in range(4):
+        grads = [torch.tensor(found.grads[step][name]) for name in names]
+        for number, (p, q, g) in enumerate(zip(wholes, parts, grads, strict=True)):
+            if number == step:  # has none in this step
+                p.grad = q.grad = None
+                continue
+            p.grad = g
+            q.grad = cut(g, mesh, [Shard(0)])
+            if number == 2:
+                q.grad = g.clone()
+            elif number == 0:
+                q.grad = DTensor.from_local(g / mesh.size(), mesh, [Partial()])
+            elif number == 1:
+                q.grad = distribute_tensor(g, mesh, [Replicate()])
+        one.step()
+        other.step()
+    return [off(full(q.detach()), p.detach()) for p, q in zip(wholes, parts, strict=True)]
 
 
 def ddp(spec: str, options: dict[str, Any], zero: bool) -> float:
@@ -189,16 +308,13 @@ def ddp(spec: str, options: dict[str, Any], zero: bool) -> float:
     return apart(model, whole)
 
 
-def fsdp1(spec: str, options: dict[str, Any], originals: bool) -> Any:
-    """A network in FullyShardedDataParallel beside a whole one, or why it is refused."""
+def fsdp1(spec: str, options: dict[str, Any], originals: bool) -> float:
+    """A network in FullyShardedDataParallel beside a whole one."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
     cls, model, whole = optdsl.load(spec), model_of(), model_of()
     parallel = FullyShardedDataParallel(model, use_orig_params=originals, device_id=torch.device("cpu"))
-    try:
-        other = cls(parallel.parameters(), **options)
-    except RuntimeError as error:
-        return str(error)
+    other = cls(parallel.parameters(), **options)
     train(whole, cls(whole.parameters(), **options), range(4), whole=True)
     train(parallel, other, range(4), whole=False)
     with FullyShardedDataParallel.summon_full_params(parallel):
@@ -299,3 +415,66 @@ def _saved(state: Any, folder: str) -> str:
     path = f"{folder}/whole{distributed.get_rank()}.pt"
     torch.save(state, path)
     return path
+
+
+def programs(first: int, count: int) -> list[Any]:
+    """Random programs on parts of tensors: those that are off, and how many were compared.
+
+    Only programs without steps in what they compute, so that a difference in the last place stays small.
+    """
+    import random
+
+    from optdsl.ir.expr import Call
+    from optdsl.search.generate import TAME, random_program
+    from tests.backends.differential import torch_class
+
+    jumps = {
+        "sign",
+        "floor",
+        "ceil",
+        "round",
+        "mod",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "reduce_kth_largest",
+    }
+    mesh, bad, seen = mesh_of(), [], {"local": 0, "reduced": 0, "whole": 0}
+    for seed in range(first, first + count):
+        program = random_program(random.Random(seed), random.Random(seed).choice((4, 10, 20)), TAME)
+        nodes = [node for node in program.nodes() if isinstance(node, Call) and not node.type.is_host]
+        if any(node.op in jumps for node in nodes):
+            continue
+        cls = torch_class(program)
+        seen[cls._shards] += 1
+        try:
+            found = compare(
+                cls,
+                {},
+                problem(SEED + seed),
+                ("vec", "mat", "conv", "scal"),
+                (),
+                mesh,
+                [Shard(seed % 2)],
+                torch.float64,
+                steps=3,
+                fused=False,
+            )
+            if max(found[0], found[2]) > 1e-8:
+                bad.append([seed, *found])
+        except Exception as error:
+            if "nothing moves" not in str(error):
+                bad.append([seed, repr(error)[:500]])
+    return [bad, seen]
+
+
+def hang() -> None:
+    """One process waits for the other, which never comes."""
+    import time
+
+    if distributed.get_rank():
+        distributed.barrier()
+    time.sleep(600)
