@@ -249,7 +249,8 @@ def markdown(found: Explanation) -> str:
     """A page: what `optdsl.analysis.equations` says of the program, and its plans."""
     blocks = [equations.markdown(found.program).rstrip("\n"), "## Cost"]
     if found.no_plan is not None:
-        return "\n\n".join([*blocks, f"There is no plan: {cell(found.no_plan)}."]) + "\n"
+        blocks.append(f"There is no plan: {cell(found.no_plan)}.")
+        return "\n\n".join([*blocks, *_messages_page(found)]) + "\n"
     options = ", ".join(code(text) for text in _options(found.hypers))
     blocks.append(f"For {cell(_setting(found))}{', ' if options else ''}{options}.")
     state = f"{_figure(found.state_bytes)} bytes of state per parameter."
@@ -263,11 +264,14 @@ def markdown(found: Explanation) -> str:
             blocks.append(f"### {plan.when[0].upper()}{plan.when[1:]}: {cell(plan.condition)}")
         blocks.append(_sweep_table(plan))
         blocks.append(_table(("per parameter", ""), _totals(found, plan.account)))
-    blocks.append(_sent(found) + ".")
-    if found.messages:
-        sent = [(name, size, cell(text)) for name, size, text in _collectives(found)]
-        blocks.append(_table(_heads(found), sent))
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, *_messages_page(found)]) + "\n"
+
+
+def _messages_page(found: Explanation) -> list[str]:
+    if not found.messages:
+        return [_sent(found) + "."]
+    rows = [(name, size, cell(text)) for name, size, text in _collectives(found)]
+    return [_sent(found) + ".", _table(_heads(found), rows)]
 
 
 def _sweep_table(plan: PlanFor) -> str:

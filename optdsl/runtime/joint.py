@@ -13,8 +13,37 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optdsl.runtime import ops
+from optdsl.runtime.ops import (
+    col_max,
+    col_mean,
+    col_min,
+    col_sum,
+    row_max,
+    row_mean,
+    row_min,
+    row_sum,
+    tensor_kth_largest,
+    tensor_max,
+    tensor_mean,
+    tensor_min,
+    tensor_sum,
+)
 from optdsl.runtime.shards import Layout, Part, complete
+
+_REDUCTIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("rows", "sum"): row_sum,
+    ("rows", "mean"): row_mean,
+    ("rows", "max"): row_max,
+    ("rows", "min"): row_min,
+    ("cols", "sum"): col_sum,
+    ("cols", "mean"): col_mean,
+    ("cols", "max"): col_max,
+    ("cols", "min"): col_min,
+    ("tensor", "sum"): tensor_sum,
+    ("tensor", "mean"): tensor_mean,
+    ("tensor", "max"): tensor_max,
+    ("tensor", "min"): tensor_min,
+}
 
 
 class Joint(NamedTuple):
@@ -129,14 +158,12 @@ def _each_by_itself(parties: Sequence[_Party]) -> tuple[list[Part], Callable[[li
     parts: list[Part] = []
     for party in parties:
         kind, over, of = party.request.kind, party.request.over, party.request.of
-        prefix = {"rows": "row", "cols": "col"}.get(over, "tensor")
         for _, x, layout in party.operands():
             groups = () if layout is None else layout.groups(of, over)
             if not groups:  # all is here
-                parts.append((getattr(ops, f"{prefix}_{kind}")(x), "sum", groups))
+                parts.append((_REDUCTIONS[over, kind](x), "sum", groups))
                 continue
-            local = getattr(ops, f"{prefix}_{'sum' if kind == 'mean' else kind}")(x)
-            parts.append(_sent(local, kind, groups))
+            parts.append(_sent(_REDUCTIONS[over, "sum" if kind == "mean" else kind](x), kind, groups))
 
     def end(values: list[Tensor]) -> list[Any]:
         results, position = [], 0
@@ -224,14 +251,14 @@ def _reduce_jointly(
         first = min(parties, key=lambda party: party.task.indices[0]).request
         wholes = [x if layout is None else layout.whole(x, of) for _, x, layout in entries]
         flat = [x.reshape(-1).to(device=device, dtype=torch.float64) for x in wholes]
-        found = ops.tensor_kth_largest(torch.cat(flat), first.k)
+        found = tensor_kth_largest(torch.cat(flat), first.k)
         return [], lambda _: found
 
     parts: list[Part] = []
     for _, x, layout in entries:
         groups = () if layout is None else layout.groups(of, "all")
-        local = getattr(ops, f"tensor_{'sum' if kind == 'mean' else kind}")(x)
-        parts.append(_sent(local.to(torch.float64), kind, groups))
+        mine = _REDUCTIONS["tensor", "sum" if kind == "mean" else kind](x)
+        parts.append(_sent(mine.to(torch.float64), kind, groups))
     count = sum(_entries(x, layout, of) for _, x, layout in entries)
 
     def end(values: list[Tensor]) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from optdsl.runtime.groups import GroupStep, overwrite
 from optdsl.runtime.joint import JointTask
 from optdsl.runtime.random import Random
-from optdsl.runtime.shards import Layout, level_of
+from optdsl.runtime.shards import Layout, ParamState, level_of
 from optdsl.runtime.states import (
     Facts,
     compute_dtype,
@@ -30,8 +30,6 @@ from optdsl.runtime.states import (
     turn,
 )
 from optdsl.runtime.storage import AT_RANDOM, LOW, SCALES, Coded, Packed, Rounded, Split, code
-
-ParamState = dict[str, Any]
 
 
 class Unit:
