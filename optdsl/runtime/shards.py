@@ -35,9 +35,9 @@ class Layout:
         self.stride = stride
         self.facts: Facts = facts_of(shape)
         self.cuts = tuple(
-            (mesh.get_group(number), placement.dim)
+            (mesh.get_group(number), dim)
             for number, placement in enumerate(placements)
-            if placement.is_shard() and mesh.size(number) > 1
+            if (dim := _cut(placement)) is not None and mesh.size(number) > 1
         )
 
     def groups(self, of: str, over: str) -> tuple[Any, ...]:
@@ -61,7 +61,7 @@ class Layout:
         """Where the part of this process begins, in each dimension."""
         sizes, begins = list(self.shape), [0] * len(self.shape)
         for number, placement in enumerate(self.placements):
-            if placement.is_shard():
+            if _cut(placement) is not None:
                 # as torch.chunk cuts: the last parts may be smaller, or empty
                 part = -(-sizes[placement.dim] // self.mesh.size(number))
                 begin = min(sizes[placement.dim], part * self.mesh.get_local_rank(number))
@@ -75,11 +75,7 @@ class Layout:
 
         dims = self._dims(level)
         return tuple(
-            Replicate()
-            if not placement.is_shard() or placement.dim not in dims
-            else Shard(placement.dim + 1)
-            if delayed
-            else placement
+            Replicate() if _cut(placement) not in dims else Shard(placement.dim + 1) if delayed else placement
             for placement in self.placements
         )
 
@@ -114,18 +110,21 @@ class Layout:
         return found
 
 
+def _cut(placement: Any) -> int | None:
+    """The dimension that is cut, None for copies; `is_shard` does not know of all ways to cut."""
+    return getattr(placement, "dim", None)
+
+
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(math.prod(max(size, 1) for size in shape[dim + 1 :]) for dim in range(len(shape)))
 
 
-@functools.lru_cache(maxsize=65536)
-def _layout(mesh: Any, placements: tuple[Any, ...], shape: torch.Size, stride: tuple[int, ...]) -> Layout:
-    return Layout(mesh, placements, shape, stride)
-
-
-def layout_of(p: Any) -> Layout:
-    """The layout of a DTensor."""
-    return _layout(p.device_mesh, tuple(p.placements), p.shape, p.stride())
+def layout_of(p: Any, known: Layout | None = None) -> Layout:
+    """The layout of a DTensor; `known` if that is it."""
+    mesh, placements = p.device_mesh, tuple(p.placements)
+    if known is not None and known.mesh is mesh and known.placements == placements and known.shape == p.shape:
+        return known
+    return Layout(mesh, placements, p.shape, p.stride())
 
 
 def complete(parts: Sequence[Part]) -> list[Tensor]:
@@ -221,14 +220,16 @@ def _why_not(rule: Any, group: Mapping[str, Any], p: Any) -> str | None:
     if p.device_mesh.get_coordinate() is None:
         return "this process has no part of one"
     for placement in p.placements:
-        if not placement.is_shard() and not placement.is_replicate():
+        if _cut(placement) is None and not placement.is_replicate():
             return f"one is placed as {placement!r}"
-        if (
-            type(placement).__name__ != "Shard"
-            and placement.is_shard()
-            and (rule._random or _rounds(rule, group))
-        ):
-            return f"it draws at random, and which elements a process has of one placed as {placement!r} is not known"
+        if _cut(placement) is not None and type(placement).__name__ != "Shard":
+            # which elements a process has is for torch alone to know
+            if rule._random or _rounds(rule, group):
+                return (
+                    f"it draws at random for each element, of which not all are told apart in {placement!r}"
+                )
+            if any(spec.delay is not None for spec in rule._states):
+                return f"it delays states, and one is placed as {placement!r}"
     return None
 
 
@@ -277,13 +278,14 @@ class Parts:
 
     def __init__(self) -> None:
         self.states: dict[Tensor, ParamState] = {}
+        self.layouts: dict[Tensor, Layout] = {}
 
     def enter(
         self, groups: Sequence[GroupStep], states: Mapping[Tensor, ParamState], gradients: bool = True
     ) -> bool:
         """Puts local parts in place of sharded parameters, their gradients, states and inputs; False without any."""
         if not any(sharded(p) for group in groups for p in group.group["params"]):
-            self.states = {}
+            self.states, self.layouts = {}, {}
             return False
         seen: dict[Tensor, ParamState] = {}
         grads: list[tuple[Tensor, Tensor | None]] = []
@@ -296,7 +298,7 @@ class Parts:
                 if state := states.get(p):
                     seen[part] = state if part is p else self._seen(part, state)
                 if part is not p:
-                    layouts[part] = layout_of(p)
+                    layouts[part] = self.layouts[part] = layout_of(p, self.layouts.get(part))
                     grads.append((part, _gradient(group.rule, p) if gradients else None))
                 for key, given in group.inputs.items():
                     if p in given:
@@ -309,6 +311,9 @@ class Parts:
         # of these the kernels ask whether they are still the same objects
         for part in [part for part in self.states if part not in seen]:
             del self.states[part]
+        current = {part for part, _ in grads}
+        for part in [part for part in self.layouts if part not in current]:
+            del self.layouts[part]
         self.states.update(seen)
         return True
 
@@ -404,9 +409,8 @@ def level_of(rule: Any, key: str) -> str | None:
 
 
 def local(x: Any) -> Tensor:
-    """What this process has of a DTensor: the same object each time."""
-    with torch.no_grad():
-        found: Any = x.to_local()
+    """What this process has of a DTensor: the same object each time, which `to_local` does not promise."""
+    found: Any = x._local_tensor
     if hasattr(found, "wait"):  # it is still on its way
         found = found.wait()
     return found  # type: ignore[no-any-return]

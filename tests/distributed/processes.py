@@ -48,7 +48,7 @@ def run(job: str, count: int, *arguments: Any, timeout: float = 120) -> list[Any
         texts = []
         for rank, log in enumerate(logs):
             log.seek(0)
-            texts.append(f"--- rank {rank}, exit status {found[rank].returncode}\n{log.read()[-2000:]}")
+            texts.append(f"--- rank {rank}, exit status {found[rank].returncode}\n{log.read()[-3000:]}")
             log.close()
         assert not late, f"not done after {timeout} s:\n" + "\n".join(texts)
         assert all(process.returncode == 0 for process in found), "\n".join(texts)

@@ -20,6 +20,16 @@ SOME = [
     *("muon", "lion_k", "adam_coord_clip"),
 ]
 DECAY = {"lr": 0.01, "weight_decay": 0.1}
+#: Sizes of whole tensors, the mean of a state's initial value over one, and numbers in rows.
+FACTS = """optimizer Sizes:
+    hyper:
+        lr = 1e-2 in [0, inf)
+    state:
+        start = p - mean(p)
+        r [rows] = mean(g, over=rows)
+    step:
+        p = p - lr * (g + 0.1 * start + r) / sqrt(numel) - lr * p / rows
+"""
 LIMITS = {"float64": 1e-12, "float32": 1e-6}
 
 
@@ -27,6 +37,8 @@ LIMITS = {"float64": 1e-12, "float32": 1e-6}
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What two processes make of all jobs of this file, in order of their ranks."""
     folder = str(tmp_path_factory.mktemp("checkpoint"))
+    facts = tmp_path_factory.mktemp("specs") / "facts.opt"
+    facts.write_text(FACTS)
     jobs = {
         "float64": ("zoo", SOME, "float64", 0, False),
         "float32": ("zoo", SOME, "float32", 0, False),
@@ -43,7 +55,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         "fsdp1, views": ("fsdp1", "adamw", DECAY, True),
         "fsdp1, reductions": ("refused", "fsdp1", "adafactor", DECAY, False),
         "fsdp1, reductions of views": ("refused", "fsdp1", "lamb", DECAY, True),
-        "fsdp1, facts": ("refused", "fsdp1", "mars", DECAY, False),
+        "fsdp1, facts": ("refused", "fsdp1", str(facts), {}, False),
+        "facts": ("fsdp2", str(facts), {}),
         "fused": ("refused", "fsdp2_fused", "lamb", DECAY),
         "messages": (
             "messages",
@@ -51,6 +64,12 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
         ),
         "together": ("together",),
         "lazy": ("lazy",),
+        "with more bits": ("stored", "adamw", "bfloat16", {"p": "bf16+16"}),
+        "rounded at random": ("stored", "adamw", "bfloat16", {"p": "bf16_sr", "exp_avg": "bf16_sr"}),
+        "reductions, more bits": ("stored", "lamb", "bfloat16", {"p": "bf16+8"}),
+        "complex": ("stored", "lamb", "complex128", None),
+        "complex draws": ("stored", "noisy_adam", "complex128", None),
+        "capturable": ("capturable", "lamb"),
     }
     found = run("several", 2, jobs, timeout=300)
     return {name: [each[name] for each in found] for name in jobs}
@@ -77,12 +96,12 @@ def test_models(job: str, seen: dict[str, list[Any]]) -> None:
     assert max(seen[job]) <= 1e-12
 
 
-@pytest.mark.parametrize("job", ["fsdp2", pytest.param("fsdp2 by kernels", marks=needs_compiler)])
+@pytest.mark.parametrize("job", ["fsdp2", "facts", pytest.param("fsdp2 by kernels", marks=needs_compiler)])
 def test_fully_shard(job: str, seen: dict[str, list[Any]]) -> None:
     """Kernels take parts where no number of another process is needed."""
-    for off, by_kernels in seen[job]:
+    for off, by_kernels, same_tables in seen[job]:
         assert off <= 1e-12
-        assert by_kernels == (job == "fsdp2 by kernels")
+        assert by_kernels == same_tables == (job == "fsdp2 by kernels")
 
 
 def test_checkpoints(seen: dict[str, list[Any]]) -> None:
@@ -94,6 +113,23 @@ def test_checkpoints(seen: dict[str, list[Any]]) -> None:
 def test_evaluation(seen: dict[str, list[Any]]) -> None:
     for found in seen["evaluation"]:
         assert max(found) <= 1e-12, found
+
+
+@pytest.mark.parametrize(
+    ("job", "limit"),
+    [
+        ("with more bits", 0),
+        ("rounded at random", 0),
+        ("reductions, more bits", 0),
+        ("complex", 1e-12),
+        ("complex draws", 1e-12),
+        ("capturable", 1e-12),
+    ],
+)
+def test_formats(job: str, limit: float, seen: dict[str, list[Any]]) -> None:
+    """What is kept otherwise than as numbers of the parameter's type, and steps that a device counts."""
+    for found in seen[job]:
+        assert max(found) <= limit, found
 
 
 def test_gradients_elsewhere_or_nowhere(seen: dict[str, list[Any]]) -> None:
@@ -115,7 +151,7 @@ def test_gradients_elsewhere_or_nowhere(seen: dict[str, list[Any]]) -> None:
             "fsdp1, reductions of views",
             "Lamb does not support flat parameters of FullySharded.*several tensors",
         ),
-        ("fsdp1, facts", "MARS does not support flat parameters of FullySharded.*: it asks for ndim"),
+        ("fsdp1, facts", "Sizes does not support flat parameters of FullySharded.*: it asks for numel, rows"),
         ("fused", "Lamb does not support sharded parameters: `fused=True`.*it reduces over several tensors"),
     ],
 )
@@ -174,6 +210,13 @@ def test_meshes(spec: str) -> None:
     options = {"lr": 0.01} if spec in ("sgld", "sm3") else DECAY
     for found in run("meshes", 4, spec, "float64", options, ["mat", "tall", "conv"], timeout=300):
         held(found, "float64")
+
+
+@pytest.mark.contract
+@pytest.mark.parametrize("spec", ["adamw", "adafactor", "lamb", "muon"])
+def test_tensor_parallel(spec: str) -> None:
+    """Cut by tensor parallelism, and what that left by fully_shard: parts of parts, in another order."""
+    assert max(run("tensor_parallel", 4, spec, DECAY, timeout=300)) <= 1e-12
 
 
 @pytest.mark.contract
