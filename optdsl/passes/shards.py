@@ -93,18 +93,23 @@ def _units(body: Sequence[Assign], level: int) -> Iterator[list[Assign]]:
         index += 1
         if len(unit[0].guard) > level:
             condition = unit[0].guard[level][0]
-            while index < len(body) and _belongs(body[index], condition, level):
+            while index < len(body) and _in_branch(body[index], condition, level):
+                unit.append(body[index])
+                index += 1
+            while index < len(body) and _chooses(body[index], condition, level):
                 unit.append(body[index])
                 index += 1
         yield unit
 
 
-def _belongs(assign: Assign, condition: Expr, level: int) -> bool:
-    """Whether an assignment is in a branch on `condition`, or is a choice on it."""
-    if len(assign.guard) > level:
-        return assign.guard[level][0] is condition
+def _in_branch(assign: Assign, condition: Expr, level: int) -> bool:
+    return len(assign.guard) > level and assign.guard[level][0] is condition
+
+
+def _chooses(assign: Assign, condition: Expr, level: int) -> bool:
     expr = assign.expr
-    return isinstance(expr, Call) and expr.op == "select" and expr.args[0] is condition
+    chooses = isinstance(expr, Call) and expr.op == "select" and expr.args[0] is condition
+    return chooses and len(assign.guard) == level
 
 
 def _reads(assign: Assign) -> frozenset[str]:
