@@ -86,18 +86,24 @@ def _arranged(body: Sequence[Assign], level: int) -> tuple[list[Assign], int]:
 
 
 def _units(body: Sequence[Assign], level: int) -> Iterator[list[Assign]]:
-    """Single assignments, and branches with the choices behind them that may join their sides."""
+    """Single assignments, and branches with the choices behind them that may join their sides.
+
+    Another branch on the same condition belongs to one, unless it reads what a choice joins.
+    """
     index = 0
     while index < len(body):
         unit = [body[index]]
         index += 1
         if len(unit[0].guard) > level:
             condition = unit[0].guard[level][0]
-            while index < len(body) and _in_branch(body[index], condition, level):
-                unit.append(body[index])
-                index += 1
-            while index < len(body) and _chooses(body[index], condition, level):
-                unit.append(body[index])
+            joined: set[str] = set()
+            while index < len(body):
+                assign = body[index]
+                if _chooses(assign, condition, level):
+                    joined.add(assign.name)
+                elif not _in_branch(assign, condition, level) or not joined.isdisjoint(_reads(assign)):
+                    break
+                unit.append(assign)
                 index += 1
         yield unit
 
