@@ -16,10 +16,12 @@ from torch.optim.optimizer import ParamsT
 
 from optdsl.runtime.checks import check, check_flags, check_seed, check_store, has_tensor
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.inputs import TRAINED, Inputs, take, view_of
+from optdsl.runtime.inputs import Inputs, take, view_of
 from optdsl.runtime.joint import drive
 from optdsl.runtime.rule import Rule
+from optdsl.runtime.shards import Parts, check_alone, check_shards, local_kernels, resharded
 from optdsl.runtime.states import (
+    TRAINED,
     State,
     as_real,
     compute_dtype,
@@ -27,6 +29,7 @@ from optdsl.runtime.states import (
     group_prototype,
     kept,
     restored,
+    sharded,
     turn,
 )
 from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, SPLITS, Coded, code
@@ -81,6 +84,8 @@ class _Kernels:
 def _wants_kernels(group: GroupStep) -> bool:
     """Whether the flags of a group ask for native kernels, or leave the choice."""
     flags = group.group
+    if group.layouts and not local_kernels(group.rule, flags):
+        return False
     if flags["fused"] is None:
         return flags["foreach"] is None and not group.differentiable
     return bool(flags["fused"])
@@ -126,6 +131,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if seed is not None:
             defaults["seed"] = seed
         self._check_group(defaults)
+        check_alone(self, defaults)
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
@@ -136,6 +142,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         self._options_in = itemgetter(*(hyper.name for hyper in self._hypers), *_FLAGS)
         self._cohorts = Cohorts()
         self._launcher: Any = None
+        self._parts = Parts()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -150,6 +157,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if type(self) in _Kernels.missing:
             return False
         launch = importlib.import_module("optdsl.runtime.native.launch")
+        if any(
+            sharded(p) and not local_kernels(self, group)
+            for group in self.param_groups
+            for p in group["params"]
+        ):
+            return False
         return all(
             (group["fused"] or (group["fused"] is None and group["foreach"] is None and group["capturable"]))
             and not group["differentiable"]
@@ -178,6 +191,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if "seed" in group:
                 param_group["seed"] = group["seed"]
         super().add_param_group(param_group)
+        try:
+            check_shards(self, self.param_groups[-1])
+        except RuntimeError:
+            self.param_groups.pop()
+            raise
 
     def _tensor_options(self, number: int, group: dict[str, Any]) -> tuple[str, ...]:
         """Checks the options that changed since the last step; names those that hold tensors."""
@@ -198,6 +216,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
+        check_shards(self, group)
         if known is not None and known[2] != group["store"] and any(map(self.state.get, group["params"])):
             raise ValueError(
                 f"{type(self).__name__}: `store` was changed, but states are kept in the old formats already; make a "
@@ -261,23 +280,34 @@ class Optimizer(Rule, torch.optim.Optimizer):
         ]
         if self._inputs or inputs:
             take(groups, inputs or {}, self.state)
+        if not self._parts.enter(groups, self.state):
+            self._advance_by(groups, self.state)
+            return
+        try:
+            self._advance_by(groups, self._parts.states)
+        finally:
+            self._parts.leave(groups, self.state)
+
+    def _advance_by(self, groups: Sequence[GroupStep], states: dict[Tensor, dict[str, Any]]) -> None:
+        """The step of all groups, whose parameters have these states."""
         firsts = list(accumulate((len(group.group["params"]) for group in groups[:-1]), initial=0))
-        left = self._launch(groups, firsts)
+        left = self._launch(groups, firsts, states)
+        joint = self._joint or any(group.meets for group in groups)
         waiting: list[Unit] = []
         for group, first, only in zip(groups, firsts, left, strict=False):
-            units = gather(group, first, self.state, self._cohorts, only) if only is None or only else []
-            if self._joint:
+            units = gather(group, first, states, self._cohorts, only) if only is None or only else []
+            if joint:
                 waiting += units
                 continue
             for unit in units:
                 unit.open()
-                self._store(unit, unit.call())
+                self._store(unit, unit.call(), states)
             group.settle()
-        if self._joint:
+        if joint:
             for unit in waiting:
                 unit.open()
             for unit, result in zip(waiting, drive([unit.task() for unit in waiting]), strict=True):
-                self._store(unit, result)
+                self._store(unit, result, states)
             for group in groups:
                 group.settle()
 
@@ -297,14 +327,20 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """
         if self._view is None or self._viewing:
             return
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         for number, options in enumerate(self.param_groups):
             group = GroupStep(self, number, options, self._tensor_options(number, options))
-            held = (p for p in options["params"] if self.state.get(p))
-            found += [(p, view_of(group, p, self.state[p])) for p in held]
-        for p, value in found:
+            self._parts.enter([group], self.state, gradients=False)
+            states = self._parts.states if group.layouts else self.state
+            try:
+                for p, part in zip(options["params"], group.group["params"], strict=True):
+                    if states.get(part):
+                        found.append((p, part, view_of(group, part, states[part])))
+            finally:
+                group.leave_parts()
+        for p, part, value in found:
             self.state[p][TRAINED] = p.detach().clone(memory_format=torch.preserve_format)
-            as_real(p.detach()).copy_(value)
+            as_real(part.detach()).copy_(value)
         for options in self.param_groups:
             options["train_mode"] = False
 
@@ -325,7 +361,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     # ---- kernels ------------------------------------------------------------------------------------------
 
-    def _launch(self, groups: Sequence[GroupStep], firsts: Sequence[int]) -> Sequence[Collection[int] | None]:
+    def _launch(
+        self, groups: Sequence[GroupStep], firsts: Sequence[int], states: dict[Tensor, dict[str, Any]]
+    ) -> Sequence[Collection[int] | None]:
         """Runs native kernels where they are wanted and can be had.
 
         Returns for each group the positions of the parameters that are left, None for all.
@@ -342,7 +380,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             native = importlib.import_module("optdsl.runtime.native.launch")
             launcher = self._launcher = native.Launcher(self, self._native)
         if launcher is not None:
-            left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, self.state)
+            left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, states)
             for reason in launcher.lacking.values():
                 _Kernels.tell(reason)
             if left is not None:
@@ -360,9 +398,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
             group.kernels_missing = group.native
         return everything
 
-    def _store(self, unit: Unit, result: Any) -> None:
+    def _store(self, unit: Unit, result: Any, states: dict[Tensor, dict[str, Any]]) -> None:
         """Keeps the result of one unit."""
-        unit.store(result, self.state)
+        unit.store(result, states)
         self._cohorts.advance(unit.params)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -423,6 +461,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 state[key] = restored(key, spec, value.value, p, capturable)
             elif not isinstance(value, Tensor) and (key == "step" or spec is not None):
                 state[key] = restored(key, spec, value, p, capturable)
+        for key, value in state.items():
+            state[key] = resharded(self, group, p, key, value)
         if state and "step" not in state:  # torch.optim.SGD counts no steps, but took one at least
             state["step"] = restored("step", None, 1.0, p, capturable)
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from optdsl.runtime.storage import AT_RANDOM, CODES, FLOATS, LEAST, Coded, coded
 
+#: The key under which a parameter is kept while something stands for it.
+TRAINED = "train_value"
+
 
 class Facts(NamedTuple):
     """What the host knows of a parameter; `rows` is its first dimension, `cols` the product of the rest."""
@@ -112,7 +115,7 @@ def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def sharded(x: Tensor) -> bool:
+def sharded(x: Any) -> bool:
     """Whether `x` is a DTensor, told without importing torch.distributed."""
     return type(x) is not Tensor and hasattr(x, "full_tensor")
 
@@ -172,7 +175,7 @@ def group_prototype(params: Sequence[Tensor]) -> Tensor:
     return torch.empty((), dtype=torch.float64 if wide else torch.float32, device=params[0].device)
 
 
-def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
+def create_state(spec: State, p: Tensor, value: float | Tensor, shape: torch.Size | None = None) -> Tensor:
     """A new state of `p` that holds `value`: a number, or a tensor that broadcasts to it or has its entries.
 
     Complex numbers come as real pairs. The state shares no memory with `value`; autograd
@@ -185,7 +188,7 @@ def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
     if spec.level == "element":
         empty = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     else:
-        empty = torch.empty(state_shape(spec.level, p.shape), dtype=dtype, device=p.device)
+        empty = torch.empty(state_shape(spec.level, shape or p.shape), dtype=dtype, device=p.device)
     real = as_real(empty)
     if not isinstance(value, Tensor):
         real.fill_(fit(value, real))

@@ -130,8 +130,22 @@ def as_written(program: Program) -> Any:
     return load(emit(program, "random.opt", "0" * 64), program.name)
 
 
+@remembered
+def parts_class(program: Program) -> Any:
+    """The same, but its steps are those of parts of tensors, each of which is all there is."""
+
+    class Parts(torch_class(program)):  # type: ignore[misc]
+        def _advance_by(self, groups: Any, states: Any) -> None:
+            for group in groups:
+                group.meets = self._shards == "reduced"
+            super()._advance_by(groups, states)
+
+    return Parts
+
+
 LOOP = Way("loop", torch_class, {"foreach": False})
 FOREACH = Way("foreach", torch_class, {"foreach": True})
+PARTS = Way("parts", parts_class, {"foreach": True})
 DIFFERENTIABLE = Way("differentiable", torch_class, {"differentiable": True})
 CAPTURABLE = (
     Way("capturable loop", torch_class, {"foreach": False, "capturable": True}),

@@ -19,6 +19,7 @@ from optdsl.ir.program import Guard, Program
 from optdsl.ir.structure import Branch, Set, Statement, Structured, statements, structure
 from optdsl.ir.verify import Known
 from optdsl.passes.intervals import Intervals
+from optdsl.passes.shards import is_reduction
 
 #: Python names that a variable of the step must not take.
 RESERVED = frozenset(
@@ -82,14 +83,16 @@ class Body:
     are matrices, and it leaves no parameter.
     """
 
-    def __init__(self, program: Program, library: bool = False) -> None:
+    def __init__(self, program: Program, library: bool = False, meets: bool = False) -> None:
+        """`meets`: every reduction is assigned to a name, and asked for; see `optdsl.passes.shards`."""
         self.program = program
         self.library = library
+        self.meets = meets
         mangle = {name: f"{name}_" for name in inputs(program) if name in RESERVED}
         self.structured: Structured = structure(program, RESERVED, mangle)
         self.names = self.structured.names
         self.matrices = uses_matrices(program)
-        self.joint = program.joint
+        self.joint = program.joint or meets
         self.arms: dict[int, Arm] = {}
         self.root = self._index(self.structured.body, (), ())
         self.reach: dict[str, list[tuple[tuple[Expr, bool], ...]]] = {s.name: [] for s in program.states}
@@ -271,7 +274,10 @@ class Body:
 
     def _arm(self, arm: Arm, printer: Printer) -> list[str]:
         lines = [self._load(state, printer) for state in arm.loads]
-        for item in arm.body:
+        for item in self._met(arm.body):
+            if isinstance(item, list):
+                lines += printer.meeting(item)
+                continue
             if isinstance(item, Set):
                 printer.overwritable = self._overwritable(item)
                 text = printer.text(item.expr)
@@ -282,6 +288,21 @@ class Body:
         for state, value in arm.stores:
             lines += self._store_lines(state, value, printer)
         return lines
+
+    def _met(self, body: list[Statement]) -> Iterator[Statement | list[Set]]:
+        """Statements, those in a list which are reductions that meet at once."""
+        met: list[Set] = []
+        for item in body:
+            asked = item if self.meets and isinstance(item, Set) and is_reduction(item.expr) else None
+            if met and (asked is None or not variables(asked.expr).isdisjoint(each.value for each in met)):
+                yield met
+                met = []
+            if asked is None:
+                yield item
+            else:
+                met.append(asked)
+        if met:
+            yield met
 
     @cached_property
     def _uses(self) -> Counter[str]:

@@ -20,6 +20,7 @@ from optdsl.core.types import ELEMENT, Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, call, const, variables
 from optdsl.ir.program import Hyper, Program, State, is_static, number
 from optdsl.ir.text import to_opt
+from optdsl.passes import shards
 from optdsl.passes.lower import lower
 from optdsl.passes.rules import rewrite
 from optdsl.passes.signs import never_negative
@@ -69,6 +70,9 @@ class _Module:
         self.body = Body(self.program, library)
         self.printers = printers(self.program, self.body)
         self.view = None if self.program.view is None else Body(self.program.view)
+        #: How tensors that are cut among processes take a step, and that step if it is one of its own.
+        self.way = shards.way(program)
+        self.meeting = Body(shards.meeting(program), meets=True) if self.way == "reduced" else None
         #: The step, and what `eval:` says.
         self.bodies = [self.body] if self.view is None else [self.body, self.view]
         self.definitions = {a.name: a.expr for a in self.program.body}
@@ -81,6 +85,7 @@ class _Module:
             *self.initial(),
             self.update("loop"),
             self.update("foreach"),
+            *self.sharded(),
         ]
         functions += self.viewed()
         declarations = self.declarations()
@@ -124,7 +129,7 @@ class _Module:
         if self.program.states:
             used.add("State")
         lines = ["import math"] if re.search(r"\bmath\.", code) else []
-        abstract = ["Generator"] * self.program.joint
+        abstract = ["Generator"] * bool(re.search(r"\bGenerator\b", code))
         abstract += ["Sequence"] * any(h.kind is Kind.LIST for h in self.program.hypers)
         lines += [f"from collections.abc import {', '.join(abstract)}"] if abstract else []
         lines += ["from typing import Any", ""]
@@ -252,6 +257,12 @@ class _Module:
             lines.append("_elementwise = False")
         if program.draws:
             lines.append("_random = True")
+        lines.append(f"_shards = {quoted(self.way)}")
+        view = program.view
+        if view is not None and shards.needs_whole(view.expressions()):
+            lines.append("_view_shards = False")
+        if shards.needs_whole(s.init for s in program.states if s.init is not None):
+            lines.append("_starts_from_reductions = True")
         reason = self.not_capturable()
         if reason:
             lines.append(f"_not_capturable = {quoted(reason)}")
@@ -477,6 +488,28 @@ class _Module:
             "    p: list[Tensor], state: dict[str, Any], group: dict[str, Any], t: Any, facts: Facts",
             ") -> None:",
             '    """What kernels leave to torch; `state` is what they hand over, and what they get."""',
+            *("    " + line if line else "" for line in lines),
+        ]
+
+    def sharded(self) -> Iterable[list[str]]:
+        """`_update_sharded`, where reductions are put together by processes."""
+        if self.meeting is None:
+            return
+        program = self.meeting.program
+        printer = printers(program, self.meeting)["foreach"]
+        lines = self.unpack(used_inputs(program), body=self.meeting) + self.meeting.lines(printer)
+        yield [
+            "@staticmethod",
+            "def _update_sharded(",
+            "    p: list[Tensor],",
+            "    g: list[Tensor],",
+            "    state: dict[str, Any],",
+            "    group: dict[str, Any],",
+            "    t: Any,",
+            "    facts: Facts,",
+            "    random: Any,",
+            ") -> Generator[Joint | tuple[Joint, ...], Any, list[Tensor]]:",
+            '    """The same for parts of tensors, whose reductions other processes have a share in."""',
             *("    " + line if line else "" for line in lines),
         ]
 

@@ -7,11 +7,12 @@ tensor-level and array values are lists with one entry per parameter.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from optdsl.core.ops import AXES_OPERANDS, CORE, Rule
 from optdsl.core.types import Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, HostValue, Var, call, is_joint
+from optdsl.ir.structure import Set
 from optdsl.passes.intervals import Intervals
 
 #: Binding strength in Python.
@@ -97,6 +98,7 @@ class Printer:
         self.foreach = foreach
         #: Values whose lists nothing else needs when they are read: an operation may overwrite them.
         self.overwritable: frozenset[str] = frozenset()
+        self._sites = 0
 
     @property
     def parameter(self) -> str:
@@ -140,9 +142,28 @@ class Printer:
         return self.names.get(expr.name, expr.name), _ATOM
 
     def joint(self, expr: Call) -> str:
+        assert expr.site is not None
+        return f"yield {self.request(expr, expr.site)}"
+
+    def request(self, expr: Call, site: int) -> str:
+        """What is to be reduced, and over what. A list of values that are not per element has a name for them."""
         kind = expr.op.removeprefix("reduce_")
         values = ", ".join(map(self.text, expr.args))
-        return f'yield Joint("{kind}", "{expr.attr}", {expr.site}, {values})'
+        of = expr.args[0].type
+        more = "" if of.is_element else f', of="{of.level_name}"'
+        return f'Joint("{kind}", "{expr.attr}", {site}, {values}{more})'
+
+    def meeting(self, items: Sequence[Set]) -> list[str]:
+        """The lines that ask for reductions which meet at once."""
+        requests = []
+        for item in items:
+            assert isinstance(item.expr, Call)
+            requests.append(self.request(item.expr, self._sites))
+        self._sites += 1
+        if len(items) == 1:
+            return [f"{items[0].target} = yield {requests[0]}"]
+        lines = [f"{', '.join(item.target for item in items)} = yield ("]
+        return [*lines, *(f"    {request}," for request in requests), ")"]
 
     # ---- host ------------------------------------------------------------------------------------
 
