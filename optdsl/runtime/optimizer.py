@@ -1,5 +1,6 @@
 """The base of the generated classes: a `torch.optim.Optimizer` that runs a `Rule`."""
 
+import contextlib
 import importlib
 import inspect
 import warnings
@@ -44,6 +45,20 @@ class _AsSaved:
     def __init__(self, value: Tensor, store: Any = None) -> None:
         self.value = value
         self.store = store
+
+
+def _without_autocast() -> contextlib.AbstractContextManager[Any]:
+    """Where autocast would multiply the matrices of a step in fewer bits, what turns it off."""
+    on = [kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(kind)]
+    if not on:
+        return _NOTHING
+    stack = contextlib.ExitStack()
+    for kind in on:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 class _Kernels:
@@ -238,7 +253,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
+        with torch.set_grad_enabled(self.defaults["differentiable"]), _without_autocast():
             self._advance(inputs)
         return loss
 

@@ -443,9 +443,9 @@ class Launcher:
             if not eligible(p, p.grad):
                 if group.group["fused"]:
                     raise RuntimeError(
-                        f"{name}: `fused=True` needs dense parameters and gradients of float32, float64, bfloat16 or "
-                        "float16 on the CPU or a GPU of CUDA or ROCm; "
-                        f"parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
+                        f"{name}: `fused=True` requires all the params to be floating point Tensors, dense ones of "
+                        "float32, float64, bfloat16 or float16 on the CPU or a GPU of CUDA or ROCm, and so are their "
+                        f"gradients; parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
                     )
                 skipped.add(number)
                 continue
@@ -549,6 +549,8 @@ class Launcher:
         for key in keys:
             spec = kept(rule._specs[key], group.group, p)
             if spec.level == "group":
+                if not isinstance(group.group.get(key), Tensor):  # it begins now, though a kernel may not read it yet
+                    group.read(spec, *self._opened(row, group), p.shape)
                 continue
             held = state.get(key)
             if held is None:
