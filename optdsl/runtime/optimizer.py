@@ -15,7 +15,14 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime.checks import check, check_flags, check_seed, check_store, has_tensor
+from optdsl.runtime.checks import (
+    check,
+    check_flags,
+    check_seed,
+    check_store,
+    has_tensor,
+    with_plain_options,
+)
 from optdsl.runtime.groups import GroupStep
 from optdsl.runtime.inputs import TRAINED, Inputs, take, view_of
 from optdsl.runtime.joint import drive
@@ -25,6 +32,7 @@ from optdsl.runtime.states import (
     as_real,
     compute_dtype,
     create_coded,
+    facts_of,
     group_prototype,
     kept,
     restored,
@@ -373,12 +381,22 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """Loads a state dict of this class, or of the class of the same method in torch.optim.
 
         States return in the dtype in which this class keeps them, bit for bit if they were saved so, and
-        share no memory with `state_dict`. Options which the state dict lacks stay as they are.
+        share no memory with `state_dict`. Options which the state dict lacks, or holds as None where a value is
+        needed, stay as they are.
+
+        Raises:
+            ValueError: the state dict is not one of these parameters: it has other groups, lacks a state, or holds one
+                of another shape or kind, or an option that is not allowed. Nothing is changed then.
         """
+        state, groups = self.state, self.param_groups
         # The last of the hooks that see the state dict before torch takes it.
         handle = self.register_load_state_dict_pre_hook(_as_saved)
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            self.state, self.param_groups = state, groups
+            self._forget()
+            raise
         finally:
             handle.remove()
 
@@ -389,6 +407,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             if parameter.default is not parameter.empty:
                 self.defaults.setdefault(name, parameter.default)
+        first = 0
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -398,9 +417,13 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 for spec in self._states:
                     if spec.level == "group" and group.get(spec.key) is not None:
                         group[spec.key] = restored(spec.key, spec, group[spec.key], like, False)
-            for p in group["params"]:
+            for number, p in enumerate(group["params"], first):
                 if self.state.get(p):
-                    self._restore(p, self.state[p], group)
+                    try:
+                        self._restore(p, self.state[p], group)
+                    except ValueError as error:
+                        raise ValueError(f"parameter {number}: {error}") from None
+            first += len(group["params"])
 
     def _restore(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Brings the loaded state of one parameter into the form in which `step` keeps it."""
@@ -453,10 +476,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 "not of torch.uint8 and torch.float32"
             )
         numbers = p.numel() if table.bits == 8 else (p.numel() + 1) // 2
-        if codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
+        other = table.bits == 8 and codes.squeeze().shape != p.squeeze().shape
+        if other or codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
             raise ValueError(
-                f"state {key!r} of the loaded state dict has {codes.numel()} codes and {scales.numel()} scales, but "
-                f"this parameter of shape {tuple(p.shape)} needs {numbers} and {-(-p.numel() // BLOCK)}"
+                f"state {key!r} of the loaded state dict has {codes.numel()} codes of shape {tuple(codes.shape)} and "
+                f"{scales.numel()} scales, but this parameter of shape {tuple(p.shape)} needs {numbers} and "
+                f"{-(-p.numel() // BLOCK)}"
             )
         held = Coded(
             codes.detach().to(p.device).reshape(p.shape if table.bits == 8 else (numbers,)).clone(),
@@ -511,14 +536,70 @@ def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> d
         for number, entry in state_dict["state"].items()
     }
     groups = list(state_dict["param_groups"])
-    if len(groups) == len(optimizer.param_groups):  # else torch raises its error
-        for number, current in enumerate(optimizer.param_groups):
-            options = {name: current[name] for name in (*optimizer.defaults, "seed") if name in current}
-            groups[number] = {**options, **groups[number]}
-            if "store" in options:  # states that are loaded are brought into the formats of this optimizer
-                groups[number]["store"] = options["store"]
-            if groups[number]["fused"] and getattr(optimizer, "_native", None) is None:
-                groups[number]["fused"] = None
-            if isinstance(optimizer, Optimizer) and optimizer._not_capturable is not None:
+    if len(groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"loaded state dict has a different number of parameter groups: {len(groups)}, and here are "
+            f"{len(optimizer.param_groups)}"
+        )
+    for number, current in enumerate(optimizer.param_groups):
+        if len(groups[number]["params"]) != len(current["params"]):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: group "
+                f"{number} has {len(groups[number]['params'])} parameters, and here {len(current['params'])}"
+            )
+        options = {name: current[name] for name in (*optimizer.defaults, "seed") if name in current}
+        saved = groups[number]
+        groups[number] = {**options, **saved}
+        if "store" in options:  # states that are loaded are brought into the formats of this optimizer
+            groups[number]["store"] = options["store"]
+        if groups[number]["fused"] and getattr(optimizer, "_native", None) is None:
+            groups[number]["fused"] = None
+        if isinstance(optimizer, Optimizer):
+            if optimizer._not_capturable is not None:
                 groups[number]["capturable"] = False
+            _check_loaded(optimizer, number, saved, groups[number], state_dict["state"])
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _check_loaded(
+    optimizer: Optimizer,
+    number: int,
+    saved: Mapping[str, Any],
+    group: dict[str, Any],
+    states: Mapping[Any, Any],
+) -> None:
+    """Raises ValueError unless a loaded group has what its options call for; `saved` is it before it got all options.
+
+    A group that lacks options is of an older version, whose branches are not known, and may lack states.
+    """
+    current = optimizer.param_groups[number]
+    for hyper in optimizer._hypers:
+        value = group[hyper.name]
+        if hyper.parts and isinstance(value, tuple | list):  # torch leaves to a later time what it has None for
+            pairs = zip(value, current[hyper.name], strict=False)
+            value = tuple(own if part is None else part for part, own in pairs) if None in value else value
+        elif value is None:
+            value = current[hyper.name]
+        try:
+            group[hyper.name] = check(hyper, value, changed=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"group {number} of the loaded state dict: {error}") from None
+    if not all(hyper.name in saved for hyper in optimizer._hypers):
+        return
+    names = [hyper.name for hyper in optimizer._hypers if has_tensor(group[hyper.name])]
+    options = with_plain_options(group, names, False, False, torch.device("cpu"))
+    for name, p in zip(saved["params"], current["params"], strict=True):
+        entry = states.get(name)
+        if not isinstance(entry, dict) or not any(value is not None for value in entry.values()):
+            continue
+        specs = [optimizer._specs[key] for key in optimizer._live(options, facts_of(p.shape))]
+        needed = [spec.key for spec in specs if not spec.given and spec.level != "group"]
+        # torch.optim.SGD counts no steps
+        missing = [] if set(entry) == {"momentum_buffer"} else ["step"]
+        missing = [key for key in (*missing, *needed) if entry.get(key) is None]
+        if missing:
+            listed = ", ".join(map(repr, missing))
+            raise ValueError(f"the loaded state dict lacks {listed} in the state of parameter {name}")
+        for spec in specs:
+            if spec.level == "group" and group.get(spec.key) is None:
+                raise ValueError(f"the loaded state dict lacks {spec.key!r} in its group {number}")

@@ -225,11 +225,14 @@ def restored(key: str, spec: State | None, value: Any, p: Tensor, capturable: bo
         return number.detach().reshape(()).clone()
     if not isinstance(value, Tensor):
         return value
-    new = value.detach().to(device=p.device, dtype=value.dtype if spec is None else state_dtype(spec, p))
+    dtype = value.dtype if spec is None else state_dtype(spec, p)
+    if value.is_complex() and not dtype.is_complex:
+        raise ValueError(f"state {key!r} of the loaded state dict is {value.dtype}, but here it is {dtype}")
+    new = value.detach().to(device=p.device, dtype=dtype)
     if spec is not None:
         shape = shape_of(spec, p.shape)
         if new.shape != shape:
-            if new.numel() != math.prod(shape):
+            if [n for n in new.shape if n != 1] != [n for n in shape if n != 1]:
                 raise ValueError(
                     f"state {key!r} of the loaded state dict has shape {tuple(new.shape)}, "
                     f"but this parameter needs {tuple(shape)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 import random
 import zlib
@@ -39,6 +40,12 @@ def only(wanted: Callable[[str], bool]) -> Callable[[Any], Any]:
 
     return marked
 
+#: Constructor arguments that every class has.
+FLAGS: Options = {
+    **{"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None},
+    "overwrite_grad": False,
+    "store": None,
+}
 #: What the text of a generated class says about how it is made: a class with it takes code of its own somewhere.
 TRAITS = {
     **{"joint": "_joint = True", "random": "_random = True", "inputs": "given=True", "delay": "delay="},
@@ -58,10 +65,22 @@ def traits(name: str) -> frozenset[str]:
     return frozenset(found | ({"of torch"} if of_torch(name) else set()) | {f"{text.count('State(')} states"})
 
 
-def of_torch(name: str) -> bool:
-    """Whether torch.optim has a class of the same name."""
+@functools.cache
+def torch_class(name: str) -> Any:
+    """The class of torch.optim that a spec is as: of its name, maybe with "Torch" behind, and its options; or None."""
     text = (ROOT / "generated" / f"{name}.py").read_text("utf-8")
-    return text.split("\nclass ", 1)[1].split("(", 1)[0] in dir(torch.optim)
+    title = text.split("\nclass ", 1)[1].split("(", 1)[0].removesuffix("Torch")
+    peer = getattr(torch.optim, title, None)
+    if not isinstance(peer, type):
+        return None
+    kinds = inspect.signature(peer).parameters.values()
+    options = [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("params", *FLAGS)]
+    return peer if all(f'Hyper("{option}"' in text for option in options) else None
+
+
+def of_torch(name: str) -> bool:
+    """Whether torch.optim has the method."""
+    return torch_class(name) is not None
 
 
 def sample(seed: int, more: int) -> list[str]:
@@ -249,7 +268,7 @@ def give(params: Sequence[Tensor], number: int, factor: float = 1.0) -> None:
 
 def inputs(optimizer: Any, number: int) -> Options:
     """What a step is given beside gradients, as arguments: nothing for most."""
-    keys = type(optimizer)._inputs
+    keys = getattr(type(optimizer), "_inputs", ())
     params = [p for group in optimizer.param_groups for p in group["params"]]
     given = {
         key: [values(p.shape, p.dtype, key, number, n) if p.grad is not None else None for n, p in enumerate(params)]
@@ -263,7 +282,7 @@ def step(optimizer: Any, number: int = 0, closure: Any = None) -> Any:
     try:
         return optimizer.step(closure, **inputs(optimizer, number))
     except RuntimeError as error:  # some branches of a class may have no kernels, or none for these tensors
-        name, native = type(optimizer).__name__, type(optimizer)._native
+        name, native = type(optimizer).__name__, getattr(type(optimizer), "_native", None)
         if native is not None and native.lacking and str(error).startswith(f"{name} has no fused kernel for parameter"):
             assert any(group["fused"] for group in optimizer.param_groups)
             raise Refused(str(error)) from None
