@@ -575,7 +575,9 @@ def _check_loaded(
     current = optimizer.param_groups[number]
     for hyper in optimizer._hypers:
         value = group[hyper.name]
-        if hyper.parts and isinstance(value, tuple | list):  # torch leaves to a later time what it has None for
+        if hyper.parts and isinstance(
+            value, tuple | list
+        ):  # torch leaves to a later time what it has None for
             pairs = zip(value, current[hyper.name], strict=False)
             value = tuple(own if part is None else part for part, own in pairs) if None in value else value
         elif value is None:

@@ -1,4 +1,7 @@
-"""Which specs the contract is tried on, and what becomes of a refusal: the whole with `-m contract`, else a sample."""
+"""Which specs the contract is tried on, and what becomes of a refusal.
+
+All with `-m contract`, else a sample; or those that OPTDSL_SPECS names, with commas between them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     only = getattr(metafunc.function, "only", None)
     names = [name for name in NAMES if only is None or only(name)]
-    if not whole(metafunc.config):
+    if chosen := os.environ.get("OPTDSL_SPECS"):
+        names = [name for name in names if name in chosen.split(",")]
+    elif not whole(metafunc.config):
         taken = sample(SEED, 2)
         names = [name for name in names if name in taken] or names[SEED % len(names) :][:1]
     metafunc.parametrize("name", names)
@@ -38,7 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.contract)
-            item.user_properties.append(("spec", getattr(item, "callspec", None) and item.callspec.params.get("name")))
+            item.user_properties.append(
+                ("spec", getattr(item, "callspec", None) and item.callspec.params.get("name"))
+            )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -28,7 +28,8 @@ class Definition:
         self.optimizer = optimizer
         self.keys = [hyper.name for hyper in type(optimizer)._hypers]
         groups = [
-            Group([_array(p) for p in group["params"]], self.options(group)) for group in optimizer.param_groups
+            Group([_array(p) for p in group["params"]], self.options(group))
+            for group in optimizer.param_groups
         ]
         self.interpreter = Interpreter(program(name), groups)
 
@@ -44,7 +45,9 @@ class Definition:
         sign = [-1.0 if group["maximize"] else 1.0 for group in groups]
         grads = [[_array(p.grad, s) for p in group["params"]] for group, s in zip(groups, sign, strict=True)]
         flat = inputs(self.optimizer, number).get("inputs", {})
-        given = {key: [list(map(_array, part)) for part in self._split(tensors)] for key, tensors in flat.items()}
+        given = {
+            key: [list(map(_array, part)) for part in self._split(tensors)] for key, tensors in flat.items()
+        }
         self.interpreter.step(grads, given)
 
     def _split(self, tensors: Sequence[Any]) -> list[Sequence[Any]]:

@@ -40,6 +40,7 @@ def only(wanted: Callable[[str], bool]) -> Callable[[Any], Any]:
 
     return marked
 
+
 #: Constructor arguments that every class has.
 FLAGS: Options = {
     **{"foreach": None, "maximize": False, "capturable": False, "differentiable": False, "fused": None},
@@ -74,7 +75,9 @@ def torch_class(name: str) -> Any:
     if not isinstance(peer, type):
         return None
     kinds = inspect.signature(peer).parameters.values()
-    options = [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("params", *FLAGS)]
+    options = [
+        p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in ("params", *FLAGS)
+    ]
     return peer if all(f'Hyper("{option}"' in text for option in options) else None
 
 
@@ -271,7 +274,10 @@ def inputs(optimizer: Any, number: int) -> Options:
     keys = getattr(type(optimizer), "_inputs", ())
     params = [p for group in optimizer.param_groups for p in group["params"]]
     given = {
-        key: [values(p.shape, p.dtype, key, number, n) if p.grad is not None else None for n, p in enumerate(params)]
+        key: [
+            values(p.shape, p.dtype, key, number, n) if p.grad is not None else None
+            for n, p in enumerate(params)
+        ]
         for key in keys
     }
     return {"inputs": given} if keys else {}
@@ -283,7 +289,11 @@ def step(optimizer: Any, number: int = 0, closure: Any = None) -> Any:
         return optimizer.step(closure, **inputs(optimizer, number))
     except RuntimeError as error:  # some branches of a class may have no kernels, or none for these tensors
         name, native = type(optimizer).__name__, getattr(type(optimizer), "_native", None)
-        if native is not None and native.lacking and str(error).startswith(f"{name} has no fused kernel for parameter"):
+        if (
+            native is not None
+            and native.lacking
+            and str(error).startswith(f"{name} has no fused kernel for parameter")
+        ):
             assert any(group["fused"] for group in optimizer.param_groups)
             raise Refused(str(error)) from None
         raise

@@ -97,7 +97,9 @@ def test_from_way_to_way(cls: Any, way: Way, back: bool) -> None:
 @pytest.mark.parametrize("store", ["q8", "q4", "bf16", "bf16_sr"])
 def test_resumed_in_few_bits(cls: Any, way: Way, store: str) -> None:
     """Bit for bit, with parameters rounded at random or with what they lack beside them, too."""
-    forms: dict[str, str] = {spec.key: store for spec in cls._states if spec.level == "element" and not spec.given}
+    forms: dict[str, str] = {
+        spec.key: store for spec in cls._states if spec.level == "element" and not spec.given
+    }
     forms["p"] = "bf16_sr" if store == "bf16_sr" else "bf16+16"
     params = parameters(LARGE, (torch.bfloat16,))
     optimizer = built(cls, params, way, store=forms, **usual(cls))
@@ -112,7 +114,9 @@ def test_resumed_in_few_bits(cls: Any, way: Way, store: str) -> None:
 @pytest.mark.parametrize("store", ["q8", "bf16"])
 def test_from_format_to_format(cls: Any, store: str) -> None:
     """What was kept in few bits is read as the numbers that they stand for, and the other way round as the nearest."""
-    keys = [spec.key for spec in cls._states if spec.level == "element" and not spec.given and spec.delay is None]
+    keys = [
+        spec.key for spec in cls._states if spec.level == "element" and not spec.given and spec.delay is None
+    ]
     if not keys:
         raise Refused(f"{cls.__name__} has no state with a number per element to store")
     params = parameters(LARGE, (torch.float32,))
@@ -140,7 +144,13 @@ def test_options_that_are_added_later(cls: Any) -> None:
     params = parameters(PLAIN)
     optimizer = cls(params, **usual(cls))
     train(optimizer, params, 2)
-    names = [hyper.name for hyper in cls._hypers] + ["maximize", "foreach", "capturable", "differentiable", "fused"]
+    names = [hyper.name for hyper in cls._hypers] + [
+        "maximize",
+        "foreach",
+        "capturable",
+        "differentiable",
+        "fused",
+    ]
     names += ["store", "overwrite_grad"]
     for name in names:
         saved = copy.deepcopy(optimizer.state_dict())
@@ -181,7 +191,9 @@ def broken(optimizer: Any, params: Any) -> dict[str, tuple[Any, str]]:
         value = whole["state"][0][key]
         if value.dim():
             shape = value.shape[::-1] if min(value.shape) > 1 and value.shape[::-1] != value.shape else (7,)
-            variant(f"{key} of another shape", repr(key))["state"][0][key] = torch.zeros(shape, dtype=value.dtype)
+            variant(f"{key} of another shape", repr(key))["state"][0][key] = torch.zeros(
+                shape, dtype=value.dtype
+            )
             variant(f"{key} cut off", repr(key))["state"][0][key] = value.reshape(-1)[:-1]
             if key not in optimizer._specs or value.is_floating_point():
                 strange = variant(f"{key} of complex numbers", repr(key))["state"][0]
@@ -207,7 +219,9 @@ def test_a_broken_checkpoint_changes_nothing(cls: Any, way: Way) -> None:
         with pytest.raises(ValueError) as raised:  # noqa: PT011
             optimizer.load_state_dict(state_dict)
             pytest.fail(f"{what}: it was loaded")
-        assert any(word in str(raised.value) for word in names.get(name, name).split("|")), f"{what}: {raised.value}"
+        assert any(word in str(raised.value) for word in names.get(name, name).split("|")), (
+            f"{what}: {raised.value}"
+        )
         assert not differences(everything(optimizer), before), what
         assert not any(hook for hook in optimizer._optimizer_load_state_dict_pre_hooks), what
     train(optimizer, params, 1, 2)

@@ -11,13 +11,10 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.contract.definition import Definition, program
+from tests.contract.definition import Definition
 from tests.contract.subjects import (
-    CLOSE,
     PLAIN,
     SETTINGS,
-    SHAPES,
-    WAYS,
     Refused,
     Way,
     assert_alike,
@@ -31,8 +28,8 @@ from tests.contract.subjects import (
     moved,
     parameters,
     step,
-    traits,
     train,
+    traits,
     usual,
     ways,
 )
@@ -56,7 +53,9 @@ def test_every_way_is_the_definition(name: str, cls: Any, way: Way, setting: Any
     options = setting(cls)
     params = [*parameters(), strided((4, 3))]
     groups = [{"params": params[:3]}, {"params": params[3:], "maximize": True}]
-    changed = [(h.name, new) for h in cls._hypers if (new := moved(h, cls([params[0]]).defaults[h.name])) is not None]
+    changed = [
+        (h.name, new) for h in cls._hypers if (new := moved(h, cls([params[0]]).defaults[h.name])) is not None
+    ]
     groups[1].update(changed[-1:])
     optimizer = built(cls, groups, way, **options)
     definition = Definition(name, optimizer)
@@ -278,7 +277,8 @@ def test_a_scheduler_is_obeyed(cls: Any, way: Way, schedule: Any) -> None:
         raise Refused(f"{cls.__name__} has no learning rate")
     params, others = parameters(PLAIN), parameters(PLAIN)
     optimizer, by_hand = (
-        built(cls, [{"params": p[:1], "lr": 0.02}, {"params": p[1:]}], way, **usual(cls)) for p in (params, others)
+        built(cls, [{"params": p[:1], "lr": 0.02}, {"params": p[1:]}], way, **usual(cls))
+        for p in (params, others)
     )
     scheduler = schedule(optimizer)
     rates = []
@@ -304,7 +304,9 @@ def test_groups_are_optimizers_of_their_own(name: str, cls: Any, way: Way) -> No
     together = built(cls, [{"params": params[:3]}, {"params": params[3:], **other}], way, **options)
     apart = [built(cls, others[:3], way, **options), built(cls, others[3:], way, **{**options, **other})]
     if cls._random:  # numbers depend on the place of a tensor among all
-        apart[1] = built(cls, [{"params": copies(others[:3])}, {"params": others[3:], **other}], way, **options)
+        apart[1] = built(
+            cls, [{"params": copies(others[:3])}, {"params": others[3:], **other}], way, **options
+        )
     for number in range(3):
         give(params, number)
         given = inputs(together, number)

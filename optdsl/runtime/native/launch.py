@@ -549,7 +549,9 @@ class Launcher:
         for key in keys:
             spec = kept(rule._specs[key], group.group, p)
             if spec.level == "group":
-                if not isinstance(group.group.get(key), Tensor):  # it begins now, though a kernel may not read it yet
+                if not isinstance(
+                    group.group.get(key), Tensor
+                ):  # it begins now, though a kernel may not read it yet
                     group.read(spec, *self._opened(row, group), p.shape)
                 continue
             held = state.get(key)
