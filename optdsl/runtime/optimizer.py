@@ -385,8 +385,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
         needed, stay as they are.
 
         Raises:
-            ValueError: the state dict is not one of these parameters: it has other groups, lacks a state, or holds one
-                of another shape or kind, or an option that is not allowed. Nothing is changed then.
+            ValueError: the state dict is not one of these parameters: it has other groups, lacks a state, holds one of
+                another shape or kind, or an option that is not allowed. Nothing is changed then.
         """
         state, groups = self.state, self.param_groups
         # The last of the hooks that see the state dict before torch takes it.
@@ -544,8 +544,8 @@ def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> d
     for number, current in enumerate(optimizer.param_groups):
         if len(groups[number]["params"]) != len(current["params"]):
             raise ValueError(
-                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: group "
-                f"{number} has {len(groups[number]['params'])} parameters, and here {len(current['params'])}"
+                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
+                f"group {number} has {len(groups[number]['params'])} parameters, and here {len(current['params'])}"
             )
         options = {name: current[name] for name in (*optimizer.defaults, "seed") if name in current}
         saved = groups[number]

@@ -1,4 +1,4 @@
-"""Entries of torch's own database of optimizers for ours: torch's where it has the method, else one made of the class."""
+"""Entries of torch's own database of optimizers for ours: torch's where it has the method, or one of the class."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def info(name: str) -> OptimizerInfo:
 
 
 def _inputs(cls: Any, device: Any, dtype: Any = None) -> list[OptimizerInput]:
-    """What torch tests its own with: defaults, another rate, decay, maximize, each switch, each choice, each number."""
+    """As torch tests its own: defaults, decay, maximize, each switch and choice, each number otherwise."""
     found: dict[str, Options] = {"default": {}, "maximize": {"maximize": True}}
     defaults = cls([torch.zeros(1)]).defaults
     for hyper in cls._hypers:

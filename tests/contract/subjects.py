@@ -68,7 +68,7 @@ def traits(name: str) -> frozenset[str]:
 
 @functools.cache
 def torch_class(name: str) -> Any:
-    """The class of torch.optim that a spec is as: of its name, maybe with "Torch" behind, and its options; or None."""
+    """The class of torch.optim that a spec is as, by its name, maybe with "Torch" behind, and options; or None."""
     text = (ROOT / "generated" / f"{name}.py").read_text("utf-8")
     title = text.split("\nclass ", 1)[1].split("(", 1)[0].removesuffix("Torch")
     peer = getattr(torch.optim, title, None)

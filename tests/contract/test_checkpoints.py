@@ -1,4 +1,4 @@
-"""Checkpoints: resumed is as if never stopped; from way to way, format to format, torch to here and back; or an error."""
+"""Checkpoints: resumed is as if never stopped; from way to way, from format to format; or an error."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_resumed_in_few_bits(cls: Any, way: Way, store: str) -> None:
 
 @pytest.mark.parametrize("store", ["q8", "bf16"])
 def test_from_format_to_format(cls: Any, store: str) -> None:
-    """What was kept in few bits is read as the numbers that they stand for, and the other way round as the nearest."""
+    """What was kept in few bits is read as the numbers it stands for, and the other way round as the nearest."""
     keys = [
         spec.key for spec in cls._states if spec.level == "element" and not spec.given and spec.delay is None
     ]
