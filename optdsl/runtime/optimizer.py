@@ -385,8 +385,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
         needed, stay as they are.
 
         Raises:
-            ValueError: the state dict is not one of these parameters: it has other groups, lacks a state, holds one of
-                another shape or kind, or an option that is not allowed. Nothing is changed then.
+            ValueError: the state dict is not one of these parameters: it has other groups, lacks a state, holds one
+                of another shape or kind, or an option that is not allowed. Nothing is changed then.
         """
         state, groups = self.state, self.param_groups
         # The last of the hooks that see the state dict before torch takes it.

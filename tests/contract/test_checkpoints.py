@@ -59,8 +59,16 @@ def resumed(optimizer: Any, params: Any, made: Any, how: str = "file") -> tuple[
 # ---- the same class --------------------------------------------------------------------------------------
 
 
-@ways("loop", "foreach", "native", "loop-capturable", "foreach-capturable", "triton-fused")
-@pytest.mark.parametrize("how", ["file", "state dict", "pickle", "deepcopy"])
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [
+        *(pytest.param(way, "file", id=way.name) for way in WAYS.values() if way.name != "triton"),
+        *(
+            pytest.param(WAYS["native"], how, id=f"native-{how}")
+            for how in ("state dict", "pickle", "deepcopy")
+        ),
+    ],
+)
 def test_resumed_is_not_stopped(cls: Any, way: Way, how: str) -> None:
     """Bit for bit, random numbers included, with all dtypes side by side; nothing is shared with what was saved."""
     dtypes = (torch.float32,) if way.triton else (torch.float64, torch.bfloat16, torch.float32)
@@ -207,6 +215,15 @@ def broken(optimizer: Any, params: Any) -> dict[str, tuple[Any, str]]:
     return found
 
 
+def refusal(optimizer: Any, state_dict: Any) -> str:
+    """Why a state dict is not loaded, or that it was."""
+    try:
+        optimizer.load_state_dict(state_dict)
+    except ValueError as error:
+        return str(error)
+    return "it was loaded"
+
+
 @ways("loop", "native")
 def test_a_broken_checkpoint_changes_nothing(cls: Any, way: Way) -> None:
     """It is refused, and the error names what differs."""
@@ -216,12 +233,8 @@ def test_a_broken_checkpoint_changes_nothing(cls: Any, way: Way) -> None:
     before = everything(optimizer)
     names = {"lr": "learning rate|lr", "eps": "epsilon|eps", "betas": "beta"}
     for what, (state_dict, name) in broken(optimizer, params).items():
-        with pytest.raises(ValueError) as raised:  # noqa: PT011
-            optimizer.load_state_dict(state_dict)
-            pytest.fail(f"{what}: it was loaded")
-        assert any(word in str(raised.value) for word in names.get(name, name).split("|")), (
-            f"{what}: {raised.value}"
-        )
+        said = refusal(optimizer, state_dict)
+        assert any(word in said for word in names.get(name, name).split("|")), f"{what}: {said}"
         assert not differences(everything(optimizer), before), what
         assert not any(hook for hook in optimizer._optimizer_load_state_dict_pre_hooks), what
     train(optimizer, params, 1, 2)
@@ -244,8 +257,8 @@ def test_distributed_checkpoints(cls: Any, tmp_path: Path) -> None:
     try:
         target = {"optimizer": get_optimizer_state_dict(model, other)}
     except RuntimeError as error:
-        assert cls._inputs
-        assert str(error).startswith(f"{cls.__name__}: this step needs the input")
+        if not (cls._inputs and str(error).startswith(f"{cls.__name__}: this step needs the input")):
+            raise
         raise Refused(str(error)) from None
     checkpoint.load(target, checkpoint_id=tmp_path / "saved", no_dist=True)
     set_optimizer_state_dict(model, other, target["optimizer"])

@@ -132,7 +132,7 @@ def test_flags_that_do_not_go_together(cls: Any) -> None:
     ):
         with pytest.raises(RuntimeError, match=r"^`fused` and `foreach` cannot be `True` together\.$"):
             make(fused=True, foreach=True)
-        with pytest.raises(RuntimeError, match="^`fused` does not support `differentiable`$"):
+        with pytest.raises(RuntimeError, match=r"^`fused` does not support `differentiable`$"):
             make(fused=True, differentiable=True)
         make(fused=False)
         if cls._native is None:

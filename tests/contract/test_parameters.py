@@ -185,7 +185,7 @@ def test_groups_that_come_later(name: str, cls: Any, way: Way) -> None:
 
 @ways("loop", "foreach", "native")
 def test_many_small_groups(name: str, cls: Any, way: Way) -> None:
-    """One parameter a group, as fine-tuning by layers has it: as one group of them, unless the rule says otherwise."""
+    """One parameter a group, as fine-tuning by layers has it: as one group of them, unless groups have states."""
     if "group state" in traits(name) or '"group"' in (cls.__doc__ or ""):
         raise Refused(f"{cls.__name__} has states of its groups, as its equations say")
     params, others = parameters(SHAPES), parameters(SHAPES)

@@ -31,7 +31,7 @@ from tests.contract.subjects import (
 
 @ways("loop", "foreach", "native", "loop-capturable", "foreach-capturable", "triton-fused")
 def test_each_parameter_counts_its_own_steps(cls: Any, way: Way) -> None:
-    """From its first gradient on; the count is a 0-dim float32 tensor, on the host unless something else is asked for."""
+    """From its first gradient on; the count is a 0-dim float32 tensor of its own."""
     params = parameters(((2, 3), (), (4,)) if way.triton else SHAPES, (torch.float32,))
     optimizer = built(cls, params, way, **usual(cls))
     assert not optimizer.state
@@ -110,7 +110,7 @@ def test_states_are_like_their_parameters(cls: Any, way: Way) -> None:
 
 @ways("loop", "foreach", "native")
 def test_a_state_dict_is_flat_and_shares_nothing(cls: Any, way: Way) -> None:
-    """Tensors in the state, plain values or tensors in the groups; no memory is parameters', gradients' or another's."""
+    """Tensors in the state, plain values or tensors in the groups; no memory is somebody else's, too."""
     params = parameters(PLAIN, (torch.float32,))
     optimizer = built(cls, params, way, **turned(cls))
     train(optimizer, params, 2)
@@ -144,7 +144,7 @@ def test_all_that_is_kept_is_in_defaults_groups_and_state(cls: Any) -> None:
 
 @ways("loop", "native")
 def test_evaluation_puts_in_and_takes_out(name: str, cls: Any, way: Way) -> None:
-    """`eval()` and `train()`: bit for bit what was there; a step in between is refused; does nothing without a view."""
+    """`eval()` and `train()`: bit for bit what was there; no step in between; nothing at all without a view."""
     params = parameters(PLAIN, (torch.float32, torch.bfloat16))
     optimizer = built(cls, params, way, **usual(cls))
     optimizer.eval()
