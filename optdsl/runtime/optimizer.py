@@ -262,8 +262,41 @@ class Optimizer(Rule, torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]), _without_autocast():
-            self._advance(inputs)
+            if self._scaled_on_host():
+                self._advance_unscaled(inputs)
+            else:
+                self._advance(inputs)
         return loss
+
+    def _scaled_on_host(self) -> bool:
+        """Whether a step by kernels is given what torch.amp.GradScaler hands over, where the host counts steps."""
+        if getattr(self, "found_inf", None) is None and getattr(self, "grad_scale", None) is None:
+            return False
+        if self._native is None or not any(group["fused"] for group in self.param_groups):
+            return False
+        if importlib.import_module("optdsl.runtime.native.launch").interpreted():
+            return False
+        return all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
+
+    def _advance_unscaled(self, inputs: Inputs | None) -> None:
+        """Takes the step with gradients that are not scaled, which last as long; no step at all after an overflow."""
+        handed: dict[str, Any] = {}
+        for name in ("found_inf", "grad_scale"):
+            if name in vars(self):
+                handed[name] = vars(self).pop(name)
+        skip, scale = handed.get("found_inf"), handed.get("grad_scale")
+        held = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            if skip is not None and skip.item():
+                return
+            if scale is not None:
+                for p, grad in held:
+                    p.grad = grad / scale.item()
+            self._advance(inputs)
+        finally:
+            for p, grad in held:
+                p.grad = grad
+            vars(self).update(handed)
 
     def _advance(self, inputs: Inputs | None = None) -> None:
         """Updates every parameter that has a gradient."""

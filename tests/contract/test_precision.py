@@ -75,6 +75,30 @@ def test_an_overflow_in_the_first_step_begins_nothing(cls: Any, way: Way) -> Non
     assert not any(optimizer.state.values())
 
 
+def test_what_a_scaler_hands_over_is_heeded(cls: Any) -> None:
+    """By `fused=True` on a CPU, too: no step after an overflow, else one with gradients that are not scaled."""
+    params, others = parameters(PLAIN, (torch.float32,)), parameters(PLAIN, (torch.float32,))
+    optimizer = built(cls, params, Way("fused", {"fused": True}), **usual(cls))
+    plain = cls(others, **usual(cls))
+    for number in range(3):
+        give(params, number, 8.0)
+        given = [(p.grad, p.grad.clone()) for p in params]
+        overflow = number == 1
+        optimizer.grad_scale, optimizer.found_inf = torch.full((1,), 8.0), torch.tensor(float(overflow))
+        before = everything(optimizer)
+        step(optimizer, number)
+        assert (
+            bool(differences(everything(optimizer), before)) is not overflow
+        )  # the count of steps, at least
+        assert all(p.grad is g and torch.equal(g, old) for p, (g, old) in zip(params, given, strict=True))
+        give(others, number)
+        if not overflow:
+            step(plain, number)
+    assert not [
+        place for place in differences(everything(optimizer), everything(plain)) if place[-1] != "fused"
+    ]
+
+
 @ways("loop", "foreach", "native")
 def test_training_under_autocast(cls: Any, way: Way) -> None:
     """Gradients of float32 parameters through bfloat16 layers; the step in the context is the step outside of it."""
