@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened, turn
+from optdsl.runtime.states import State, compute_dtype, facts_about, kept, opened, turn
 from optdsl.runtime.storage import SCALES, Coded, Packed, code
 
 #: Tensors for parameters by the name of an input: see `Optimizer.step`.
@@ -50,7 +50,7 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
             t: Any = 1
             if state:
                 t = state["step"].to(torch.float64) + 1.0 if group.capturable else int(state["step"]) + 1
-            for key in rule._wanted(group.options(p.device), t, facts_of(p.shape)):
+            for key in rule._wanted(group.options(p.device), t, facts_about(p)):
                 if p not in found.get(key, {}):
                     raise RuntimeError(
                         f"{name}: this step needs the input {key!r} for each parameter that has a gradient; pass it "
@@ -88,7 +88,7 @@ def _opened(spec: State, p: Tensor, state: Mapping[str, Any], dtype: torch.dtype
 
 def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
     """What stands for a parameter that has taken a step."""
-    rule, dtype, facts = group.rule, compute_dtype(p.dtype), facts_of(p.shape)
+    rule, dtype, facts = group.rule, compute_dtype(p.dtype), facts_about(p)
     options = group.options(p.device)
     held = group.held_p(p.detach(), state)
     opened_p = held.open(dtype) if isinstance(held, Packed) else opened(held, dtype)

@@ -32,7 +32,7 @@ from optdsl.runtime.states import (
     as_real,
     compute_dtype,
     create_coded,
-    facts_of,
+    facts_about,
     group_prototype,
     kept,
     restored,
@@ -627,7 +627,7 @@ def _check_loaded(
         entry = states.get(name)
         if not isinstance(entry, dict) or not any(value is not None for value in entry.values()):
             continue
-        specs = [optimizer._specs[key] for key in optimizer._live(options, facts_of(p.shape))]
+        specs = [optimizer._specs[key] for key in optimizer._live(options, facts_about(p))]
         needed = [spec.key for spec in specs if not spec.given and spec.level != "group"]
         # torch.optim.SGD counts no steps
         missing = [] if set(entry) == {"momentum_buffer"} else ["step"]

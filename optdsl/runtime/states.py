@@ -23,8 +23,14 @@ class Facts(NamedTuple):
 
 @functools.lru_cache(maxsize=65536)
 def facts_of(shape: torch.Size) -> Facts:
-    """Facts of a parameter of this shape; one row for no dimension, one column for at most one."""
+    """Facts of a real parameter of this shape; one row for no dimension, one column for at most one."""
     return Facts(len(shape), math.prod(shape), shape[0] if shape else 1, math.prod(shape[1:]))
+
+
+def facts_about(p: Tensor) -> Facts:
+    """Facts of a parameter; a complex one has two numbers for each of its entries."""
+    facts = facts_of(p.shape)
+    return facts._replace(numel=2 * facts.numel) if p.is_complex() else facts
 
 
 @dataclass(frozen=True, slots=True)

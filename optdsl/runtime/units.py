@@ -21,7 +21,7 @@ from optdsl.runtime.states import (
     compute_dtype,
     create_coded,
     create_state,
-    facts_of,
+    facts_about,
     kept,
     opened,
     replaced,
@@ -100,7 +100,7 @@ class Unit:
         state = self.states[number]
         held: Tensor | None = state.get(key)
         if held is None:
-            value = group.rule._initial(key, p, g, group.options(param.device), facts_of(param.shape))
+            value = group.rule._initial(key, p, g, group.options(param.device), facts_about(param))
             if spec.in_codes:
                 made = create_coded(spec, param, value)
                 self._fresh += [(state, key, made.codes), (state, key + SCALES, made.scales)]
@@ -340,7 +340,7 @@ def gather(
     buckets: dict[Any, Unit] = {}
     now = object()
     for index, p, grad, state, is_new in found:
-        facts = facts_of(p.shape)
+        facts = facts_about(p)
         keys = live.get(facts)
         if keys is None:
             keys = live[facts] = tuple(rule._live(group.options(p.device), facts))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import optdsl
+from optdsl.runtime.states import facts_about
 from tests.backends.interpreted import HERE, interpreted
 from tests.support import COMPILER, NAMES, ROOT
 
@@ -270,7 +271,7 @@ def give(params: Sequence[Tensor], number: int, factor: float = 1.0) -> None:
 
 
 def inputs(optimizer: Any, number: int) -> Options:
-    """What a step is given beside gradients, as arguments: nothing for most."""
+    """What a step is given beside gradients, as arguments: nothing for most, or where nothing reads it."""
     keys = getattr(type(optimizer), "_inputs", ())
     params = [p for group in optimizer.param_groups for p in group["params"]]
     given = {
@@ -280,7 +281,19 @@ def inputs(optimizer: Any, number: int) -> Options:
         ]
         for key in keys
     }
-    return {"inputs": given} if keys else {}
+    if number % 2:  # now and then what is not read is given, too
+        given = {key: tensors for key, tensors in given.items() if key in read(optimizer)}
+    return {"inputs": given} if given else {}
+
+
+def read(optimizer: Any) -> set[str]:
+    """The inputs that the next step reads."""
+    found: set[str] = set()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            t = int(optimizer.state.get(p, {}).get("step", 0)) + 1
+            found.update(type(optimizer)._wanted(group, t, facts_about(p)) if p.grad is not None else ())
+    return found
 
 
 def step(optimizer: Any, number: int = 0, closure: Any = None) -> Any:

@@ -548,7 +548,8 @@ def test_fused_needs_what_kernels_take():
     optimizer = ADAMW(params, fused=True)
     with pytest.raises(
         RuntimeError,
-        match=r"`fused=True` requires all the params to be floating point Tensors, dense .* parameter 1 is a Parameter of torch\.float32 on meta",
+        match=r"`fused=True` requires all the params to be floating point Tensors, dense .* parameter 1 is a "
+        r"Parameter of torch\.float32 on meta",
     ):
         optimizer.step()
     assert not optimizer.state

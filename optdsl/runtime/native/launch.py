@@ -44,7 +44,7 @@ from optdsl.runtime.states import (
     as_real,
     create_coded,
     create_state,
-    facts_of,
+    facts_about,
     kept,
     opened,
     state_dtype,
@@ -113,6 +113,7 @@ class Table:
         #: For each input that needs no stand-in: its row and key, its cell in the table, what its tensor is like.
         self.takers = [row for row in rows if row.given]
         self.given: list[tuple[Row, str, ctypes.c_int64, Any]] = []
+        self.absent = [(row, key) for row in rows for key in row.absent]
         #: For each delayed state its batch and position there, its key, and its cell in the table.
         self.turning: list[tuple[Batch, int, str, ctypes.c_int64]] = []
         self._entries(group, export)
@@ -190,6 +191,8 @@ class Table:
                 if found is None:
                     return False
                 row.given[key] = found
+        if any(group.given(key, row.p) is not None for row, key in self.absent):
+            return False
         for row, key, cell, form in self.given:
             found = row.given[key]
             if form_of(found) != form:
@@ -457,7 +460,7 @@ class Launcher:
             counter = p.device if counts_here else CPU
             if not state:
                 state = {"step": torch.zeros((), dtype=torch.float32, device=counter)}
-            facts = facts_of(p.shape)
+            facts = facts_about(p)
             options = _options(group, counts_here)
             keys = live.get(facts)
             if keys is None:
@@ -622,10 +625,16 @@ class Launcher:
             row.types[0] = exact
         row.given = {key: x for key, x in row.given.items() if key in dict(placed(kernel))}
         for key, place in placed(kernel):
-            spec, held = self.rule._specs[key], row.original(key)
+            spec = self.rule._specs[key]
+            held = row.original(key) if key in row.given or not spec.given else p
             if isinstance(forms.get(key), Code):
                 row.tensors.append(held)
                 row.types.append(exact)
+                continue
+            if spec.given and key not in row.given:
+                row.absent.append(key)
+                row.tensors.append(first)
+                row.types.append(row.types[0])
                 continue
             if spec.delay is not None:
                 row.rings[key] = held
