@@ -1,7 +1,7 @@
 """Which specs the contract is tried on, and what becomes of a refusal.
 
-All with `-m contract`, or those that OPTDSL_SPECS names, with commas between them. Else a sample that takes less than a
-minute: of the tests of a few specs with all traits one in four, of those in Triton's interpreter one in twelve.
+All with `-m contract`, or those that OPTDSL_SPECS names, with commas between them. Else a sample that takes less than
+a minute: of the tests of a few specs with all traits one in four, of those in Triton's interpreter one in twelve.
 Which ones it is depends on OPTDSL_SEED.
 """
 
