@@ -11,6 +11,7 @@ import functools
 import inspect
 import math
 import random
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,21 @@ FLAGS: Options = {
 #: What the text of a generated class says about how it is made: a class with it takes code of its own somewhere.
 TRAITS = {
     **{"joint": "_joint = True", "random": "_random = True", "inputs": "given=True", "delay": "delay="},
-    **{"view": "def _view(", "matrix": "_elementwise = False", "starts": "_starts_from_gradient = True"},
+    **{"view": r"def _view\(", "matrix": "_elementwise = False", "starts": "_starts_from_gradient = True"},
     **{"by steps": "_not_capturable =", "no kernels": "_no_kernels =", "lacking": "lacking="},
-    **{"host state": '"host"', "group state": '"group"', "tensor state": '"tensor"', "rows": '"rows"'},
-    **{"choice": "choices=", "parts": "parts=", "int": '"int"', "over all": '"all"', "ranks": "kth_largest"},
-    **{"stateless": "_states = ()", "in place": "_foreach_inplace = False"},
+    **{
+        f"{level} state": f'State\\("[^"]+", "{level}"'
+        for level in ("host", "group", "tensor", "rows", "cols")
+    },
+    **{
+        "choice": "choices=",
+        "parts": "parts=",
+        "int": '"int"',
+        "over all": '"all"',
+        "over group": r'Joint\("\w+", "group"',
+        "ranks": "kth_largest",
+    },
+    **{"stateless": r"_states = \(\)", "in place": "_foreach_inplace = False"},
 }
 
 
@@ -63,7 +74,7 @@ TRAITS = {
 def traits(name: str) -> frozenset[str]:
     """The traits of a spec's class, told from its text."""
     text = (ROOT / "generated" / f"{name}.py").read_text("utf-8")
-    found = {trait for trait, mark in TRAITS.items() if mark in text}
+    found = {trait for trait, mark in TRAITS.items() if re.search(mark, text)}
     return frozenset(found | ({"of torch"} if of_torch(name) else set()) | {f"{text.count('State(')} states"})
 
 

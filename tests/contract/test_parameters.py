@@ -202,8 +202,8 @@ def test_groups_that_come_later(name: str, cls: Any, way: Way) -> None:
 @ways("loop", "foreach", "native")
 def test_many_small_groups(name: str, cls: Any, way: Way) -> None:
     """One parameter a group, as fine-tuning by layers has it: as one group of them, unless groups have states."""
-    if "group state" in traits(name) or '"group"' in (cls.__doc__ or ""):
-        raise Refused(f"{cls.__name__} has states of its groups, as its equations say")
+    if {"group state", "over group"} & traits(name):
+        raise Refused(f"{cls.__name__} has states of its groups or reduces over them, as its equations say")
     params, others = parameters(SHAPES), parameters(SHAPES)
     many = built(cls, [{"params": [p]} for p in params], way, **usual(cls))
     one = built(cls, others, way, **usual(cls))
