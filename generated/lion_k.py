@@ -459,17 +459,17 @@ class LionK(Optimizer):
         k = group["k"]
         whole = p
         if kappa == "l2":
-            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+            chosen = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "lp":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "soft":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "huber":
-            chosen = foreach.broadcast(0.0, "tensor", whole)
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
         elif kappa == "topk":
             work0 = state["work0"]
             part = [tensor_kth_largest(x, k) for x in work0]
-            chosen = part
+            chosen_1 = part
         else:
-            chosen = foreach.broadcast(0.0, "tensor", whole)
-        state["work1"] = chosen_1 if kappa == "l2" else chosen
+            chosen_1 = foreach.broadcast(0.0, "tensor", whole)
+        state["work1"] = chosen if kappa == "l2" else chosen_1

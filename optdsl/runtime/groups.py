@@ -79,7 +79,8 @@ class GroupStep:
 
     def facts(self, p: Tensor) -> Facts:
         """What the host knows of a parameter, of the whole where it is a part."""
-        return facts_of(self.shape(p))
+        facts = facts_of(self.shape(p))
+        return facts._replace(numel=2 * facts.numel) if p.is_complex() else facts
 
     def options(self, device: torch.device) -> Mapping[str, Any]:
         """The group as an update on this device gets it."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened, turn
+from optdsl.runtime.states import State, compute_dtype, facts_about, kept, opened, turn
 from optdsl.runtime.storage import SCALES, Coded, Packed, code
 
 #: Tensors for parameters, or one number, by the name of an input: see `Optimizer.step`.
@@ -57,7 +57,7 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
             t: Any = 1
             if state:
                 t = state["step"].to(torch.float64) + 1.0 if group.capturable else int(state["step"]) + 1
-            for key in rule._wanted(group.options(p.device), t, facts_of(p.shape)):
+            for key in rule._wanted(group.options(p.device), t, facts_about(p)):
                 if rule._specs[key].level == "group":
                     if key not in numbers:
                         raise RuntimeError(

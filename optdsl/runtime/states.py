@@ -26,8 +26,14 @@ class Facts(NamedTuple):
 
 @functools.lru_cache(maxsize=65536)
 def facts_of(shape: torch.Size) -> Facts:
-    """Facts of a parameter of this shape; one row for no dimension, one column for at most one."""
+    """Facts of a real parameter of this shape; one row for no dimension, one column for at most one."""
     return Facts(len(shape), math.prod(shape), shape[0] if shape else 1, math.prod(shape[1:]))
+
+
+def facts_about(p: Tensor) -> Facts:
+    """Facts of a parameter; a complex one has two numbers for each of its entries."""
+    facts = facts_of(p.shape)
+    return facts._replace(numel=2 * facts.numel) if p.is_complex() else facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +236,14 @@ def restored(key: str, spec: State | None, value: Any, p: Tensor, capturable: bo
         return number.detach().reshape(()).clone()
     if not isinstance(value, Tensor):
         return value
-    new = value.detach().to(device=p.device, dtype=value.dtype if spec is None else state_dtype(spec, p))
+    dtype = value.dtype if spec is None else state_dtype(spec, p)
+    if value.is_complex() and not dtype.is_complex:
+        raise ValueError(f"state {key!r} of the loaded state dict is {value.dtype}, but here it is {dtype}")
+    new = value.detach().to(device=p.device, dtype=dtype)
     if spec is not None:
         shape = shape_of(spec, p.shape)
         if new.shape != shape:
-            if new.numel() != math.prod(shape):
+            if [n for n in new.shape if n != 1] != [n for n in shape if n != 1]:
                 raise ValueError(
                     f"state {key!r} of the loaded state dict has shape {tuple(new.shape)}, "
                     f"but this parameter needs {tuple(shape)}"

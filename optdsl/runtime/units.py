@@ -367,6 +367,10 @@ def gather(
         if is_new := not state:
             counter = torch.zeros((), dtype=torch.float32, device=p.device if group.capturable else "cpu")
             state = {"step": counter}
+        elif (
+            "step" not in state
+        ):  # somebody put states there; torch.optim.SGD counts no steps, but took one at least
+            state["step"] = torch.ones((), device=p.device if group.capturable else "cpu")
         found.append((index, p, grad, state, is_new))
     many = group.meets or group.foreach([p for _, p, _, _, _ in found])
     bucket_facts = operator.attrgetter(*rule._bucket_facts) if rule._bucket_facts else lambda facts: ()

@@ -936,7 +936,8 @@ def test_hooks_of_loading_and_saving_run():
 
     def before(opt, state_dict):
         seen.append(isinstance(state_dict["state"][0]["exp_avg"], torch.Tensor))
-        return {**state_dict, "state": {**state_dict["state"], 0: {"step": torch.tensor(41.0)}}}
+        entry = {**state_dict["state"][0], "step": torch.tensor(41.0)}
+        return {**state_dict, "state": {**state_dict["state"], 0: entry}}
 
     other.register_load_state_dict_pre_hook(before)
     other.register_load_state_dict_post_hook(lambda opt: seen.append(opt.state[others[1]]["exp_avg"].dtype))
