@@ -9,14 +9,29 @@ anew in every step anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
 from optdsl.core.record import record
 from optdsl.core.types import Dim, Kind, Level, host
-from optdsl.ir.expr import Call, Const, Expr, Var, call, const, is_joint, transform, var, variables, walk
+from optdsl.ir.expr import (
+    Call,
+    Const,
+    Expr,
+    Literal,
+    Var,
+    call,
+    const,
+    is_joint,
+    transform,
+    var,
+    variables,
+    walk,
+)
 from optdsl.ir.program import Assign, Program, is_static
+from optdsl.passes.evaluate import Unknown, host_value
 from optdsl.passes.rules import rewrite
 from optdsl.passes.simplify import drop_dead, propagate, settle
 
@@ -140,6 +155,23 @@ def trimmed(program: Program) -> Program:
     results = {**program.results, **{f"{a.name} kept": a.var for a in joint}}
     kept = drop_dead(program.with_body(program.body, results))
     return program.with_body(kept.body, program.results)
+
+
+def at(program: Program, options: Mapping[str, Literal]) -> tuple[Program, tuple[Expr, ...]]:
+    """`program` (simplified) with every branch settled that these options decide, and the conditions of those left.
+
+    `options` has a value for every hyperparameter. What is left depends on the tensor, or on the step.
+    """
+    specialiser = _Specialiser(program)
+    while True:
+        left = tuple(dict.fromkeys(_structural(program, specialiser.static)))
+        for condition in left:
+            with contextlib.suppress(Unknown):
+                value = host_value(condition, options, specialiser.definitions)
+                program = decide(program, condition, bool(value))
+                break
+        else:
+            return trimmed(settled(inline_host(program))), left
 
 
 def _has_lines(program: Program) -> bool:

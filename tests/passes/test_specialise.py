@@ -21,6 +21,7 @@ from optdsl.passes.specialise import (
     Split,
     TooManyBranches,
     Tree,
+    at,
     inline_host,
     leaves,
     specialise,
@@ -252,3 +253,33 @@ def _interpreter(found: Program, p: Any, given: dict[str, Any], seed: int) -> In
 def _left(run: Interpreter) -> fuzz.Tree:
     held = {**run.states[0][0], **run.group_states[0]}
     return {"p": run.params[0][0], **{key: np.array(value) for key, value in held.items()}}
+
+
+# ---- one setting ------------------------------------------------------------------------------------------
+
+
+def defaults(found: Program, **options: Any) -> dict[str, Any]:
+    """The defaults of all hyperparameters, but for some."""
+    return {h.name: h.default for h in found.hypers} | options
+
+
+def test_options_settle_branches() -> None:
+    found = shipped("adamw")
+    plain, left = at(found, defaults(found))
+    other, other_left = at(found, defaults(found, amsgrad=True))
+    assert left == other_left == ()
+    assert not any("v_max" in a.expr.reads for a in plain.body)
+    assert any("v_max" in a.expr.reads for a in other.body)
+    assert all(not a.guard for a in plain.body)
+
+
+def test_what_depends_on_the_tensor_or_the_step_is_left() -> None:
+    for name, condition in (
+        ("radam", "rho.1 > 5"),
+        ("adamp", "ndim > 1"),
+        ("lookahead_sgd", "mod(t, la_steps) == 0"),
+    ):
+        found = shipped(name)
+        settled, left = at(found, defaults(found))
+        assert [expression(c, {}) for c in left] == [condition]
+        assert set(structural(settled)) <= {condition}
