@@ -139,7 +139,7 @@ class Stacked:
         return getattr(result, "name", None) != state.name
 
     def run(self, p: Tensor, columns: Mapping[str, npt.ArrayLike], steps: int) -> Run:
-        """Begins a run of at most `steps` steps with the parameters `p`, which it changes: [K, P], float32 or float64.
+        """Begins a run of at most `steps` steps with the parameters `p`, which it changes: [K, P] in float32, or 64.
 
         `columns` has a value for each hyperparameter of `varied`: one number, one for each model, or an array that
         broadcasts to [steps, K].
