@@ -66,7 +66,8 @@ class Printer:
         """The value of a host expression that nothing can change any more, or None."""
         if expr not in self._settled:
             try:
-                self._settled[expr] = host_value(expr, self.known, self.definitions)
+                value = host_value(expr, self.known, self.definitions)
+                self._settled[expr] = None if isinstance(value, tuple) else value
             except Unknown:
                 self._settled[expr] = None
         return self._settled[expr]

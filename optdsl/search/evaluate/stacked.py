@@ -69,12 +69,14 @@ class Stacked:
         for hyper in program.hypers:
             if hyper.name in varied and hyper.kind is not Kind.FLOAT:
                 raise Unsupported(f"`{hyper.name}` is no number that could differ between models")
+        if any(hyper.kind is Kind.LIST for hyper in program.hypers):
+            raise Unsupported("a hyperparameter is a list")
         if program.inputs:
             raise Unsupported("a step is given more than a gradient")
         if any(state.stored for state in program.kept):
             raise Unsupported("a state is kept in another format")
         self.varied = frozenset(varied)
-        defaults = {h.name: h.default for h in program.hypers if h.name not in self.varied}
+        defaults = {h.name: h.one for h in program.hypers if h.name not in self.varied}
         self.settled = {**defaults, **{n: v for n, v in (values or {}).items() if n in defaults}}
         self.flat = not looks_at_shapes(program)
         places = list(self._places())

@@ -312,7 +312,7 @@ def _digest(*parts: bytes) -> bytes:
 
 def digest(genome: Genome) -> str:
     """A hash of a live genome, values of hyperparameters included: the same under other names and in other orders."""
-    exact = {h.name: b"lr" if h.name == LR else b"=" + struct.pack("<d", h.default) for h in genome.hypers}
+    exact = {h.name: b"lr" if h.name == LR else b"=" + struct.pack("<d", h.one) for h in genome.hypers}
     return _refined(genome, exact)["p"].hex()
 
 
