@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from optdsl.core.ops import CORE
+from optdsl.core.ops import AXES_OPERANDS, CORE
 from optdsl.core.types import Kind
 from optdsl.driver import program_of, shipped_specs
 from optdsl.ir.interpret import Group, Interpreter
@@ -117,7 +117,8 @@ def test_a_genome_means_what_its_spec_means() -> None:
 def test_every_operator_of_a_step_has_a_statement() -> None:
     missing = set(CORE) - set(OPS)
     random = {"normal", "uniform", "rademacher", "bernoulli"}
-    assert missing == random | {"matmul", "transpose", "newton_schulz", "reduce_kth_largest"}
+    matrices = {"matmul", "transpose", "newton_schulz", *AXES_OPERANDS}
+    assert missing == random | matrices | {"reduce_kth_largest", "entry", "count_upto"}
 
 
 def test_patterns_of_several_operators_are_one_statement() -> None:

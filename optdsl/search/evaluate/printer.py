@@ -239,6 +239,8 @@ class _Writer:
         assert isinstance(expr, Call), expr
         if expr.op in REFUSED:
             raise Unsupported(REFUSED[expr.op])
+        if expr.attr == "filter":
+            raise Unsupported("it reduces over filters")
         level, truth = expr.type.level_name, expr.type.kind is Kind.BOOL
         rule = CORE[expr.op].rule
         if rule is Rule.REDUCE:

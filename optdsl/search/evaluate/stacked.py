@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optdsl.core.record import record
-from optdsl.core.types import Kind, Level, element
+from optdsl.core.types import AXES, Kind, Level, element
 from optdsl.ir.expr import Const, Literal
 from optdsl.ir.program import Program, State
 from optdsl.search.evaluate.code import Function
@@ -73,6 +73,8 @@ class Stacked:
             raise Unsupported("a hyperparameter is a list")
         if program.inputs:
             raise Unsupported("a step is given more than a gradient")
+        if any(state.type.shape == AXES for state in program.states):
+            raise Unsupported("it has a matrix for each axis")
         if any(state.stored for state in program.kept):
             raise Unsupported("a state is kept in another format")
         self.varied = frozenset(varied)

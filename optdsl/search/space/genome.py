@@ -346,10 +346,12 @@ def _look(node: Expr) -> None:
     rule = CORE[node.op].rule
     if rule is Rule.RANDOM:
         raise Refused("draws random numbers")
-    if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX) or not _whole(node.type.shape):
+    if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX, Rule.AXES) or not _whole(node.type.shape):
         raise Refused("works on matrices")
     if node.op not in OPS:
         raise Refused("ranks entries")
+    if node.attr == "filter":
+        raise Refused("reduces over filters")
     if node.op == "select" and not node.type.is_host and node.args[0].type.is_host:
         raise Refused("has branches that change from step to step")
 
