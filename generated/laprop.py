@@ -73,6 +73,7 @@ class LaProp(Optimizer):
         State("exp_avg_lr_1", "host"),
     )
     _shards = "local"
+    _branches_on_lr = True
     _native = Native(
         c="laprop.c",
         c_sha256="3d1a30e83c8495b2e47f9d99244b7084e03756eb0e0fd4f8ea4f7285337cdf9d",

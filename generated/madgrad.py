@@ -74,6 +74,7 @@ class MADGRAD(Optimizer):
         State("x0", "element"),
     )
     _shards = "local"
+    _branches_on_lr = True
     _native = Native(
         c="madgrad.c",
         c_sha256="211173e7e8e445155243ba5317296f29328664f1b18463614dc7e1163888ef30",

@@ -69,6 +69,7 @@ class MirrorMADGRAD(Optimizer):
         State("z", "element"),
     )
     _shards = "local"
+    _branches_on_lr = True
     _native = Native(
         c="mirror_madgrad.c",
         c_sha256="0c8ef83836005b5844d20f8de69a5561cd71dea4b34985cbfa0b0d9b1f3ae8b7",

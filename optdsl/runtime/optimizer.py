@@ -197,11 +197,17 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """None, or why there are no native kernels."""
         return self._no_kernels if self._native is None else None
 
+    def _why_not_captured(self, group: Mapping[str, Any]) -> str | None:
+        """None, or why a step with these options cannot be captured."""
+        if self._branches_on_lr and isinstance(group["lr"], Tensor):
+            return "its step branches on the learning rate, which is in a tensor"
+        return self._not_capturable
+
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless the options and flags of a group are allowed; puts the options into kept form."""
         for hyper in self._hypers:
             group[hyper.name] = check(hyper, group[hyper.name])
-        check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
+        check_flags(type(self).__name__, group, self._why_not_captured(group), self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
 
@@ -236,7 +242,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if known is None or values[position] is not known[0][position]:
                 group[hyper.name] = check(hyper, values[position], changed=True)
                 changed.add(hyper.name)
-        check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
+        check_flags(type(self).__name__, group, self._why_not_captured(group), self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
         check_shards(self, group)

@@ -45,6 +45,9 @@ class Rule:
     _view_shards: ClassVar[bool] = True
     _starts_from_reductions: ClassVar[bool] = False
 
+    #: Whether the step branches on the learning rate: in a tensor it may then not be left to a device.
+    _branches_on_lr: ClassVar[bool] = False
+
     #: Whether a state begins as something that the gradient says; one that is scaled must not get there.
     _starts_from_gradient: ClassVar[bool] = False
 

@@ -355,6 +355,12 @@ def test_a_capturable_step_waits_for_nothing(cls: Any, way: Way) -> None:
     """On a CPU some foreach operations of torch read a tensor, which those for a device do not."""
     params = parameters(PLAIN, (torch.float32,))
     rate = {"lr": torch.tensor(0.01)} if any(hyper.name == "lr" for hyper in cls._hypers) else {}
+    if cls._branches_on_lr:
+        with pytest.raises(
+            RuntimeError, match=f"^{cls.__name__} does not support `capturable`: .* learning rate"
+        ):
+            cls(params, capturable=True, **rate)
+        rate = {}
     optimizer = built(cls, params, way, **usual(cls), **rate)
     train(optimizer, params, 1)
     give(params, 1)

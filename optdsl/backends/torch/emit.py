@@ -266,6 +266,8 @@ class _Module:
         reason = self.not_capturable()
         if reason:
             lines.append(f"_not_capturable = {quoted(reason)}")
+        elif self.steered_by_lr():
+            lines.append("_branches_on_lr = True")
         if any(s.init is not None and "g" in variables(s.init) for s in program.states):
             lines.append("_starts_from_gradient = True")
         if program.joint:
@@ -291,12 +293,21 @@ class _Module:
         calls = [n for n in nodes(self.program) if isinstance(n, Call)]
         return not any(n.attr in ("rows", "cols", "filter") or n.op in AXES_OPERANDS for n in calls)
 
-    def not_capturable(self) -> str | None:
-        """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
+    def conditions(self) -> list[Expr]:
+        """What the host branches on."""
         conditions = [c for a in self.program.body for c, _ in a.guard]
         for node in self.program.nodes():
             if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
                 conditions.append(node.args[0])
+        return conditions
+
+    def steered_by_lr(self) -> bool:
+        """Whether the host branches on the learning rate, which may be in a tensor of a device."""
+        return any("lr" in variables(_inlined(condition, self.body)) for condition in self.conditions())
+
+    def not_capturable(self) -> str | None:
+        """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
+        conditions = self.conditions()
         if not all(is_static(c, self.definitions, self.dynamic) for c in conditions):
             return "its step branches on the step count"
         counts = [n.args[1] for n in self.program.nodes() if isinstance(n, Call) and n.op == "newton_schulz"]
