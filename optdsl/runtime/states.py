@@ -111,7 +111,7 @@ def opened(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fit(x: Any, like: Tensor) -> Any:
     """A number as torch takes it beside tensors of the dtype of `like`: beyond its range an infinity."""
-    if isinstance(x, float | int) and abs(x) > torch.finfo(like.dtype).max:
+    if isinstance(x, float | int) and torch.finfo(like.dtype).max < abs(x) != math.inf:
         return torch.tensor(float(x), dtype=torch.float64).to(like.dtype).item()
     return x
 

@@ -236,6 +236,8 @@ def test_a_tensor_as_learning_rate_is_its_number(cls: Any, way: Way) -> None:
     """Also when it is changed where it is; it stays the tensor that was given, 0-dim."""
     if not any(hyper.name == "lr" for hyper in cls._hypers):
         raise Refused(f"{cls.__name__} has no learning rate")
+    if cls._branches_on_lr and way.flags.get("capturable"):
+        raise Refused(f"{cls.__name__} does not support `capturable`: {cls._branches_on_lr=}")
     params, others = parameters(PLAIN), parameters(PLAIN)
     rate = torch.tensor([0.0625])
     tensor = built(cls, params, way, **{**usual(cls), "lr": rate})
