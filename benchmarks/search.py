@@ -1,6 +1,7 @@
 """What an evaluation of the search costs: stacked training runs beside a loop with torch.optim, and building a rule.
 
     python benchmarks/search.py [--task digits_mlp/small] [--models 32 64 128] [--rounds 5] [--json FILE]
+    python benchmarks/search.py --admit [small large] [--json FILE]
 
 One thread, processor time (what a core does in a second, whoever else uses the machine); peers take turns, figures
 are medians over the rounds. A run is the whole training of one model: data at hand, validation at four checkpoints.
@@ -79,6 +80,22 @@ def building(name: str, task: Task) -> float:
     return statistics.median(seconds(build) for _ in range(200))
 
 
+def admit(sizes: list[str]) -> dict[str, Any]:
+    """The table of `optdsl.search.tasks.admission`: which tasks can tell ten known rules apart."""
+    found: list[admission.Admission] = []
+    for size in sizes:
+        for name in tasks.names(size=size):
+            row = admission.admit(tasks.task(name), found)
+            found.append(row)
+            print(
+                f"{name:24} spread {row.spread:.3f} ({row.errors:.1f} se)  best loss {row.floor:.3f}  "
+                f"{row.rows} predictions  {row.seconds:.2f} s  "
+                f"{'; '.join(row.reasons) or 'admitted'}\n    {' '.join(row.ranking)}",
+                flush=True,
+            )
+    return {row.task: {name: getattr(row, name) for name in row.__dataclass_fields__} for row in found}
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(
@@ -87,18 +104,28 @@ def main() -> None:
     parser.add_argument("--task", default="digits_mlp/small", help="default: digits_mlp/small")
     parser.add_argument("--models", type=int, nargs="+", default=[32, 64, 128], help="default: 32 64 128")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--admit", nargs="*", choices=tasks.SIZES, metavar="SIZE", help="test tasks instead")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = tasks.task(options.task)
-    report: dict[str, Any] = {"machine": facts(), "task": task.name}
+    report: dict[str, Any] = {"machine": facts()}
+    if options.admit is not None:
+        report["admission"] = admit(options.admit or list(tasks.SIZES))
+    else:
+        measure(report, tasks.task(options.task), options.models, options.rounds)
+    if options.json:
+        write_bytes(options.json, (json.dumps(report, indent=1) + "\n").encode())
 
-    cases = {f"{name} K={k}": (stacked_run(name, task, k), k) for k in options.models for name in RULES}
+
+def measure(report: dict[str, Any], task: Task, models: list[int], rounds: int) -> None:
+    """Measures, prints, and puts the figures into the report."""
+    report["task"] = task.name
+    cases = {f"{name} K={k}": (stacked_run(name, task, k), k) for k in models for name in RULES}
     cases["eager torch, AdamW"] = (lambda: eager(task, 4), 4)
     for work, _ in cases.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, (work, runs) in cases.items():
             times[name].append(runs / seconds(work))
     rates = {name: statistics.median(found) for name, found in times.items()}
@@ -128,8 +155,6 @@ def main() -> None:
         work()
         report["tune_seconds"][name] = round(statistics.median(seconds(work) for _ in range(3)), 3)
         print(f"  {name:24}{report['tune_seconds'][name]:8.2f}")
-    if options.json:
-        write_bytes(options.json, (json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

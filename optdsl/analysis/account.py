@@ -38,11 +38,10 @@ def widths(program: Program, dtype: str) -> dict[str, float]:
         if not state.type.is_host:
             usual = dtype if state.type.is_element else computed_in(dtype)
             found[state.name] = BYTES[state.stored or usual]
-    found[WORK] = BYTES[computed_in(dtype)]
     return found
 
 
-#: Under which name `widths` has that of arrays that are there during a step only; no state is called so.
+#: Under which name the widths of an account have that of arrays that are there during a step only.
 WORK = "work array"
 
 
@@ -145,7 +144,7 @@ class Account:
 
 
 def account(plan: Plan, widths: Mapping[str, float]) -> Account:
-    """The account of a plan whose arrays have numbers of these widths in bytes."""
+    """The account of a plan whose arrays have numbers of these widths in bytes, with WORK where it has such."""
     works = {array.name: widths[WORK] for array in plan.arrays if array.work}
     widths = {**{name: width for name, width in widths.items() if name != WORK}, **works}
     order = {array.name: index for index, array in enumerate(plan.arrays)}

@@ -13,6 +13,7 @@ from typing import Any
 
 from optdsl.analysis import equations
 from optdsl.analysis.account import BYTES, Account, SweepAccount, computed_in, finished
+from optdsl.analysis.messages import Message, messages
 from optdsl.analysis.notation import negation
 from optdsl.analysis.phases import FIRST, Phase, Phases, Planner
 from optdsl.analysis.plain import Unicode
@@ -88,6 +89,8 @@ class Explanation:
     conditions: tuple[str, ...]
     plans: tuple[PlanFor, ...]
     no_plan: str | None
+    #: What the processes of a sharded model tell each other in a step.
+    messages: tuple[Message, ...] = ()
     bandwidth: Bandwidth | None = None
 
     @property
@@ -126,25 +129,34 @@ def explain(
     )
     if any(state.stored not in (None, computed_in(setting.dtype)) for state in simplified.kept):
         setting = replace(setting, narrow=True)
+    words = _Words(simplified)
+    sent = messages(simplified, setting, hypers, words.text, words.decision)
     try:
         found = Planner(simplified).phases(setting)
     except TooManyBranches:
-        return _without(program, setting, hypers, "its options and branches multiply to too many kernels")
+        return _without(
+            program, setting, hypers, "its options and branches multiply to too many kernels", sent
+        )
     except Unsupported as reason:
-        return _without(program, setting, hypers, str(reason))
-    words = _Words(simplified)
+        return _without(program, setting, hypers, str(reason), sent)
     used = set().union(*({array.name for array in phase.plan.arrays} for phase in found.phases))
     used |= _host_states(found, simplified)
     used |= {name for phase in found.phases if phase.plan.library for name in phase.plan.library.kept}
     states = tuple(_state(s, setting, hypers) for s in simplified.kept if s.name in used)
     plans = tuple(_plan(phase, words) for phase in found.phases)
     conditions = tuple(words.decision(*each) for each in found.conditions)
-    return Explanation(program, setting, hypers, states, conditions, plans, None, bandwidth)
+    return Explanation(program, setting, hypers, states, conditions, plans, None, sent, bandwidth)
 
 
-def _without(program: Program, setting: Setting, hypers: Mapping[str, HostValue], reason: str) -> Explanation:
+def _without(
+    program: Program,
+    setting: Setting,
+    hypers: Mapping[str, HostValue],
+    reason: str,
+    sent: tuple[Message, ...],
+) -> Explanation:
     states = tuple(_state(state, setting, hypers) for state in program.kept)
-    return Explanation(program, setting, hypers, states, (), (), reason)
+    return Explanation(program, setting, hypers, states, (), (), reason, sent)
 
 
 def _host_states(found: Phases, program: Program) -> set[str]:
@@ -160,6 +172,7 @@ def _delay(state: State, hypers: Mapping[str, HostValue]) -> float:
 
 def _state(state: State, setting: Setting, hypers: Mapping[str, HostValue]) -> StateAccount:
     facts = {Dim.ONE: 1.0, Dim.R: setting.facts["rows"], Dim.C: setting.facts["cols"]}
+    facts[Dim.A] = sum(d * d for d in setting.shape)
     rows, cols = state.type.shape
     entries = int(facts[rows] * facts[cols] * _delay(state, hypers))
     if state.type.is_element:
@@ -280,6 +293,15 @@ def as_json(found: Explanation, source: str) -> dict[str, Any]:
         "bandwidth": None
         if found.bandwidth is None
         else {"bytes_per_s": found.bandwidth.bytes_per_s, "source": found.bandwidth.source},
+        "messages": [
+            {
+                "kind": each.kind,
+                "condition": each.condition,
+                "of": list(each.of),
+                "bytes_per_tensor": each.bytes,
+            }
+            for each in found.messages
+        ],
         "no_plan": found.no_plan,
         "plans": [_plan_json(plan, found) for plan in found.plans],
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-from optdsl.analysis.account import Account, account, widths
+from optdsl.analysis.account import BYTES, WORK, Account, account, computed_in, widths
 from optdsl.analysis.setting import Setting
 from optdsl.core.record import record
 from optdsl.ir.expr import Expr, HostValue, variables
@@ -73,7 +73,7 @@ class Planner:
     def phases(self, setting: Setting) -> Phases:
         """Raises ValueError for options that the program does not take, Unsupported where a step has no plan."""
         hypers = setting.hypers(self.program)
-        sizes = widths(self.original, setting.dtype)
+        sizes = {**widths(self.original, setting.dtype), WORK: BYTES[computed_in(setting.dtype)]}
         timeline = _Timeline(self.program, self.tree, {**hypers, **setting.facts})
         found = []
         for leaf, conditions, ranges, count in timeline.leaves():

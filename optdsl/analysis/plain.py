@@ -14,6 +14,7 @@ from optdsl.ir.program import number
 _AS_THEY_ARE = (
     *("min", "max", "sign", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan"),
     *("atan2", "tanh", "erf", "round", "mod", "isfinite", "nan_to_num", "broadcast", "rms", "norm", "abs"),
+    *("identity", "gram", "matrix_power", "along_axes"),
 )
 
 

@@ -14,7 +14,7 @@ _DELIMITERS = {"⌊": "\\lfloor", "⌋": "\\rfloor", "⌈": "\\lceil", "⌉": "\
 #: What is written by its name in upright letters.
 _UPRIGHT = (
     *("sign", "expm1", "log1p", "atan2", "erf", "round", "mod", "isfinite", "broadcast"),
-    *("rms", "abs", "norm"),
+    *("rms", "abs", "norm", "identity", "gram"),
 )
 #: What stands higher than a line.
 _TALL = re.compile(r"\\(frac|sum|sqrt|begin|left)\b")
@@ -42,6 +42,8 @@ class Latex(Notation):
         **{"reduce_max": "\\max", "reduce_min": "\\min"},
         "count_upto": "\\operatorname{count}",
         "reduce_kth_largest": "\\operatorname{kth\\_largest}",
+        "matrix_power": "\\operatorname{matrix\\_power}",
+        "along_axes": "\\operatorname{along\\_axes}",
         **{"newton_schulz": "\\operatorname{NewtonSchulz}", "truth": "\\mathbf{1}"},
         **{"normal": "\\mathcal{N}", "uniform": "\\mathcal{U}"},
         **{"rademacher": "\\operatorname{Rademacher}", "bernoulli": "\\operatorname{Bernoulli}"},

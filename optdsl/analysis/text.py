@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 from optdsl.analysis import equations
 from optdsl.analysis.account import Account, SweepAccount
@@ -29,7 +30,7 @@ def terminal(found: Explanation) -> str:
     else:
         lines += ["", "States: none"]
     if found.no_plan is not None:
-        return "\n".join([*lines, "", f"There is no plan: {found.no_plan}."]) + "\n"
+        return "\n".join([*lines, "", f"There is no plan: {found.no_plan}.", "", *_messages(found)]) + "\n"
     lines += ["", f"Plan for {_setting(found)}"]
     lines += _indented(_wrapped("with ", _options(found.hypers)))
     lines += _indented(_wrapped("so that ", [printable(text) for text in found.conditions]))
@@ -37,6 +38,7 @@ def terminal(found: Explanation) -> str:
     others = [plan for plan in found.plans if plan is not found.usual]
     if others:
         lines += ["", "Other plans while training", *_indented(_other(plan) for plan in others)]
+    lines += ["", *_messages(found)]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
@@ -103,6 +105,42 @@ def _states(found: Explanation) -> list[tuple[str, ...]]:
     for state in found.states:
         per = _PER.get(state.level, state.level)
         rows.append((state.name, printable(state.key), per, state.dtype, _figure(state.per_parameter)))
+    return rows
+
+
+_COLLECTIVES = {"sum": "all_reduce (sum)", "max": "all_reduce (max)", "gather": "all_gather"}
+
+
+def _messages(found: Explanation) -> list[str]:
+    """What a step of a sharded model communicates."""
+    if not found.messages:
+        return [_sent(found)]
+    return [_sent(found), *_indented(_columns([_heads(found), *_collectives(found)]))]
+
+
+def _sent(found: Explanation) -> str:
+    if not found.messages:
+        return "Sharded: a step communicates nothing"
+    count = len(found.messages)
+    notes = {
+        "each tensor is gathered by itself" if each.kind == "gather" else "all tensors in one"
+        for each in found.messages
+    }
+    return f"Sharded by rows: {count} message{'s' * (count > 1)} in a step, {', '.join(sorted(notes))}"
+
+
+def _heads(found: Explanation) -> tuple[str, str, str]:
+    return "collective", f"bytes for {'×'.join(map(str, found.setting.shape)) or 'no dimensions'}", "of"
+
+
+def _collectives(found: Explanation) -> list[tuple[str, str, str]]:
+    """A row for each message, or for several of the same kind behind each other."""
+    rows = []
+    for each, same in groupby(found.messages):
+        count = len(list(same))
+        text = ", ".join(map(printable, each.of)) + (f" ({count} times)" if count > 1 else "")
+        condition = f", if {printable(each.condition)}" if each.condition else ""
+        rows.append((_COLLECTIVES[each.kind], str(each.bytes), text + condition))
     return rows
 
 
@@ -216,7 +254,8 @@ def markdown(found: Explanation) -> str:
     """A page: what `optdsl.analysis.equations` says of the program, and its plans."""
     blocks = [equations.markdown(found.program).rstrip("\n"), "## Cost"]
     if found.no_plan is not None:
-        return "\n\n".join([*blocks, f"There is no plan: {cell(found.no_plan)}."]) + "\n"
+        blocks.append(f"There is no plan: {cell(found.no_plan)}.")
+        return "\n\n".join([*blocks, *_messages_page(found)]) + "\n"
     options = ", ".join(code(text) for text in _options(found.hypers))
     blocks.append(f"For {cell(_setting(found))}{', ' if options else ''}{options}.")
     state = f"{_figure(found.state_bytes)} bytes of state per parameter."
@@ -230,7 +269,14 @@ def markdown(found: Explanation) -> str:
             blocks.append(f"### {plan.when[0].upper()}{plan.when[1:]}: {cell(plan.condition)}")
         blocks.append(_sweep_table(plan))
         blocks.append(_table(("per parameter", ""), _totals(found, plan.account)))
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join([*blocks, *_messages_page(found)]) + "\n"
+
+
+def _messages_page(found: Explanation) -> list[str]:
+    if not found.messages:
+        return [_sent(found) + "."]
+    rows = [(name, size, cell(text)) for name, size, text in _collectives(found)]
+    return [_sent(found) + ".", _table(_heads(found), rows)]
 
 
 _BEHIND = {"joint": "all tensors meet", "tensor": "the tensor is finished", "library": "", None: ""}

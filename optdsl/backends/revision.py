@@ -1,3 +1,3 @@
 """The revision of the generator: raised when the same program gives other files than before."""
 
-REVISION = 7
+REVISION = 8

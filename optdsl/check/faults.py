@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from optdsl.check.why import describe
-from optdsl.core.ops import CORE, Rule
-from optdsl.core.types import Kind, Level, Type
+from optdsl.core.ops import AXES_OPERANDS, CORE, Rule
+from optdsl.core.types import AXES, Kind, Level, Type
 
 #: What can be asked of a list.
 LIST_HELP = "take an entry, as in `milestones[1]`, or count: `count(milestones <= t)`"
@@ -43,6 +43,8 @@ def fault_of(
             return "E0405", message, "reduce it with `over=group`"
         case Rule.REDUCE:
             return _reduction(type_, text, over)
+        case Rule.MATMUL if any(type_.shape == AXES for type_ in types):
+            return "E0405", "`@` does not multiply a matrix for each axis", "write `along_axes(P, x)`"
         case Rule.MATMUL if index is None:
             left, right = types
             message = f"`@` cannot multiply {texts[0]} {_dims(left)} by {texts[1]} {_dims(right)}: "
@@ -58,9 +60,29 @@ def fault_of(
                 f"`{op}` needs a matrix; {text} is {describe(type_)}",
                 "give it a value per element",
             )
+        case Rule.TRANSPOSE:
+            return (
+                "E0405",
+                f"the matrices of a family are symmetric; {text} is {describe(type_)}",
+                "leave `'` out",
+            )
+        case Rule.AXES:
+            return _family(op, at, type_, text)
         case Rule.RANDOM:
             return "E0405", f"a draw is one value per element; {text} is {describe(type_)}", "reduce it"
     return _elementwise(op, types, texts, index, fallback)
+
+
+def _family(op: str, at: int, type_: Type, text: str) -> Fault:
+    """The message for an operand of an operator on a matrix for each axis."""
+    place = AXES_OPERANDS[op][0][at]
+    if place == "host":
+        noun = ("", "exponent", "least eigenvalue")[at]
+        return "E0406", f"the {noun} of `{op}` must be known on the host; {text} is {describe(type_)}", ""
+    if place == "axes":
+        help = "`gram(x)` and `identity()` make them"
+        return "E0405", f"`{op}` needs a matrix for each axis; {text} is {describe(type_)}", help
+    return "E0405", f"`{op}` needs one value per element; {text} is {describe(type_)}", ""
 
 
 def _reduction(type_: Type, text: str, over: str | None) -> Fault:
@@ -97,7 +119,9 @@ def _elementwise(
     if index is None and len(arrays) > 1:
         message = "shapes do not fit together: "
         message += " and ".join(f"{texts[i]} is {describe(types[i])}" for i in arrays)
-        return "E0405", message, "reduce one of them, or use `x'` for the transpose"
+        family = any(type_.shape == AXES for type_ in types)
+        help = "`along_axes(P, x)` multiplies by a matrix for each axis" if family else ""
+        return "E0405", message, help or "reduce one of them, or use `x'` for the transpose"
     return "E0404", fallback, ""
 
 

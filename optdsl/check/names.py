@@ -20,7 +20,7 @@ TORCH_NAMES = frozenset({
 })  # fmt: skip
 #: What a generated file uses under a name already.
 FILE_NAMES = frozenset({
-    *("host", "foreach", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
+    *("host", "foreach", "axes", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
     *("Facts", "Hyper", "State", "Joint", "Sequence"),
 })  # fmt: skip
 
@@ -51,6 +51,8 @@ OTHER_FUNCTIONS = {
     "transpose": "write `x'`",
     "matmul": "write `x @ y`",
     "isnan": "write `x != x`",
+    "eye": "write `identity()`, a matrix for each axis",
+    **dict.fromkeys(("inv", "inverse", "inverse_root", "eigh"), "write `matrix_power(S, exponent, least)`"),
     **dict.fromkeys(("grad", "loss", "hvp", "sampled_grad"), "a step sees no gradient but `g` yet"),
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from optdsl.check.names import shown
 from optdsl.check.scope import POISON, Builder
-from optdsl.core.types import COLS, ROWS, Level, Type
+from optdsl.core.types import AXES, COLS, ROWS, Level, Type
 from optdsl.ir.expr import Expr, Var, walk
 from optdsl.lang import syntax as syn
 
@@ -21,7 +21,7 @@ def describe(type_: Type) -> str:
         return "one value per element"
     if type_.level is Level.ARRAY:
         rows, cols = (dim.value for dim in type_.shape)
-        return {ROWS: "one value per row", COLS: "one value per column"}.get(
+        return {ROWS: "one value per row", COLS: "one value per column", AXES: "a matrix for each axis"}.get(
             type_.shape, f"a matrix of {rows} by {cols}"
         )
     return {

@@ -27,6 +27,7 @@ class Rule(Enum):
     BROADCAST = "broadcast"  # to the level that attribute `over` names
     MATRIX = "matrix"  # same shape as the first argument, which must be a matrix
     LIST = "list"  # of a list and a number known on the host
+    AXES = "axes"  # makes or takes a matrix for each axis of the tensor; operands have the types of `AXES_OPERANDS`
 
 
 @record
@@ -107,7 +108,19 @@ CORE: dict[str, CoreOp] = _table(
     CoreOp("newton_schulz", 2, Rule.MATRIX),
     CoreOp("entry", 2, Rule.LIST, takes="any"),
     CoreOp("count_upto", 2, Rule.LIST, result="int", takes="any"),
+    CoreOp("identity", 0, Rule.AXES),
+    CoreOp("gram", 1, Rule.AXES),
+    CoreOp("matrix_power", 3, Rule.AXES),
+    CoreOp("along_axes", 2, Rule.AXES),
 )
+
+#: Where the operands of operators with Rule.AXES live, and the result.
+AXES_OPERANDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "identity": ((), "axes"),
+    "gram": (("element",), "axes"),
+    "matrix_power": (("axes", "host", "host"), "axes"),
+    "along_axes": (("axes", "element"), "element"),
+}
 
 #: Where a reduction may end. The level of the result is the name, `all` counting as `group`; over a `filter`, the
 #: dimensions behind the first two, every entry gets the result of its own.
@@ -343,5 +356,25 @@ BUILTINS: dict[str, Builtin] = _functions(
         lambda make, args, over: make("newton_schulz", args[0], args[1] if len(args) > 1 else 5),
         "newton_schulz(x, steps=5)",
         "orthogonalises a matrix by the quintic Newton-Schulz iteration of Muon",
+    ),
+    Builtin(
+        "identity", (0, 0), _core("identity"), "identity()", "an identity matrix for each axis of the tensor"
+    ),
+    Builtin(
+        "gram", (1, 1), _core("gram"), "gram(x)", "for each axis, the products of the slices of x across it"
+    ),
+    Builtin(
+        "matrix_power",
+        (3, 3),
+        _core("matrix_power"),
+        "matrix_power(S, exponent, least)",
+        "powers of symmetric matrices, all eigenvalues of one raised alike until the smallest is at least `least`",
+    ),
+    Builtin(
+        "along_axes",
+        (2, 2),
+        _core("along_axes"),
+        "along_axes(P, x)",
+        "x multiplied along each axis by the matrix for that axis",
     ),
 )

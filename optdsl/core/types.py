@@ -4,9 +4,12 @@ Every value lives at the coarsest *level* at which it can be known:
 
     const < host < group < tensor < rows / cols < element
 
-`rows`, `cols`, `element` and the matrices of a method like Shampoo are all *arrays*; they differ only in
-their symbolic shape, a pair of dimensions drawn from 1, R and C, where a parameter tensor is seen as a
-matrix of R = first dimension by C = the rest. Broadcasting is numpy's, on these symbols.
+`rows`, `cols`, `element` and matrices are all *arrays*; they differ only in their symbolic shape, a pair of
+dimensions drawn from 1, R and C, where a parameter tensor is seen as a matrix of R = first dimension by
+C = the rest. Broadcasting is numpy's, on these symbols.
+
+A *family*, one square matrix for each axis of the tensor as Shampoo has it, is an array too: A = the sum of the
+squares of all dimensions, by 1. It meets numbers and other families only.
 """
 
 from __future__ import annotations
@@ -49,11 +52,12 @@ class Level(IntEnum):
 
 
 class Dim(Enum):
-    """One symbolic dimension: a single entry, R (first dimension) or C (product of the rest)."""
+    """One symbolic dimension: a single entry, R (first dimension), C (product of the rest), or A (sum of squares)."""
 
     ONE = "1"
     R = "rows"
     C = "cols"
+    A = "axes"
 
 
 Shape = tuple[Dim, Dim]
@@ -61,6 +65,7 @@ SCALAR: Shape = (Dim.ONE, Dim.ONE)
 ROWS: Shape = (Dim.R, Dim.ONE)
 COLS: Shape = (Dim.ONE, Dim.C)
 ELEMENT: Shape = (Dim.R, Dim.C)
+AXES: Shape = (Dim.A, Dim.ONE)
 
 
 class ShapeError(ValueError):
@@ -102,7 +107,7 @@ def level_name(level: Level, shape: Shape = SCALAR) -> str:
     """Name of a level in the language (see `parse_level` for the inverse)."""
     if level < Level.ARRAY:
         return level.name.lower()
-    names = {ROWS: "rows", COLS: "cols", ELEMENT: "element"}
+    names = {ROWS: "rows", COLS: "cols", ELEMENT: "element", AXES: "axes"}
     return names.get(shape) or f"{shape[0].value}, {shape[1].value}"
 
 
@@ -118,6 +123,7 @@ STATE_LEVELS: dict[str, tuple[Level, Shape]] = {
     "cols, cols": (Level.ARRAY, (Dim.C, Dim.C)),
     "rows, cols": (Level.ARRAY, ELEMENT),
     "cols, rows": (Level.ARRAY, (Dim.C, Dim.R)),
+    "axes": (Level.ARRAY, AXES),
 }
 
 
@@ -126,10 +132,11 @@ LEVELS: dict[str, tuple[Level, Shape]] = {
     **{level_name(level): (level, SCALAR) for level in Level if level is not Level.ARRAY},
     **{
         level_name(Level.ARRAY, (rows, cols)): (Level.ARRAY, (rows, cols))
-        for rows in Dim
-        for cols in Dim
+        for rows in (Dim.ONE, Dim.R, Dim.C)
+        for cols in (Dim.ONE, Dim.R, Dim.C)
         if (rows, cols) != SCALAR
     },
+    "axes": (Level.ARRAY, AXES),
 }
 
 
@@ -147,7 +154,9 @@ def _broadcast_dim(a: Dim, b: Dim) -> Dim:
 
 
 def broadcast(a: Shape, b: Shape) -> Shape:
-    """Shape of an elementwise result. Raises ShapeError when R meets C."""
+    """Shape of an elementwise result. Raises ShapeError when R meets C, or a family another array."""
+    if AXES in (a, b) and {a, b} - {AXES, SCALAR}:
+        raise ShapeError
     return _broadcast_dim(a[0], b[0]), _broadcast_dim(a[1], b[1])
 
 
@@ -169,8 +178,8 @@ def broadcasts_into(shape: Shape, target: Shape) -> bool:
 
 
 def matmul_shape(a: Shape, b: Shape) -> Shape:
-    """Shape of `a @ b`. Raises ShapeError when the inner dimensions differ."""
-    if a[1] is not b[0]:
+    """Shape of `a @ b`. Raises ShapeError when the inner dimensions differ, and for families."""
+    if a[1] is not b[0] or AXES in (a, b):
         raise ShapeError
     return a[0], b[1]
 

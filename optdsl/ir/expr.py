@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 from optdsl.core import types as ty
-from optdsl.core.ops import CORE, OVERS, CoreOp, Rule
+from optdsl.core.ops import AXES_OPERANDS, CORE, OVERS, CoreOp, Rule
 from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Level, ShapeError, Type
 
@@ -248,6 +248,8 @@ def _result(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> Type:
         return Type(kind, Level.ARRAY if shape != ty.SCALAR else Level.TENSOR, shape)
     if row.rule is Rule.TRANSPOSE:
         a = args[0].type
+        if a.shape == ty.AXES:
+            raise TypeFault(f"a transpose needs a matrix, this is {describe(a)}", 0)
         return Type(kind, a.level, (a.shape[1], a.shape[0]))
     if row.rule is Rule.MATRIX:
         if ty.Dim.ONE in args[0].type.shape:
@@ -255,11 +257,24 @@ def _result(row: CoreOp, args: tuple[Expr, ...], over: str | None) -> Type:
         if not args[1].type.is_host:
             raise TypeFault("the number of steps must be known on the host", 1)
         return args[0].type.with_kind(kind)
+    if row.rule is Rule.AXES:
+        wanted, result = AXES_OPERANDS[row.name]
+        for index, (arg, place) in enumerate(zip(args, wanted, strict=True)):
+            if not (arg.type.is_host if place == "host" else arg.type.level_name == place):
+                raise TypeFault(f"`{row.name}` needs {_WANTED[place]}, this is {describe(arg.type)}", index)
+        return Type(kind, *ty.LEVELS[result])
     try:
         return Type(kind, *ty.join([arg.type for arg in args]))
     except ShapeError:
         names = " and ".join(f"[{arg.type.level_name}]" for arg in args if arg.type.level is Level.ARRAY)
         raise TypeFault(f"shapes do not fit together: {names}") from None
+
+
+_WANTED = {
+    "host": "a number known on the host",
+    "axes": "a matrix for each axis",
+    "element": "a value per element",
+}
 
 
 def _matmul(a: Type, b: Type) -> ty.Shape:
@@ -278,6 +293,8 @@ def _matmul(a: Type, b: Type) -> ty.Shape:
 def describe(type_: Type) -> str:
     """The place of a value, in words."""
     if type_.level is Level.ARRAY:
+        if type_.shape == ty.AXES:
+            return "one matrix per axis"
         return "one value per element" if type_.is_element else f"one value per [{type_.level_name}]"
     return {
         Level.CONST: "a constant",
@@ -305,7 +322,7 @@ def _reduced(type_: Type, over: str | None) -> tuple[Level, ty.Shape]:
             raise TypeFault(f"`over=rows` needs a value per element, this is {describe(type_)}", 0)
         shape = (rows, ty.Dim.ONE)
     else:
-        if rows is ty.Dim.ONE:
+        if rows is ty.Dim.ONE or type_.shape == ty.AXES:
             raise TypeFault(f"`over=cols` needs a value per element, this is {describe(type_)}", 0)
         shape = (ty.Dim.ONE, cols)
     return (Level.ARRAY, shape) if shape != ty.SCALAR else (Level.TENSOR, shape)

@@ -4,8 +4,10 @@ Every backend and every pass is held to it. How it sees things:
 
 - A parameter of any shape is an R x C matrix: R is its first dimension (1 if it has none), C the product of
   the others. Values per element, row and column are arrays of shape (R, C), (R, 1) and (1, C); those per
-  tensor and per group have shape (1, 1). All of them are in `dtype` (float64 is the definition; in float32
-  every operation is done in float32), truth values in `np.bool_`.
+  tensor and per group have shape (1, 1). A family of matrices, one for each axis of the parameter, is an array of
+  shape (A, 1), A the sum of the squares of all dimensions: one matrix behind the other. All of them are in
+  `dtype` (float64 is the definition; in float32 every operation is done in float32), truth values in
+  `np.bool_`.
 - Host values are float64 numbers whatever `dtype` is, ints among them; they are rounded to `dtype` where they
   meet an array. Choices are strings, lists float64 arrays.
 - A parameter's own step count `t` is 1 when it first gets a gradient. All its states, used or not, are
@@ -77,7 +79,7 @@ class Interpreter:
 
     `params`, `states` and `steps` are lists of lists: by group, by parameter. A parameter keeps its shape,
     and so does a state per element; with a delay of n there are n of these in one array, and step t has to do
-    with the one at (t - 1) mod n; one per row, per column or with a matrix of its own is two-dimensional,
+    with the one at (t - 1) mod n; one per row, per column or with matrices of its own is two-dimensional,
     one per tensor or group is 0-dim, one of the host is a number. States are in dictionaries by their keys,
     those of groups in `group_states`. `hypers` holds the constructor arguments of each group. All these may
     be changed between steps.
@@ -235,7 +237,7 @@ class _TensorStep:
         self.t = self.before + (g is not None)
         shape = self.p.shape
         rows, cols = shape[0] if shape else 1, math.prod(shape[1:])
-        self.sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
+        self.sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols, Dim.A: sum(d * d for d in shape)}
         facts = {"t": self.t, "ndim": len(shape), "numel": self.p.size, "rows": rows, "cols": cols}
         self.environment: dict[str, Value] = {
             "p": self.p.reshape(rows, cols),
@@ -332,6 +334,8 @@ class _TensorStep:
             return self.conform(self.over_filters(function, *args), node.type)
         if rule is Rule.REDUCE:
             args.append(_AXES[str(node.attr)])
+        elif rule is Rule.AXES:
+            args = [self.p.shape, *args]
         return self.conform(function(*args), node.type)
 
     def over_filters(self, function: Callable[..., Array], x: Array, *more: Value) -> Array:

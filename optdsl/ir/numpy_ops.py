@@ -11,6 +11,8 @@ raises; call them under `np.errstate(all="ignore")`, which also keeps them from 
 - `nan_to_num` gives the largest finite number of the float type of its operand.
 - A reduction of nothing is 0 (sum), nan (mean), -inf (max, k-th largest) or inf (min).
 - The entry of a list goes by a number rounded down, counts from 1 and stays in the list; that of nan is nan.
+- A family of matrices, one for each axis of a tensor, is a column of their entries, one matrix behind the other, each
+  row by row. `matrix_power` sees the lower triangles only, and gives a matrix of nan for one that is not finite.
 - The k-th largest goes by k rounded down: inf where that is less than 1 or nan, -inf beyond the number of
   entries. nan is larger than all numbers.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -92,9 +94,55 @@ def _count_upto(values: Array, x: Any) -> Any:
     return np.sum(values <= np.asarray(x)[..., None], axis=-1)
 
 
+def _matrices(family: Array, shape: tuple[int, ...]) -> list[Array]:
+    """The matrices of a family for a tensor of this shape."""
+    ends = np.cumsum([d * d for d in shape])
+    return [
+        part.reshape(d, d) for part, d in zip(np.split(family.ravel(), ends[:-1]), shape, strict=bool(shape))
+    ]
+
+
+def _family(matrices: Sequence[Array], dtype: Any) -> Array:
+    """The family of these matrices."""
+    return (
+        np.concatenate([np.zeros(0), *(matrix.ravel() for matrix in matrices)]).astype(dtype).reshape(-1, 1)
+    )
+
+
+def _identity(shape: tuple[int, ...]) -> Array:
+    return _family([np.eye(d) for d in shape], np.float64)
+
+
+def _gram(shape: tuple[int, ...], x: Array) -> Array:
+    x = x.reshape(shape)
+    others = [[j for j in range(len(shape)) if j != k] for k in range(len(shape))]
+    return _family([np.tensordot(x, x, (axes, axes)) for axes in others], x.dtype)
+
+
+def _matrix_power(shape: tuple[int, ...], family: Array, exponent: Any, least: Any) -> Array:
+    """Q (L + s I)^exponent Q' for the matrices Q L Q', where s is what the smallest of L lacks of `least`, or 0."""
+    found = []
+    for matrix in _matrices(family, shape):
+        power = np.full_like(matrix, math.nan)
+        if matrix.size and np.isfinite(matrix).all():
+            # numpy has no decompositions in wider types than double precision
+            values, vectors = np.linalg.eigh(matrix.astype(np.float64) if matrix.itemsize > 8 else matrix)
+            values = values + np.maximum(least - values[0], 0)
+            power = (vectors * np.power(values, exponent)) @ vectors.T
+        found.append(power)
+    return _family(found, family.dtype)
+
+
+def _along_axes(shape: tuple[int, ...], family: Array, x: Array) -> Array:
+    rows_by_cols, x = x.shape, x.reshape(shape)
+    for matrix in _matrices(family, shape):  # the first axis goes, and comes back as the last
+        x = np.tensordot(x, matrix, (0, 1))
+    return x.reshape(rows_by_cols)
+
+
 #: Elementwise operators take their operands; reductions take (x, axis) or (x, k, axis); draws take (seed, t,
-#: index of the tensor, site, number of elements) and then their operands; matrix operators and those of
-#: lists take their operands.
+#: index of the tensor, site, number of elements) and then their operands; matrix operators take their operands, those
+#: of lists too, those on families the shape of the parameter before them.
 NUMPY: dict[str, Callable[..., Any]] = {
     "add": np.add,
     "sub": np.subtract,
@@ -151,4 +199,8 @@ NUMPY: dict[str, Callable[..., Any]] = {
     "newton_schulz": _newton_schulz,
     "entry": _entry,
     "count_upto": _count_upto,
+    "identity": _identity,
+    "gram": _gram,
+    "matrix_power": _matrix_power,
+    "along_axes": _along_axes,
 }

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from optdsl.core.ops import FACTS, STATIC_FACTS
 from optdsl.core.record import field, record
 from optdsl.core.types import Kind, Type
-from optdsl.ir.expr import Expr, HostValue, Var, is_joint, is_random, variables, walk
+from optdsl.ir.expr import Expr, HostValue, Literal, Var, is_joint, is_random, variables, walk
 
 #: Conditions that must hold, outermost first: (condition, wanted value).
 Guard: TypeAlias = tuple[tuple[Expr, bool], ...]
@@ -65,6 +65,12 @@ class Hyper:
     interval: Interval | None = None
     choices: tuple[str, ...] = ()
     doc: str = ""
+
+    @property
+    def one(self) -> Literal:
+        """The default of one that is no list."""
+        assert not isinstance(self.default, tuple), self.name
+        return self.default
 
     @property
     def is_part(self) -> bool:

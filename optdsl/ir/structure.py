@@ -171,7 +171,7 @@ class _Simulation:
         body = self.block(list(self.program.body), 0)
         results = dict(self.program.results)
         for name, expr in results.items():
-            for read in variables(expr):
+            for read in sorted(variables(expr)):
                 self.read(read, self.holds)
             assert name in self.names
         return Structured(body, dict(self.names), results)

@@ -13,7 +13,7 @@ from dataclasses import fields
 
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.record import record
-from optdsl.core.types import Dim, Level, Type
+from optdsl.core.types import AXES, Dim, Level, Type
 from optdsl.ir.expr import Call, Const, Expr, Var, walk
 from optdsl.ir.program import Program
 from optdsl.passes.simplify import drop_dead
@@ -23,13 +23,15 @@ MAX_INT_POWER = 8
 #: Matrix products in one step of the iteration of `newton_schulz`, and its number of steps if not a literal.
 _PRODUCTS_PER_STEP = 3
 _USUAL_STEPS = 5
+#: What operators on families count as: a product for each axis, of which there are two, and tens for eigenvalues.
+_PRODUCTS = {"identity": 0, "gram": 2, "along_axes": 2, "matrix_power": 50}
 
 
 @record
 class Cost:
     """Weighted operations of one step of one tensor.
 
-    `element` counts those done per element, `matrix` per entry of other matrices (rows by rows...), `row` and
+    `element` counts those done per element, `matrix` per entry of other matrices (rows by rows, axes...), `row` and
     `col` per row and column, `tensor`, `group` and `host` once. `products` are matrix products, `reductions`
     finished sums, means and extremes (the work of forming them counts where their operand lives), `draws`
     random arrays. `reads` and `writes` are the element-sized arrays that come in and are left behind.
@@ -83,7 +85,7 @@ def weight(node: Expr) -> int:
     if not isinstance(node, Call):
         return 0
     row = CORE[node.op]
-    if row.rule in (Rule.MATMUL, Rule.MATRIX, Rule.TRANSPOSE):
+    if row.rule in (Rule.MATMUL, Rule.MATRIX, Rule.TRANSPOSE, Rule.AXES):
         return 0  # products are counted by themselves, a transpose is a way to read
     if node.op == "pow":
         exponent = node.args[1]
@@ -121,6 +123,8 @@ def _count(node: Call, counts: Counter[str]) -> None:
     rule = CORE[node.op].rule
     if rule is Rule.MATMUL:
         counts["products"] += 1
+    elif rule is Rule.AXES:
+        counts["products"] += _PRODUCTS[node.op]
     elif rule is Rule.MATRIX:
         match node.args[1]:
             case Const(int() as steps):
@@ -139,7 +143,7 @@ def _place(type_: Type) -> str:
     if type_.is_element:
         return "element"
     if type_.level is Level.ARRAY:
-        if Dim.ONE not in type_.shape:
+        if Dim.ONE not in type_.shape or type_.shape == AXES:
             return "matrix"
         return "row" if Dim.R in type_.shape else "col"
     return {Level.TENSOR: "tensor", Level.GROUP: "group"}.get(type_.level, "host")

@@ -53,7 +53,7 @@ class Library:
     kept: tuple[str, ...] = ()
 
 
-_MATRIX = (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX)
+_MATRIX = (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX, Rule.AXES)
 
 
 def divide(program: Program, searches: bool = False) -> tuple[Program, Library | None]:
@@ -97,7 +97,11 @@ def _beyond(expr: Expr) -> bool:
     if isinstance(expr, Call):
         if expr.op == "reduce_kth_largest":
             return not is_joint(expr)  # where tensors meet they are reduced by torch anyway
-        if CORE[expr.op].rule in _MATRIX or expr.attr == "filter":
+        if (
+            CORE[expr.op].rule in _MATRIX
+            or expr.attr == "filter"
+            or any(_is_matrix(a.type) for a in expr.args)
+        ):
             return True
     return _is_matrix(expr.type)
 
@@ -194,6 +198,8 @@ class _Divider:
         self.handed: dict[Expr, Expr] = {}
         self.operands: dict[tuple[Expr, Guard], Expr] = {}
         self.inputs: dict[str, Expr] = {}
+        #: Of each array that is handed over the guards under which it is read.
+        self.readers: dict[Expr, list[Guard]] = {}
 
     def divided(self) -> tuple[Program, Library]:
         program, region = self.program, self.region
@@ -210,6 +216,10 @@ class _Divider:
                 inside.append(replace(a, expr=self.closed(a.expr, a)))
             else:
                 self.body.append(a)
+        for array, guards in self.readers.items():
+            if all(guards):
+                (name,) = variables(self.handed[array])
+                self.inputs[name] = _wherever((((_any(guards)), True),), self.inputs[name])
         given = len(self.states)
         kept = [s for s in program.states if _is_matrix(s.type)]
         own = {s.name: program.results[s.name] for s in kept if s.name in program.results}
@@ -252,7 +262,11 @@ class _Divider:
             return expr
         if isinstance(expr, Var):
             ours = expr.name in self.region or _is_matrix(expr.type)
-            return expr if ours else self.input(expr, self.guards.get(expr.name, ()))
+            if ours:
+                return expr
+            if expr.name not in self.guards:  # an array, which may not be there where nothing reads it
+                self.readers.setdefault(expr, []).append(home.guard)
+            return self.input(expr, self.guards.get(expr.name, ()))
         ours = any(_beyond(n) or (isinstance(n, Var) and n.name in self.region) for n in walk(expr))
         if ours or _of_one(expr):
             assert isinstance(expr, Call)
@@ -304,6 +318,20 @@ def _of_one(expr: Expr) -> bool:
     arrays = {node for node in nodes if isinstance(node, Var) and not node.type.is_host}
     reduced = any(isinstance(node, Call) and CORE[node.op].rule is Rule.REDUCE for node in nodes)
     return len(arrays) == 1 and not reduced and all(a.type.shape == expr.type.shape for a in arrays)
+
+
+def _any(guards: Iterable[Guard]) -> Expr:
+    """That one of these guards holds."""
+    found: Expr | None = None
+    for guard in dict.fromkeys(guards):
+        every: Expr | None = None
+        for condition, wanted in guard:
+            each = condition if wanted else call("not", condition)
+            every = each if every is None else call("and", every, each)
+        assert every is not None
+        found = every if found is None else call("or", found, every)
+    assert found is not None
+    return found
 
 
 def _joins(expr: Expr, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from optdsl.core.types import Level
@@ -10,16 +11,17 @@ from optdsl.ir.program import Assign, Guard, Program
 from optdsl.ir.structure import is_join
 
 
-def lower(program: Program) -> Program:
-    """`program` with every joint reduction assigned to a name, and every choice on a host condition between
-    array values as a branch, so that the side not taken costs nothing.
+def lower(program: Program, named: Callable[[Expr], bool] = is_joint) -> Program:
+    """`program` with every joint reduction (or whatever is `named`) assigned to a name, and every choice on a host
+    condition between array values as a branch, so that the side not taken costs nothing.
     """
-    return _Lowering(program).run()
+    return _Lowering(program, named).run()
 
 
 class _Lowering:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, named: Callable[[Expr], bool]) -> None:
         self.program = program
+        self.named = named
         self.body: list[Assign] = []
         self.count = 0
 
@@ -61,14 +63,14 @@ class _Lowering:
 
     def expr(self, expr: Expr, guard: Guard, line: int) -> Expr:
         """`expr` with what must be named replaced by names."""
-        if not any(is_joint(n) or _is_costly_choice(n) for n in walk(expr)):
+        if not any(self.named(n) or _is_costly_choice(n) for n in walk(expr)):
             return expr
         if isinstance(expr, Call) and _is_costly_choice(expr):
             return self.choice(expr, guard, line)
         assert isinstance(expr, Call)
         result = rebuild(expr, tuple(self.expr(arg, guard, line) for arg in expr.args))
-        if is_joint(result):
-            return self.name("joint", result, guard, line)
+        if self.named(result):
+            return self.name("joint" if is_joint(result) else "reduced", result, guard, line)
         return result
 
     def choice(self, expr: Call, guard: Guard, line: int, source: str = "chosen") -> Expr:

@@ -1,6 +1,6 @@
 """What generated optimizers import: the base class, scalar arithmetic, tensor helpers, random numbers."""
 
-from optdsl.runtime import host
+from optdsl.runtime import axes, host
 from optdsl.runtime.checks import Hyper
 from optdsl.runtime.joint import Joint
 from optdsl.runtime.native.spec import Kernel, Native
@@ -40,6 +40,7 @@ __all__ = [
     "Random",
     "State",
     "as_matrix",
+    "axes",
     "broadcast",
     "col_kth_largest",
     "col_max",

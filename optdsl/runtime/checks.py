@@ -49,10 +49,22 @@ def _inside(x: float, interval: str) -> bool:
 
 
 _TORCH_WORDS = {"lr": "learning rate", "eps": "epsilon value", "betas": "beta parameter"}
+#: Sentences of torch.optim.Adafactor and Muon about options, or parts of them, that they alone have.
+_TORCH_SAYS = {
+    "beta2_decay": "beta2_decay should be <= 0 but is: {}",
+    "d": "Clipping threshold d should be >= 1 but is: {}",
+    "eps1": "epsilon1 should be >= 0 but is: {}",
+    "eps2": "epsilon2 should be >= 0 but is: {}",
+    "adjust_lr_fn": "Adjust learning rate function {} is not supported",
+}
 
 
 def _complaint(hyper: Hyper, index: int | None, value: float) -> str:
     """What is wrong with a number outside its interval."""
+    said = _TORCH_SAYS.get(hyper.name if index is None else hyper.parts[index])
+    if said is not None:
+        words = said.format(value)
+        return f"{words} (must be in {hyper.interval})"
     if index is not None:
         words = _TORCH_WORDS.get(hyper.name, f"{hyper.name} parameter") + f" at index {index}"
     else:
@@ -94,7 +106,9 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
     elif hyper.kind == "choice":
         if not isinstance(value, str) or value not in hyper.choices:
             allowed = ", ".join(map(repr, hyper.choices))
-            raise ValueError(f"Invalid {hyper.name} value: {value!r} (must be one of {allowed})")
+            said = _TORCH_SAYS.get(hyper.name)
+            words = said.format(value) if said else f"Invalid {hyper.name} value: {value!r}"
+            raise ValueError(f"{words} (must be one of {allowed})")
     elif hyper.many:
         if not isinstance(value, (tuple, list)):
             hint = "; `.tolist()` makes one of it" if hasattr(value, "tolist") else ""

@@ -11,6 +11,7 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from optdsl.runtime.checks import with_plain_options
 from optdsl.runtime.rule import Rule
 from optdsl.runtime.states import (
+    Facts,
     State,
     as_real,
     create_state,
@@ -19,7 +20,6 @@ from optdsl.runtime.states import (
     group_prototype,
     kept,
     replaced,
-    sharded,
 )
 from optdsl.runtime.storage import AT_RANDOM, LOW, SPLITS, Packed, Split
 
@@ -34,6 +34,11 @@ class GroupStep:
         self.rule = rule
         self.number = number
         self.group = group
+        #: The group itself, and what parts of tensors are parts of, where `group` has parts in their place.
+        self.original = group
+        self.layouts: Mapping[Tensor, Any] = {}
+        #: Whether reductions are asked for, as other processes have a share in them.
+        self.meets = False
         self.maximize = bool(group["maximize"])
         self.capturable = bool(group["capturable"])
         self.differentiable = bool(group["differentiable"])
@@ -47,11 +52,35 @@ class GroupStep:
         #: What the step is given beside gradients: for each key a tensor for each parameter, or one number.
         self.inputs: Mapping[str, Mapping[Tensor, Tensor]] = {}
         self.numbers: Mapping[str, Tensor] = {}
-        #: Values of group-level states that kernels left: (index of the parameter, key, t, value).
+        #: Values of group-level states that are left: (index of the parameter, key, t, value).
         self.candidates: list[tuple[int, str, int | Tensor, Tensor]] = []
         self._views: dict[torch.device, Mapping[str, Any]] = {}
         self._shared: dict[str, Tensor] = {}
         self._writes: dict[str, tuple[Any, Any]] = {}
+
+    def take_parts(self, params: list[Tensor], layouts: Mapping[Tensor, Any]) -> None:
+        """Puts parts of tensors in place of the parameters."""
+        self.group = {**self.original, "params": params}
+        self.layouts = layouts
+        self.meets = self.rule._shards == "reduced"
+
+    def leave_parts(self) -> None:
+        """Goes back to the parameters; group-level states stay."""
+        for spec in self.rule._states:
+            if spec.level == "group" and spec.key in self.group:
+                self.original[spec.key] = self.group[spec.key]
+        self.group, self.layouts, self.meets = self.original, {}, False
+
+    def shape(self, p: Tensor) -> torch.Size:
+        """The shape of a parameter, of the whole where it is a part."""
+        layout = self.layouts.get(p)
+        shape: torch.Size = p.shape if layout is None else layout.shape
+        return shape
+
+    def facts(self, p: Tensor) -> Facts:
+        """What the host knows of a parameter, of the whole where it is a part."""
+        facts = facts_of(self.shape(p))
+        return facts._replace(numel=2 * facts.numel) if p.is_complex() else facts
 
     def options(self, device: torch.device) -> Mapping[str, Any]:
         """The group as an update on this device gets it."""
@@ -119,10 +148,11 @@ class GroupStep:
             counter = state["step"] = counter.to(p.device)
         return counter.to(torch.float64) + 1.0
 
-    def read(self, spec: State, p: Tensor, g: Tensor, shape: torch.Size) -> Tensor:
+    def read(self, spec: State, p: Tensor, g: Tensor, shape: torch.Size, layout: Any = None) -> Tensor:
         """A group-level state for an update that is given `p` and `g`; `shape` is the parameter's own.
 
         An input at this level is a number of the step; where it was not given, as this step does not read it, nan.
+        With a `layout`, `p` and `g` are parts.
         """
         if spec.given:
             return self.numbers.get(spec.key, p.new_tensor(math.nan)).to(device=p.device, dtype=p.dtype)
@@ -132,6 +162,8 @@ class GroupStep:
             if not isinstance(held, Tensor):
                 value: Any = held
                 if value is None:
+                    if layout is not None and self.rule._starts_from_reductions:
+                        p, g = layout.whole(p, "element"), layout.whole(g, "element")
                     value = self.rule._initial(spec.key, p, g, self.options(p.device), facts_of(shape))
                 held = create_state(spec, group_prototype(self.group["params"]), value)
             self._shared[spec.key] = held
@@ -184,12 +216,11 @@ def overwrite(writes: Sequence[tuple[Tensor | Packed, Tensor | float]], foreach:
             if isinstance(source, Tensor) and owners.get(source.data_ptr(), number) != number:
                 sources[number] = source.clone()
     tensors = [source for source in sources if isinstance(source, Tensor)]
-    if foreach and len(tensors) == len(targets) and not targets[0].is_cpu and not sharded(targets[0]):
+    if foreach and len(tensors) == len(targets) and not targets[0].is_cpu:
         torch._foreach_copy_(targets, tensors)
         return
     for target, source in zip(targets, sources, strict=True):
         if not isinstance(source, Tensor):
             target.fill_(fit(source, target))
             continue
-        # A sharded value for a tensor that is not is one number for all shards.
-        target.copy_(source.full_tensor() if sharded(source) and not sharded(target) else source)  # type: ignore[attr-defined]
+        target.copy_(source)

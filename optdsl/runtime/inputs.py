@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.states import State, compute_dtype, facts_of, kept, opened, turn
+from optdsl.runtime.states import State, compute_dtype, facts_about, kept, opened, turn
 from optdsl.runtime.storage import SCALES, Coded, Packed, code
 
 #: Tensors for parameters, or one number, by the name of an input: see `Optimizer.step`.
@@ -18,8 +18,6 @@ _TAKEN = (
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16),
     *(torch.complex64, torch.complex128),
 )
-#: The key under which a parameter is kept while something stands for it.
-TRAINED = "train_value"
 
 
 def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Tensor, dict[str, Any]]) -> None:
@@ -59,7 +57,7 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
             t: Any = 1
             if state:
                 t = state["step"].to(torch.float64) + 1.0 if group.capturable else int(state["step"]) + 1
-            for key in rule._wanted(group.options(p.device), t, facts_of(p.shape)):
+            for key in rule._wanted(group.options(p.device), t, facts_about(p)):
                 if rule._specs[key].level == "group":
                     if key not in numbers:
                         raise RuntimeError(
@@ -116,7 +114,7 @@ def _opened(spec: State, p: Tensor, state: Mapping[str, Any], dtype: torch.dtype
 
 def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
     """What stands for a parameter that has taken a step."""
-    rule, dtype, facts = group.rule, compute_dtype(p.dtype), facts_of(p.shape)
+    rule, dtype, facts = group.rule, compute_dtype(p.dtype), group.facts(p)
     options = group.options(p.device)
     held = group.held_p(p.detach(), state)
     opened_p = held.open(dtype) if isinstance(held, Packed) else opened(held, dtype)
@@ -126,7 +124,7 @@ def view_of(group: GroupStep, p: Tensor, state: Mapping[str, Any]) -> Tensor:
         if spec.given:  # no view reads one
             continue
         if spec.level == "group":
-            values[key] = group.read(spec, opened_p, opened_p, p.shape)
+            values[key] = group.read(spec, opened_p, opened_p, group.shape(p))
         elif key in state:
             held = state[key]
             host = spec.level == "host" and not group.capturable

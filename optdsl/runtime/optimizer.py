@@ -1,5 +1,6 @@
 """The base of the generated classes: a `torch.optim.Optimizer` that runs a `Rule`."""
 
+import contextlib
 import importlib
 import inspect
 import warnings
@@ -14,19 +15,30 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from optdsl.runtime.checks import check, check_flags, check_seed, check_store, has_tensor
+from optdsl.runtime.checks import (
+    check,
+    check_flags,
+    check_seed,
+    check_store,
+    has_tensor,
+    with_plain_options,
+)
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.inputs import TRAINED, Inputs, take, view_of
+from optdsl.runtime.inputs import Inputs, take, view_of
 from optdsl.runtime.joint import drive
 from optdsl.runtime.rule import Rule
+from optdsl.runtime.shards import Parts, check_alone, check_shards, local_kernels, resharded
 from optdsl.runtime.states import (
+    TRAINED,
     State,
     as_real,
     compute_dtype,
     create_coded,
+    facts_about,
     group_prototype,
     kept,
     restored,
+    sharded,
     turn,
 )
 from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, SPLITS, Coded, code
@@ -45,6 +57,20 @@ class _AsSaved:
     def __init__(self, value: Tensor, store: Any = None) -> None:
         self.value = value
         self.store = store
+
+
+def _without_autocast() -> contextlib.AbstractContextManager[Any]:
+    """Where autocast would multiply the matrices of a step in fewer bits, what turns it off."""
+    on = [kind for kind in ("cpu", "cuda", "xpu", "mps") if torch.is_autocast_enabled(kind)]
+    if not on:
+        return _NOTHING
+    stack = contextlib.ExitStack()
+    for kind in on:
+        stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
+
+
+_NOTHING = contextlib.nullcontext()
 
 
 class _Kernels:
@@ -81,6 +107,8 @@ class _Kernels:
 def _wants_kernels(group: GroupStep) -> bool:
     """Whether the flags of a group ask for native kernels, or leave the choice."""
     flags = group.group
+    if group.layouts and not local_kernels(group.rule, flags):
+        return False
     if flags["fused"] is None:
         return flags["foreach"] is None and not group.differentiable
     return bool(flags["fused"])
@@ -126,6 +154,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if seed is not None:
             defaults["seed"] = seed
         self._check_group(defaults)
+        check_alone(self, defaults)
         super().__init__(params, defaults)
 
     def _forget(self) -> None:
@@ -136,6 +165,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         self._options_in = itemgetter(*(hyper.name for hyper in self._hypers), *_FLAGS)
         self._cohorts = Cohorts()
         self._launcher: Any = None
+        self._parts = Parts()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -150,6 +180,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if type(self) in _Kernels.missing:
             return False
         launch = importlib.import_module("optdsl.runtime.native.launch")
+        if any(
+            sharded(p) and not local_kernels(self, group)
+            for group in self.param_groups
+            for p in group["params"]
+        ):
+            return False
         return all(
             (group["fused"] or (group["fused"] is None and group["foreach"] is None and group["capturable"]))
             and not group["differentiable"]
@@ -161,11 +197,17 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """None, or why there are no native kernels."""
         return self._no_kernels if self._native is None else None
 
+    def _why_not_captured(self, group: Mapping[str, Any]) -> str | None:
+        """None, or why a step with these options cannot be captured."""
+        if self._branches_on_lr and isinstance(group["lr"], Tensor):
+            return "its step branches on the learning rate, which is in a tensor"
+        return self._not_capturable
+
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises unless the options and flags of a group are allowed; puts the options into kept form."""
         for hyper in self._hypers:
             group[hyper.name] = check(hyper, group[hyper.name])
-        check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
+        check_flags(type(self).__name__, group, self._why_not_captured(group), self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
 
@@ -178,6 +220,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if "seed" in group:
                 param_group["seed"] = group["seed"]
         super().add_param_group(param_group)
+        try:
+            check_shards(self, self.param_groups[-1])
+        except RuntimeError:
+            self.param_groups.pop()
+            raise
 
     def _tensor_options(self, number: int, group: dict[str, Any]) -> tuple[str, ...]:
         """Checks the options that changed since the last step; names those that hold tensors."""
@@ -195,9 +242,10 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if known is None or values[position] is not known[0][position]:
                 group[hyper.name] = check(hyper, values[position], changed=True)
                 changed.add(hyper.name)
-        check_flags(type(self).__name__, group, self._not_capturable, self._why_not_fused())
+        check_flags(type(self).__name__, group, self._why_not_captured(group), self._why_not_fused())
         check_store(self, group)
         check_seed(self, group)
+        check_shards(self, group)
         if known is not None and known[2] != group["store"] and any(map(self.state.get, group["params"])):
             raise ValueError(
                 f"{type(self).__name__}: `store` was changed, but states are kept in the old formats already; make a "
@@ -249,9 +297,42 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._advance(inputs)
+        with torch.set_grad_enabled(self.defaults["differentiable"]), _without_autocast():
+            if self._scaled_on_host():
+                self._advance_unscaled(inputs)
+            else:
+                self._advance(inputs)
         return loss
+
+    def _scaled_on_host(self) -> bool:
+        """Whether a step by kernels is given what torch.amp.GradScaler hands over, where the host counts steps."""
+        if getattr(self, "found_inf", None) is None and getattr(self, "grad_scale", None) is None:
+            return False
+        if self._native is None or not any(group["fused"] for group in self.param_groups):
+            return False
+        if importlib.import_module("optdsl.runtime.native.launch").interpreted():
+            return False
+        return all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
+
+    def _advance_unscaled(self, inputs: Inputs | None) -> None:
+        """Takes the step with gradients that are not scaled, which last as long; no step at all after an overflow."""
+        handed: dict[str, Any] = {}
+        for name in ("found_inf", "grad_scale"):
+            if name in vars(self):
+                handed[name] = vars(self).pop(name)
+        skip, scale = handed.get("found_inf"), handed.get("grad_scale")
+        held = [(p, p.grad) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        try:
+            if skip is not None and skip.item():
+                return
+            if scale is not None:
+                for p, grad in held:
+                    p.grad = grad / scale.item()
+            self._advance(inputs)
+        finally:
+            for p, grad in held:
+                p.grad = grad
+            vars(self).update(handed)
 
     def _advance(self, inputs: Inputs | None = None) -> None:
         """Updates every parameter that has a gradient."""
@@ -261,23 +342,34 @@ class Optimizer(Rule, torch.optim.Optimizer):
         ]
         if self._inputs or inputs:
             take(groups, inputs or {}, self.state)
+        if not self._parts.enter(groups, self.state):
+            self._advance_by(groups, self.state)
+            return
+        try:
+            self._advance_by(groups, self._parts.states)
+        finally:
+            self._parts.leave(groups, self.state)
+
+    def _advance_by(self, groups: Sequence[GroupStep], states: dict[Tensor, dict[str, Any]]) -> None:
+        """The step of all groups, whose parameters have these states."""
         firsts = list(accumulate((len(group.group["params"]) for group in groups[:-1]), initial=0))
-        left = self._launch(groups, firsts)
+        left = self._launch(groups, firsts, states)
+        joint = self._joint or any(group.meets for group in groups)
         waiting: list[Unit] = []
         for group, first, only in zip(groups, firsts, left, strict=False):
-            units = gather(group, first, self.state, self._cohorts, only) if only is None or only else []
-            if self._joint:
+            units = gather(group, first, states, self._cohorts, only) if only is None or only else []
+            if joint:
                 waiting += units
                 continue
             for unit in units:
                 unit.open()
-                self._store(unit, unit.call())
+                self._store(unit, unit.call(), states)
             group.settle()
-        if self._joint:
+        if joint:
             for unit in waiting:
                 unit.open()
             for unit, result in zip(waiting, drive([unit.task() for unit in waiting]), strict=True):
-                self._store(unit, result)
+                self._store(unit, result, states)
             for group in groups:
                 group.settle()
 
@@ -297,14 +389,20 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """
         if self._view is None or self._viewing:
             return
-        found: list[tuple[Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         for number, options in enumerate(self.param_groups):
             group = GroupStep(self, number, options, self._tensor_options(number, options))
-            held = (p for p in options["params"] if self.state.get(p))
-            found += [(p, view_of(group, p, self.state[p])) for p in held]
-        for p, value in found:
+            self._parts.enter([group], self.state, gradients=False)
+            states = self._parts.states if group.layouts else self.state
+            try:
+                for p, part in zip(options["params"], group.group["params"], strict=True):
+                    if states.get(part):
+                        found.append((p, part, view_of(group, part, states[part])))
+            finally:
+                group.leave_parts()
+        for p, part, value in found:
             self.state[p][TRAINED] = p.detach().clone(memory_format=torch.preserve_format)
-            as_real(p.detach()).copy_(value)
+            as_real(part.detach()).copy_(value)
         for options in self.param_groups:
             options["train_mode"] = False
 
@@ -325,7 +423,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
 
     # ---- kernels ------------------------------------------------------------------------------------------
 
-    def _launch(self, groups: Sequence[GroupStep], firsts: Sequence[int]) -> Sequence[Collection[int] | None]:
+    def _launch(
+        self, groups: Sequence[GroupStep], firsts: Sequence[int], states: dict[Tensor, dict[str, Any]]
+    ) -> Sequence[Collection[int] | None]:
         """Runs native kernels where they are wanted and can be had.
 
         Returns for each group the positions of the parameters that are left, None for all.
@@ -342,7 +442,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             native = importlib.import_module("optdsl.runtime.native.launch")
             launcher = self._launcher = native.Launcher(self, self._native)
         if launcher is not None:
-            left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, self.state)
+            left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, states)
             for reason in launcher.lacking.values():
                 _Kernels.tell(reason)
             if left is not None:
@@ -360,21 +460,31 @@ class Optimizer(Rule, torch.optim.Optimizer):
             group.kernels_missing = group.native
         return everything
 
-    def _store(self, unit: Unit, result: Any) -> None:
+    def _store(self, unit: Unit, result: Any, states: dict[Tensor, dict[str, Any]]) -> None:
         """Keeps the result of one unit."""
-        unit.store(result, self.state)
+        unit.store(result, states)
         self._cohorts.advance(unit.params)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, or of the class of the same method in torch.optim.
 
         States return in the dtype in which this class keeps them, bit for bit if they were saved so, and
-        share no memory with `state_dict`. Options which the state dict lacks stay as they are.
+        share no memory with `state_dict`. Options which the state dict lacks, or holds as None where a value is
+        needed, stay as they are.
+
+        Raises:
+            ValueError: the state dict is not one of these parameters: it has other groups, lacks a state, holds one
+                of another shape or kind, or an option that is not allowed. Nothing is changed then.
         """
+        state, groups = self.state, self.param_groups
         # The last of the hooks that see the state dict before torch takes it.
         handle = self.register_load_state_dict_pre_hook(_as_saved)
         try:
             super().load_state_dict(state_dict)
+        except BaseException:
+            self.state, self.param_groups = state, groups
+            self._forget()
+            raise
         finally:
             handle.remove()
 
@@ -385,6 +495,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             if parameter.default is not parameter.empty and name != "seed":
                 self.defaults.setdefault(name, parameter.default)
+        first = 0
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -394,9 +505,13 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 for spec in self._states:
                     if spec.level == "group" and not spec.given and group.get(spec.key) is not None:
                         group[spec.key] = restored(spec.key, spec, group[spec.key], like, False)
-            for p in group["params"]:
+            for number, p in enumerate(group["params"], first):
                 if self.state.get(p):
-                    self._restore(p, self.state[p], group)
+                    try:
+                        self._restore(p, self.state[p], group)
+                    except ValueError as error:
+                        raise ValueError(f"parameter {number}: {error}") from None
+            first += len(group["params"])
 
     def _restore(self, p: Tensor, state: dict[str, Any], group: Mapping[str, Any]) -> None:
         """Brings the loaded state of one parameter into the form in which `step` keeps it."""
@@ -423,6 +538,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 state[key] = restored(key, spec, value.value, p, capturable)
             elif not isinstance(value, Tensor) and (key == "step" or spec is not None):
                 state[key] = restored(key, spec, value, p, capturable)
+        for key, value in state.items():
+            state[key] = resharded(self, group, p, key, value)
         if state and "step" not in state:  # torch.optim.SGD counts no steps, but took one at least
             state["step"] = restored("step", None, 1.0, p, capturable)
 
@@ -449,10 +566,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
                 "not of torch.uint8 and torch.float32"
             )
         numbers = p.numel() if table.bits == 8 else (p.numel() + 1) // 2
-        if codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
+        other = table.bits == 8 and codes.squeeze().shape != p.squeeze().shape
+        if other or codes.numel() != numbers or scales.numel() != -(-p.numel() // BLOCK):
             raise ValueError(
-                f"state {key!r} of the loaded state dict has {codes.numel()} codes and {scales.numel()} scales, but "
-                f"this parameter of shape {tuple(p.shape)} needs {numbers} and {-(-p.numel() // BLOCK)}"
+                f"state {key!r} of the loaded state dict has {codes.numel()} codes of shape {tuple(codes.shape)} and "
+                f"{scales.numel()} scales, but this parameter of shape {tuple(p.shape)} needs {numbers} and "
+                f"{-(-p.numel() // BLOCK)}"
             )
         held = Coded(
             codes.detach().to(p.device).reshape(p.shape if table.bits == 8 else (numbers,)).clone(),
@@ -507,14 +626,72 @@ def _as_saved(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> d
         for number, entry in state_dict["state"].items()
     }
     groups = list(state_dict["param_groups"])
-    if len(groups) == len(optimizer.param_groups):  # else torch raises its error
-        for number, current in enumerate(optimizer.param_groups):
-            options = {name: current[name] for name in (*optimizer.defaults, "seed") if name in current}
-            groups[number] = {**options, **groups[number]}
-            if "store" in options:  # states that are loaded are brought into the formats of this optimizer
-                groups[number]["store"] = options["store"]
-            if groups[number]["fused"] and getattr(optimizer, "_native", None) is None:
-                groups[number]["fused"] = None
-            if isinstance(optimizer, Optimizer) and optimizer._not_capturable is not None:
+    if len(groups) != len(optimizer.param_groups):
+        raise ValueError(
+            f"loaded state dict has a different number of parameter groups: {len(groups)}, and here are "
+            f"{len(optimizer.param_groups)}"
+        )
+    for number, current in enumerate(optimizer.param_groups):
+        if len(groups[number]["params"]) != len(current["params"]):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
+                f"group {number} has {len(groups[number]['params'])} parameters, and here {len(current['params'])}"
+            )
+        options = {name: current[name] for name in (*optimizer.defaults, "seed") if name in current}
+        saved = groups[number]
+        groups[number] = {**options, **saved}
+        if "store" in options:  # states that are loaded are brought into the formats of this optimizer
+            groups[number]["store"] = options["store"]
+        if groups[number]["fused"] and getattr(optimizer, "_native", None) is None:
+            groups[number]["fused"] = None
+        if isinstance(optimizer, Optimizer):
+            if optimizer._not_capturable is not None:
                 groups[number]["capturable"] = False
+            _check_loaded(optimizer, number, saved, groups[number], state_dict["state"])
     return {**state_dict, "state": state, "param_groups": groups}
+
+
+def _check_loaded(
+    optimizer: Optimizer,
+    number: int,
+    saved: Mapping[str, Any],
+    group: dict[str, Any],
+    states: Mapping[Any, Any],
+) -> None:
+    """Raises ValueError unless a loaded group has what its options call for; `saved` is it before it got all options.
+
+    A group that lacks options is of an older version, whose branches are not known, and may lack states.
+    """
+    current = optimizer.param_groups[number]
+    for hyper in optimizer._hypers:
+        value = group[hyper.name]
+        if hyper.parts and isinstance(
+            value, tuple | list
+        ):  # torch leaves to a later time what it has None for
+            pairs = zip(value, current[hyper.name], strict=False)
+            value = tuple(own if part is None else part for part, own in pairs) if None in value else value
+        elif value is None:
+            value = current[hyper.name]
+        try:
+            group[hyper.name] = check(hyper, value, changed=True)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"group {number} of the loaded state dict: {error}") from None
+    if not all(hyper.name in saved for hyper in optimizer._hypers):
+        return
+    names = [hyper.name for hyper in optimizer._hypers if has_tensor(group[hyper.name])]
+    options = with_plain_options(group, names, False, False, torch.device("cpu"))
+    for name, p in zip(saved["params"], current["params"], strict=True):
+        entry = states.get(name)
+        if not isinstance(entry, dict) or not any(value is not None for value in entry.values()):
+            continue
+        specs = [optimizer._specs[key] for key in optimizer._live(options, facts_about(p))]
+        needed = [spec.key for spec in specs if not spec.given and spec.level != "group"]
+        # torch.optim.SGD counts no steps
+        missing = [] if set(entry) == {"momentum_buffer"} else ["step"]
+        missing = [key for key in (*missing, *needed) if entry.get(key) is None]
+        if missing:
+            listed = ", ".join(map(repr, missing))
+            raise ValueError(f"the loaded state dict lacks {listed} in the state of parameter {name}")
+        for spec in specs:
+            if spec.level == "group" and group.get(spec.key) is None:
+                raise ValueError(f"the loaded state dict lacks {spec.key!r} in its group {number}")

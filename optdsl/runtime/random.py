@@ -178,8 +178,9 @@ class Random:
 
     `seed` in [0, 2^64); step `t` in [0, 2^32), as a 0-dim tensor on `device` where the host does not know it;
     `index` of the tensor among the parameters in [0, 2^20);
-    `shape`, `dtype` and `device` of the tensors to return.  Every method takes the draw `site` in [0, 2^12)
-    and returns a new contiguous tensor; called again it returns the same values.
+    `shape`, `dtype` and `device` of the tensors to return.  `part`, for a part of a tensor: the shape of the whole
+    and where the part begins in each dimension; every element gets what it gets in the whole.  Every method takes the
+    draw `site` in [0, 2^12) and returns a new contiguous tensor; called again it returns the same values.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class Random:
         shape: torch.Size,
         dtype: torch.dtype,
         device: torch.device,
+        part: tuple[torch.Size, tuple[int, ...]] | None = None,
     ) -> None:
         known = 0 if isinstance(t, torch.Tensor) else t  # what is on a device is not waited for
         for name, value, bits in (("seed", seed, 64), ("t", known, 32), ("index", index, 20)):
@@ -201,6 +203,31 @@ class Random:
         self.shape = torch.Size(shape)
         self.dtype = dtype
         self.device = torch.device(device)
+        self.part = part
+
+    def _words(self, site: int, first: int, count: int) -> torch.Tensor:
+        """The words of `count` elements from `first` on, as they follow each other in the tensor to return."""
+        if self.part is None:
+            return _philox_words(self.seed, self.t, self.index, site, first, count, self.device)
+        whole, begins = self.part
+        here = torch.arange(first, first + count, dtype=torch.int64, device=self.device)
+        e = torch.zeros_like(here)
+        stride = 1
+        for size, length, begin in zip(reversed(self.shape), reversed(whole), reversed(begins), strict=True):
+            e += (here % size + begin) * stride
+            here //= size
+            stride *= length
+        block = e >> 2
+        four = _philox_4x32_10(
+            block & 0xFFFFFFFF,
+            block >> 32,
+            self.index + (site << 20),
+            self.t,
+            self.seed & 0xFFFFFFFF,
+            self.seed >> 32,
+        )
+        words = torch.stack([torch.as_tensor(word).expand_as(e) for word in four])
+        return words.gather(0, (e & 3).unsqueeze(0)).squeeze(0)
 
     def _draw(
         self, site: int, values: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
@@ -216,7 +243,7 @@ class Random:
         out = torch.empty(n, dtype=dtype, device=self.device)
         for first in range(0, n, piece):
             count = min(piece, n - first)
-            w = _philox_words(self.seed, self.t, self.index, site, first, count, self.device)
+            w = self._words(site, first, count)
             out[first : first + count] = values(w)
         return out.view(self.shape)
 

@@ -38,6 +38,16 @@ class Rule:
     #: Whether `_update_foreach` may modify the tensors of `p` and of the lists in `state` in place.
     _foreach_inplace: ClassVar[bool] = True
 
+    #: How a tensor that is cut among processes takes a step: by "local" parts, by parts with "reduced" values that
+    #: are put together, or "whole". None if that is not known.
+    _shards: ClassVar[str | None] = None
+    #: Whether what `eval:` says can be told of a part of a tensor, and whether some state begins with a reduction.
+    _view_shards: ClassVar[bool] = True
+    _starts_from_reductions: ClassVar[bool] = False
+
+    #: Whether the step branches on the learning rate: in a tensor it may then not be left to a device.
+    _branches_on_lr: ClassVar[bool] = False
+
     #: Whether a state begins as something that the gradient says; one that is scaled must not get there.
     _starts_from_gradient: ClassVar[bool] = False
 
@@ -115,5 +125,14 @@ class Rule:
         `p`, `g`, `random` and the states are lists, but host- and group-level states one value for all;
         `facts` are those of the first. If `_foreach_inplace`, `p` and the listed states may be modified in
         place.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _update_sharded(p: Any, g: Any, state: Any, group: Any, t: Any, facts: Any, random: Any) -> Any:
+        """The same for parts of tensors: a generator that yields every reduction, or several in a tuple.
+
+        It is sent what they come to over whole tensors: lists, or one tensor where a reduction goes over several.
+        `facts` are those of whole tensors. Modifies nothing in place.
         """
         raise NotImplementedError

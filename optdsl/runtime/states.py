@@ -11,6 +11,9 @@ from torch import Tensor
 
 from optdsl.runtime.storage import AT_RANDOM, CODES, FLOATS, LEAST, Coded, coded
 
+#: The key under which a parameter is kept while something stands for it.
+TRAINED = "train_value"
+
 
 class Facts(NamedTuple):
     """What the host knows of a parameter; `rows` is its first dimension, `cols` the product of the rest."""
@@ -23,20 +26,26 @@ class Facts(NamedTuple):
 
 @functools.lru_cache(maxsize=65536)
 def facts_of(shape: torch.Size) -> Facts:
-    """Facts of a parameter of this shape; one row for no dimension, one column for at most one."""
+    """Facts of a real parameter of this shape; one row for no dimension, one column for at most one."""
     return Facts(len(shape), math.prod(shape), shape[0] if shape else 1, math.prod(shape[1:]))
+
+
+def facts_about(p: Tensor) -> Facts:
+    """Facts of a parameter; a complex one has two numbers for each of its entries."""
+    facts = facts_of(p.shape)
+    return facts._replace(numel=2 * facts.numel) if p.is_complex() else facts
 
 
 @dataclass(frozen=True, slots=True)
 class State:
     """One state: its key in `state_dict`, its level, and in which type it is kept between steps.
 
-    `level` is "element", "rows", "cols", "tensor", "host", "group" or a pair such as "rows,rows" for a
-    matrix. `stored` is a format of `optdsl.runtime.storage`; without it an element-level state has the parameter's
-    dtype (as in torch) and a coarser one the dtype that the step computes in. `positive` says that it is never
-    negative. One that is `given` is an input: it comes with each step and is not kept. With a `delay` of n, a number
-    or the option that says it, there are n of them behind each other in one tensor: that of step t, which reads what
-    step t - n left, is at (t - 1) mod n.
+    `level` is "element", "rows", "cols", "tensor", "host", "group", a pair such as "rows,rows" for a matrix, or
+    "axes" for a family of matrices (see `optdsl.runtime.axes`). `stored` is a format of `optdsl.runtime.storage`;
+    without it an element-level state has the parameter's dtype (as in torch) and a coarser one the dtype that the
+    step computes in. `positive` says that it is never negative. One that is `given` is an input: it comes with
+    each step and is not kept. With a `delay` of n, a number or the option that says it, there are n of them behind
+    each other in one tensor: that of step t, which reads what step t - n left, is at (t - 1) mod n.
     """
 
     key: str
@@ -102,7 +111,7 @@ def opened(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def fit(x: Any, like: Tensor) -> Any:
     """A number as torch takes it beside tensors of the dtype of `like`: beyond its range an infinity."""
-    if isinstance(x, float | int) and abs(x) > torch.finfo(like.dtype).max:
+    if isinstance(x, float | int) and torch.finfo(like.dtype).max < abs(x) != math.inf:
         return torch.tensor(float(x), dtype=torch.float64).to(like.dtype).item()
     return x
 
@@ -112,7 +121,7 @@ def as_real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
-def sharded(x: Tensor) -> bool:
+def sharded(x: Any) -> bool:
     """Whether `x` is a DTensor, told without importing torch.distributed."""
     return type(x) is not Tensor and hasattr(x, "full_tensor")
 
@@ -137,6 +146,8 @@ def state_shape(level: str, shape: torch.Size) -> tuple[int, ...]:
         return shape
     if level in ("tensor", "host", "group"):
         return ()
+    if level == "axes":
+        return (sum(d * d for d in shape),)
     if level == "rows":
         return shape if len(shape) <= 1 else (shape[0],) + (1,) * (len(shape) - 1)
     if level == "cols":
@@ -170,7 +181,7 @@ def group_prototype(params: Sequence[Tensor]) -> Tensor:
     return torch.empty((), dtype=torch.float64 if wide else torch.float32, device=params[0].device)
 
 
-def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
+def create_state(spec: State, p: Tensor, value: float | Tensor, shape: torch.Size | None = None) -> Tensor:
     """A new state of `p` that holds `value`: a number, or a tensor that broadcasts to it or has its entries.
 
     Complex numbers come as real pairs. The state shares no memory with `value`; autograd
@@ -183,7 +194,7 @@ def create_state(spec: State, p: Tensor, value: float | Tensor) -> Tensor:
     if spec.level == "element":
         empty = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)
     else:
-        empty = torch.empty(state_shape(spec.level, p.shape), dtype=dtype, device=p.device)
+        empty = torch.empty(state_shape(spec.level, shape or p.shape), dtype=dtype, device=p.device)
     real = as_real(empty)
     if not isinstance(value, Tensor):
         real.fill_(fit(value, real))
@@ -225,11 +236,14 @@ def restored(key: str, spec: State | None, value: Any, p: Tensor, capturable: bo
         return number.detach().reshape(()).clone()
     if not isinstance(value, Tensor):
         return value
-    new = value.detach().to(device=p.device, dtype=value.dtype if spec is None else state_dtype(spec, p))
+    dtype = value.dtype if spec is None else state_dtype(spec, p)
+    if value.is_complex() and not dtype.is_complex:
+        raise ValueError(f"state {key!r} of the loaded state dict is {value.dtype}, but here it is {dtype}")
+    new = value.detach().to(device=p.device, dtype=dtype)
     if spec is not None:
         shape = shape_of(spec, p.shape)
         if new.shape != shape:
-            if new.numel() != math.prod(shape):
+            if [n for n in new.shape if n != 1] != [n for n in shape if n != 1]:
                 raise ValueError(
                     f"state {key!r} of the loaded state dict has shape {tuple(new.shape)}, "
                     f"but this parameter needs {tuple(shape)}"

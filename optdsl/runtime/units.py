@@ -6,6 +6,7 @@ calls the update, and stores what comes back. A unit touches parameters, states 
 stores, except for what a foreach update does in place.
 """
 
+import math
 import operator
 from collections.abc import Collection, MutableMapping, Sequence
 from typing import Any
@@ -16,21 +17,19 @@ from torch import Tensor
 from optdsl.runtime.groups import GroupStep, overwrite
 from optdsl.runtime.joint import JointTask
 from optdsl.runtime.random import Random
+from optdsl.runtime.shards import Layout, ParamState, level_of
 from optdsl.runtime.states import (
     Facts,
     compute_dtype,
     create_coded,
     create_state,
-    facts_of,
     kept,
     opened,
     replaced,
-    sharded,
+    state_shape,
     turn,
 )
 from optdsl.runtime.storage import AT_RANDOM, LOW, SCALES, Coded, Packed, Rounded, Split, code
-
-ParamState = dict[str, Any]
 
 
 class Unit:
@@ -41,7 +40,7 @@ class Unit:
 
     __slots__ = (
         *("_fresh", "_handed", "_held", "dtype", "facts", "g", "grads", "group", "indices", "kept_p", "keys"),
-        *("p", "params", "state", "states", "t"),
+        *("layouts", "p", "params", "state", "states", "t", "whole"),
     )
     p: Any
     g: Any
@@ -53,6 +52,9 @@ class Unit:
         self.keys = keys
         self.indices: list[int] = []
         self.params: list[Tensor] = []
+        # What the parameters are parts of; whether the update gets them whole all the same.
+        self.layouts: list[Layout | None] = []
+        self.whole = group.rule._shards == "whole" and bool(group.layouts)
         # The parameters as they are kept.
         self.kept_p: list[Any] = []
         self.grads: list[Tensor] = []
@@ -68,6 +70,7 @@ class Unit:
         self.dtype = compute_dtype(p.dtype)
         self.indices.append(index)
         self.params.append(p)
+        self.layouts.append(self.group.layouts.get(p))
         self.grads.append(grad)
         self.states.append(state)
         held: Any = self.group.held_p(p, state)
@@ -87,7 +90,10 @@ class Unit:
 
     def task(self) -> JointTask:
         """The running update of a joint rule."""
-        return JointTask(self.call(), self.group.number, self.indices, self.dtype, self.params[0].device)
+        layouts = None if self.whole else self.layouts
+        return JointTask(
+            self.call(), self.group.number, self.indices, self.dtype, self.params[0].device, layouts
+        )
 
     def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
         """Keeps the new parameters, which the update returned, and the new states, and counts the step."""
@@ -100,13 +106,14 @@ class Unit:
         state = self.states[number]
         held: Tensor | None = state.get(key)
         if held is None:
-            value = group.rule._initial(key, p, g, group.options(param.device), facts_of(param.shape))
+            value = self._begin(number, key, p, g)
             if spec.in_codes:
                 made = create_coded(spec, param, value)
                 self._fresh += [(state, key, made.codes), (state, key + SCALES, made.scales)]
                 return made
             on_host = spec.level == "host" and not group.capturable
-            held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value)
+            shape = self.group.shape(param) if "," in spec.level else None
+            held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value, shape)
             self._fresh.append((state, key, held))
         elif spec.in_codes:
             table = code(str(spec.stored), spec.positive, param.device)
@@ -119,6 +126,29 @@ class Unit:
             held = turn(spec, held, int(self.t) - 1)
         return self._rounded(number, key, held) if spec.at_random else held
 
+    def _begin(self, number: int, key: str, p: Tensor, g: Tensor) -> float | Tensor:
+        """With what a state begins, where the update gets `p` and `g`."""
+        rule, param, layout = self.group.rule, self.params[number], self.layouts[number]
+        gathered = layout is not None and rule._starts_from_reductions and not self.whole
+        if layout is not None and gathered:
+            p, g = layout.whole(p, "element"), layout.whole(g, "element")
+        value = rule._initial(key, p, g, self.group.options(param.device), self.group.facts(param))
+        return self._part(number, key, value) if gathered or self.whole else value
+
+    def _part(self, number: int, key: str, value: Any) -> Any:
+        """What belongs to this process of a parameter ("p") or state, of which all is given."""
+        layout, level = self.layouts[number], level_of(self.group.rule, key)
+        if layout is None or level is None or not isinstance(value, Tensor):
+            return value
+        ends = (2,) if self.params[number].is_complex() else ()
+        shape = (*state_shape(level, layout.shape), *ends)
+        value = value.reshape(shape) if value.numel() == math.prod(shape) else value.expand(shape)
+        return layout.part(value, level)
+
+    def _mine(self, number: int, key: str, value: Any) -> Any:
+        """What this process keeps of what an update has made."""
+        return self._part(number, key, value) if self.whole else value
+
     def _rounded(self, number: int, key: str, held: Tensor) -> Rounded:
         """A parameter, or a state of one, that is rounded at random."""
         return Rounded(held, self._random(number, held), self.group.rule._sites[key])
@@ -126,11 +156,15 @@ class Unit:
     def _given(self, key: str) -> list[Tensor | None]:
         """An input of each parameter as the update gets it; None where it was not given."""
         given = [self.group.given(key, p) for p in self.params]
-        return [None if x is None else opened(x, self.dtype) for x in given]
+        return [None if x is None else self._opened(number, key, x) for number, x in enumerate(given)]
 
-    def _opened(self, held: Tensor | Packed) -> Tensor:
-        """A state as the rule sees it."""
-        return held.open(self.dtype) if isinstance(held, Packed) else opened(held, self.dtype)
+    def _opened(self, number: int, key: str, held: Tensor | Packed) -> Tensor:
+        """A parameter, its gradient ("p") or a state as the rule sees it."""
+        x = held.open(self.dtype) if isinstance(held, Packed) else opened(held, self.dtype)
+        if not self.whole:
+            return x
+        layout, level = self.layouts[number], level_of(self.group.rule, key)
+        return x if layout is None or level is None else layout.whole(x, level)
 
     def _number(self, held: Any) -> Any:
         """A host-level state as the update gets it."""
@@ -138,11 +172,16 @@ class Unit:
 
     def _draws(self, number: int, x: Tensor) -> Random | None:
         """The random numbers of one parameter, whose opened form is `x`."""
-        return self._random(number, x) if self.group.rule._random else None
+        return self._random(number, x, self.whole) if self.group.rule._random else None
 
-    def _random(self, number: int, x: Tensor) -> Random:
-        """The random numbers of one parameter, for tensors like `x`."""
-        return Random(self.group.group["seed"], self.t, self.indices[number], x.shape, x.dtype, x.device)
+    def _random(self, number: int, x: Tensor, whole: bool = False) -> Random:
+        """The random numbers of one parameter, for tensors like `x`, which is a part unless `whole`."""
+        layout, part = self.layouts[number], None
+        if layout is not None and not whole:
+            ends = x.shape[len(layout.shape) :]  # a complex number is a pair
+            part = torch.Size((*layout.shape, *ends)), (*layout.offsets, *(0 for _ in ends))
+        seed, index = self.group.group["seed"], self.indices[number]
+        return Random(seed, self.t, index, x.shape, x.dtype, x.device, part)
 
     def _commit(self, states: MutableMapping[Tensor, ParamState]) -> None:
         """Keeps the new states, which need not have their final values yet."""
@@ -160,22 +199,25 @@ class Single(Unit):
 
     def open(self) -> None:
         """Makes `p`, `g` and `state`."""
-        group, dtype = self.group, self.dtype
-        self.p = p = self._opened(self.kept_p[0])
-        self.g = g = -opened(self.grads[0], dtype) if group.maximize else opened(self.grads[0], dtype)
+        group = self.group
+        self.p = p = self._opened(0, "p", self.kept_p[0])
+        self.g = g = self._opened(0, "p", self.grads[0])
+        if group.maximize:
+            self.g = g = -g
         if group.differentiable:  # the parameter itself is written to, which must not disturb backward
             self.p = p = p.clone()
         for key in self.keys:
             spec = group.rule._specs[key]
             if spec.level == "group":
-                self._handed[key] = group.read(spec, p, g, self.params[0].shape)
+                shape, layout = group.shape(self.params[0]), None if self.whole else self.layouts[0]
+                self._handed[key] = group.read(spec, p, g, shape, layout)
                 continue
             if spec.given:
                 self._handed[key] = self._given(key)[0]
                 continue
             held = self._hold(0, key, p, g)
             self._held[key] = [held]
-            self._handed[key] = self._number(held) if spec.level == "host" else self._opened(held)
+            self._handed[key] = self._number(held) if spec.level == "host" else self._opened(0, key, held)
         self.state = dict(self._handed)
 
     def call(self) -> Any:
@@ -188,17 +230,17 @@ class Single(Unit):
         self._commit(states)
         writes: list[tuple[Any, Tensor | float]] = []
         if result is not self.p:
-            writes.append((self.kept_p[0], result))
+            writes.append((self.kept_p[0], self._mine(0, "p", result)))
         for key, old in self._handed.items():
             new = self.state[key]
             if new is old or self.group.rule._specs[key].given:
                 continue
             if key not in self._held:
-                self.group.write(key, self.t, new)
+                self.group.candidates.append((self.indices[0], key, self.t, new))
             elif self.group.differentiable:
                 self._replace(key, new)
             else:
-                writes.append((self._held[key][0], new))
+                writes.append((self._held[key][0], self._mine(0, key, new)))
         if self.group.differentiable and writes:
             self.params[0].copy_(replaced(self.params[0], result))
         else:
@@ -224,27 +266,28 @@ class Bucket(Unit):
         group, rule = self.group, self.group.rule
         # A joint update may fail after one of its units has begun to work in place, so these get copies.
         self._private = rule._joint and rule._foreach_inplace
-        self._handed_p = self._open(self.kept_p)
-        self.g = [opened(x, self.dtype) for x in self.grads]
+        self._handed_p = self._open("p", self.kept_p)
+        self.g = [self._opened(number, "p", x) for number, x in enumerate(self.grads)]
         if group.maximize:
             self.g = list(torch._foreach_neg(self.g))
         self.p = list(self._handed_p)
         for key in self.keys:
             spec = rule._specs[key]
             if spec.level == "group":
-                self._handed[key] = group.read(spec, self.p[0], self.g[0], self.params[0].shape)
+                shape, layout = group.shape(self.params[0]), None if self.whole else self.layouts[0]
+                self._handed[key] = group.read(spec, self.p[0], self.g[0], shape, layout)
                 continue
             if spec.given:
                 self._handed[key] = self._given(key)
                 continue
             pairs = enumerate(zip(self.p, self.g, strict=True))
             held = self._held[key] = [self._hold(number, key, p, g) for number, (p, g) in pairs]
-            self._handed[key] = self._number(held[0]) if spec.level == "host" else self._open(held)
+            self._handed[key] = self._number(held[0]) if spec.level == "host" else self._open(key, held)
         self.state = {key: list(x) if isinstance(x, list) else x for key, x in self._handed.items()}
 
-    def _open(self, stored: Sequence[Any]) -> list[Tensor]:
+    def _open(self, key: str, stored: Sequence[Any]) -> list[Tensor]:
         """Parameters or states as the rule sees them; copies of them if the unit must not work in place."""
-        tensors = [self._opened(x) for x in stored]
+        tensors = [self._opened(number, key, x) for number, x in enumerate(stored)]
         if not self._private:
             return tensors
         return [
@@ -256,22 +299,23 @@ class Bucket(Unit):
         """Runs the foreach update function."""
         rule, options = self.group.rule, self.group.options(self.p[0].device)
         draws = [self._draws(number, x) for number, x in enumerate(self.p)] if rule._random else None
-        return rule._update_foreach(self.p, self.g, self.state, options, self.t, self.facts, draws)
+        update = rule._update_sharded if self.group.meets else rule._update_foreach
+        return update(self.p, self.g, self.state, options, self.t, self.facts, draws)
 
     def store(self, result: Any, states: MutableMapping[Tensor, ParamState]) -> None:
         """Copies what is new, and was not put there by the update itself, into the parameters and states."""
         self._commit(states)
-        writes = self._changed(self.kept_p, self._handed_p, result)
+        writes = self._changed("p", self.kept_p, self._handed_p, result)
         for key, old in self._handed.items():
             new = self.state[key]
             if self.group.rule._specs[key].given:
                 continue
             if isinstance(old, list):
-                writes += self._changed(self._held[key], old, new)
+                writes += self._changed(key, self._held[key], old, new)
             elif new is not old and key in self._held:
                 writes += [(held, new) for held in self._held[key]]
             elif new is not old:
-                self.group.write(key, self.t, new)
+                self.group.candidates.append((self.indices[0], key, self.t, new))
         overwrite(writes, foreach=True)
         counters = [state["step"] for state in self.states]
         if counters[0].is_cpu:  # a tensor is made once here, and once for every counter from a number
@@ -280,14 +324,15 @@ class Bucket(Unit):
             torch._foreach_add_(counters, 1.0)
 
     def _changed(
-        self, stored: Sequence[Any], handed: Sequence[Tensor], new: Sequence[Any]
+        self, key: str, stored: Sequence[Any], handed: Sequence[Tensor], new: Sequence[Any]
     ) -> list[tuple[Any, Tensor | float]]:
         """Pairs of kept tensors and their new values, where these are not in the kept tensors already."""
-        inplace = self.group.rule._foreach_inplace
+        inplace = self.group.rule._foreach_inplace and not self.group.meets
+        private = self._private or self.whole
         return [
-            (target, value)
-            for target, old, value in zip(stored, handed, new, strict=True)
-            if value is not old or (inplace and (self._private or _apart(old, target)))
+            (target, self._mine(number, key, value))
+            for number, (target, old, value) in enumerate(zip(stored, handed, new, strict=True))
+            if value is not old or (inplace and (private or _apart(old, target)))
         ]
 
 
@@ -318,25 +363,22 @@ def gather(
             raise RuntimeError(f"{name} does not support sparse gradients")
         if not rule._elementwise and p.is_complex():
             raise RuntimeError(f"{name} does not support complex parameters")
-        delays = any(spec.delay is not None for spec in rule._states)
-        if sharded(p) and (rule._random or delays or not rule._elementwise or group.rounds(p)):
-            reason = "it delays states" if delays else "`store` rounds at random"
-            reason = "it draws at random" if rule._random else reason
-            if not rule._elementwise:
-                reason = "it needs whole rows, columns, filters or matrices"
-            raise RuntimeError(f"{name} does not support sharded parameters: {reason}")
         state = states.get(p)
         if is_new := not state:
             counter = torch.zeros((), dtype=torch.float32, device=p.device if group.capturable else "cpu")
             state = {"step": counter}
+        elif (
+            "step" not in state
+        ):  # somebody put states there; torch.optim.SGD counts no steps, but took one at least
+            state["step"] = torch.ones((), device=p.device if group.capturable else "cpu")
         found.append((index, p, grad, state, is_new))
-    many = group.foreach([p for _, p, _, _, _ in found])
+    many = group.meets or group.foreach([p for _, p, _, _, _ in found])
     bucket_facts = operator.attrgetter(*rule._bucket_facts) if rule._bucket_facts else lambda facts: ()
     units: list[Unit] = []
     buckets: dict[Any, Unit] = {}
     now = object()
     for index, p, grad, state, is_new in found:
-        facts = facts_of(p.shape)
+        facts = group.facts(p)
         keys = live.get(facts)
         if keys is None:
             keys = live[facts] = tuple(rule._live(group.options(p.device), facts))

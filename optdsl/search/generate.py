@@ -19,9 +19,9 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from optdsl.core import types as ty
-from optdsl.core.ops import CORE, FACTS, Rule
+from optdsl.core.ops import AXES_OPERANDS, CORE, FACTS, Rule
 from optdsl.core.record import field, record
-from optdsl.core.types import COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
+from optdsl.core.types import AXES, COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
 from optdsl.ir.expr import Call, Expr, Var, as_number, call, const, is_random, var
 from optdsl.ir.program import Assign, Guard, Hyper, Interval, Program, State
 
@@ -35,6 +35,7 @@ _TENSOR: Place = (Level.TENSOR, SCALAR)
 _ROWS: Place = (Level.ARRAY, ROWS)
 _COLS: Place = (Level.ARRAY, COLS)
 _ELEMENT: Place = (Level.ARRAY, ELEMENT)
+_AXES: Place = (Level.ARRAY, AXES)
 
 _T = TypeVar("_T")
 
@@ -48,13 +49,15 @@ _COMMON = {
     **{"add": 6.0, "sub": 6.0, "mul": 8.0, "div": 3.0, "pow": 2.0, "neg": 1.5, "abs": 1.5, "sqrt": 2.0},
     **{"select": 1.5, "min": 1.5, "max": 1.5, "reduce_sum": 1.5, "reduce_mean": 2.0},
 }
+#: What makes families, where one is wanted.
+_FAMILIES = {"identity": 6.0, "gram": 12.0, "matrix_power": 20.0}
 _CONDITIONS = {
     **{"flag": 3.0, "choice": 3.0, "whole": 2.0, "number": 2.0, "shape": 3.0, "first": 1.5, "time": 2.0},
     **{"every": 2.0, "state": 2.0, "both": 1.5, "not": 1.0, "literal": 0.3},
 }
 _LEVELS = {
     **{"element": 10.0, "rows": 1.5, "cols": 1.5, "tensor": 2.5, "group": 1.0, "host": 2.0},
-    **{"rows, rows": 0.5, "cols, cols": 0.5, "cols, rows": 0.3},
+    **{"rows, rows": 0.5, "cols, cols": 0.5, "cols, rows": 0.3, "axes": 0.3},
 }
 
 
@@ -108,12 +111,19 @@ def _operators(common: float, other: Mapping[str, float]) -> dict[str, float]:
 
 #: Numbers stay finite, mostly, and small changes stay small.
 TAME = Weights(
-    _operators(0.7, {**dict.fromkeys(_STEEP, 0.0), "matmul": 0.3, "newton_schulz": 0.2, "transpose": 0.3}),
+    _operators(
+        0.7,
+        {
+            **dict.fromkeys(_STEEP, 0.0),
+            **{"matmul": 0.3, "newton_schulz": 0.2, "transpose": 0.3, "along_axes": 0.3},
+            **_FAMILIES,
+        },
+    ),
     truth=0.0,
 )
 #: Everything.
 WILD = Weights(
-    _operators(1.0, {}),
+    _operators(1.0, {**_FAMILIES, "along_axes": 0.5}),
     literals=(*_USUAL, *_USUAL, -1.0, -2.0, *_HOSTILE),
     protect=0.3,
     truth=0.1,
@@ -268,6 +278,9 @@ class _Maker:
     def derived(self, place: Place) -> Expr:
         """A float at a place where nothing is at hand, from something finer, or a host value."""
         level, (rows, cols) = place
+        if place == _AXES:
+            x = self.leaf(_ELEMENT if self.chance(0.7) else _HOST)
+            return call("gram", x) if x.type.is_element else call("mul", x, call("identity"))
         if place == _ELEMENT:
             return self.draw("normal", place) or self.leaf(_HOST)
         if level < Level.ARRAY:
@@ -383,14 +396,16 @@ class _Maker:
             case Rule.REDUCE:
                 if level is Level.GROUP:
                     return self.available.site is not None
-                return level is Level.TENSOR or (level is Level.ARRAY and ones == 1)
+                return level is Level.TENSOR or (level is Level.ARRAY and ones == 1 and place != _AXES)
             case Rule.RANDOM:
                 return place == _ELEMENT and self.available.stream is not None
             case Rule.MATRIX:
                 return level is Level.ARRAY and ones == 0
             case Rule.LIST:
                 return row.result == "float" and level is Level.HOST and bool(self.hosts(Kind.LIST))
-        return level is Level.ARRAY
+            case Rule.AXES:
+                return place == STATE_LEVELS[AXES_OPERANDS[op][1]]
+        return level is Level.ARRAY and place != _AXES
 
     def computed(self, op: str, place: Place, depth: int) -> Expr | None:
         """The operator `op` on random operands, or None when these do not suit it."""
@@ -411,13 +426,14 @@ class _Maker:
                 return None if Dim.ONE in x.type.shape else call(op, x, self.iterations())
             case Rule.LIST:
                 return self.asked_list(op, depth)
+            case Rule.AXES:
+                return self.on_axes(op, depth)
         if op == "select":
             condition = self.choice_condition(place, depth)
             return call(op, condition, *self.operands(place, depth, 2))
-        args = self.operands(place, depth, row.arity)
         if row.arity == 1 and self.chance(self.weights.truth):
-            args = [self.truth(place, depth)]
-        return self.applied(op, args)
+            return self.applied(op, [self.truth(place, depth)])
+        return self.applied(op, self.operands(place, depth, row.arity))
 
     def asked_list(self, op: str, depth: int) -> Expr:
         """An entry of a list, or a count of its entries: of a whole number, as a small change of it may jump."""
@@ -493,6 +509,25 @@ class _Maker:
         if (a.type.shape, b.type.shape) != shapes:
             return None
         return call("matmul", a, b)
+
+    def family(self, depth: int) -> Expr:
+        """A matrix for each axis."""
+        x = self.number(_AXES, depth)
+        return x if x.type.shape == AXES else call("mul", x, call("identity"))
+
+    def on_axes(self, op: str, depth: int) -> Expr:
+        """An operator on a matrix for each axis."""
+        if op == "identity":
+            return call(op)
+        if op == "matrix_power":
+            if not self.chance(self.weights.protect):
+                return call(op, self.family(depth), self.operand(_HOST, 1), self.operand(_HOST, 1))
+            exponent, least = self.rng.choice((0.5, -0.5, -0.25, 2.0)), self.rng.choice((1e-3, 0.1, 1.0))
+            return call(op, self.family(depth), exponent, least)
+        x = self.number(_ELEMENT, depth)
+        if not x.type.is_element:  # nothing to multiply, but it fits the place of the result
+            return x if op == "along_axes" else call("mul", x, call("identity"))
+        return call(op, x) if op == "gram" else call(op, self.family(depth), x)
 
     def iterations(self) -> Expr:
         """A small whole number known on the host."""

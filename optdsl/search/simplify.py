@@ -111,9 +111,9 @@ def _cost(genome: Genome) -> tuple[int, ...]:
 
 def _digits(h: Hyper) -> int:
     """How many digits it takes to write the default of a hyperparameter, or its distance from 1."""
-    if not isinstance(h.default, float) or not math.isfinite(h.default):
+    if not isinstance(h.one, float) or not math.isfinite(h.one):
         return 0
-    return min(_length(h.default), _length(round(1 - h.default, 15)))
+    return min(_length(h.one), _length(round(1 - h.one, 15)))
 
 
 def _length(value: float) -> int:
@@ -161,7 +161,7 @@ def _shorter(genome: Genome) -> Iterator[Genome]:
             yield replaced(genome, s.name, ref)
     yield from _equal(genome, types)
     for h in genome.hypers:
-        same = [x.name for x in genome.hypers if x is not h and x.name != LR and x.default == h.default]
+        same = [x.name for x in genome.hypers if x is not h and x.name != LR and x.one == h.one]
         instead: list[Ref] = [] if h.name == LR else [*same, 0.0, 1.0]
         for ref in instead:
             yield replaced(genome, h.name, ref)
@@ -207,7 +207,7 @@ def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
                 continue
             if w < 0.5:
                 x, y, w = y, x, round(1 - w, 15)
-            name = next((h.name for h in genome.hypers if h.default == w), None) or named("c", genome.taken())
+            name = next((h.name for h in genome.hypers if h.one == w), None) or named("c", genome.taken())
             made = _with(genome, s, replace(s, op="mix", args=(name, x, y), over=None))
             if all(h.name != name for h in genome.hypers):
                 made = replace(
@@ -262,7 +262,7 @@ def replaced(genome: Genome, name: str, ref: Ref) -> Genome:
 
 def _rounder(h: Hyper) -> Iterator[float]:
     """Defaults with fewer digits, fewest first: of the number, or of its distance from 1."""
-    value = h.default
+    value = h.one
     if h.name == LR or not isinstance(value, float) or not math.isfinite(value) or value == 0:
         return
     for digits in (1, 2, 3):

@@ -358,6 +358,10 @@ def application(op: str) -> Call:
         return call(op, call("lt", X, Y), Y, Z)
     if op == "newton_schulz":
         return call(op, X, 3)
+    if op == "matrix_power":
+        return call(op, call("gram", X), 0.5, 1e-3)
+    if op == "along_axes":
+        return call(op, call("gram", X), Y)
     if row.rule is Rule.REDUCE:
         return call(op, X, *[const(3.0)] * (row.arity - 1), over="rows")
     if op == "broadcast":

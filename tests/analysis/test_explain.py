@@ -56,6 +56,8 @@ Plan for f32, shape 1024×1024
     per byte             0.5 operations
     vectorised           all by instructions
     time                 give --bandwidth 4.3TB/s, or --measure to measure this machine
+
+Sharded: a step communicates nothing
 """
 LION = """\
 Plan for bf16, shape 1024×1024
@@ -71,6 +73,8 @@ Plan for bf16, shape 1024×1024
     per byte             1 operations
     vectorised           all by instructions
     time                 2.33 ms for 10⁹ parameters at 4.3 TB/s
+
+Sharded: a step communicates nothing
 """
 LAMB = """\
     so that max_grad_norm ≠ ∞, bias_correction, λ ≠ 0 or always_adapt, not trust_clip
@@ -90,6 +94,11 @@ LAMB = """\
     per byte             0.705 operations
     vectorised           all by instructions
     time                 10.2 ms for 10⁹ parameters at 4.3 TB/s; 7.44 ms with the cache
+
+Sharded by rows: 2 messages in a step, all tensors in one
+    collective        bytes for 1024×1024  of
+    all_reduce (sum)                    8  Σ_all(g²)
+    all_reduce (sum)                    8  Σ(p²), Σ(u²)
 """
 SGD = """\
 States: 4 bytes of state per parameter
@@ -114,6 +123,8 @@ Plan for f32, shape 1024×1024
 
 Other plans while training
     step 1, t = 1: 16 bytes, reads p g, writes p buf
+
+Sharded: a step communicates nothing
 """
 
 EVERY = """optimizer Every:
@@ -251,11 +262,20 @@ def test_functions_that_are_not_instructions(told: Any) -> None:
 
 
 def test_a_spec_without_plan(here: Path, told: Any) -> None:
-    assert told("matrix.opt").endswith(
-        "\nStates: none\n\nThere is no plan: tensors meet between its matrix products.\n"
+    why = "tensors meet between its matrix products"
+    said = told("matrix.opt")
+    assert f"\nStates: none\n\nThere is no plan: {why}.\n\nSharded by rows: " in said
+    assert json.loads(told("matrix.opt", "--json"))["no_plan"] == why
+    assert f"There is no plan: {why}." in told("matrix.opt", "--markdown")
+
+
+def test_states_with_a_matrix_for_each_axis(told: Any) -> None:
+    for shape, entries in (("3,4,2", 9 + 16 + 4), ("7", 49), ("()", 0), ("1024,1024", 2 * 1024**2)):
+        states = json.loads(told("shampoo", "--json", "--shape", shape))["states"]
+        assert [s["entries"] for s in states if s["level"] == "axes"] == [entries, entries], shape
+    assert "    s     statistics       axes       f32                   4.83\n" in told(
+        "shampoo", "--shape", "3,4,2"
     )
-    assert json.loads(told("matrix.opt", "--json"))["no_plan"] == "tensors meet between its matrix products"
-    assert "There is no plan: tensors meet between its matrix products." in told("matrix.opt", "--markdown")
 
 
 def test_too_many_branches(here: Path, told: Any) -> None:
@@ -378,6 +398,7 @@ SCHEMA = {
         "bytes_per_parameter": float,
     }],
     "state_bytes_per_parameter": (float, int), "bandwidth": {"bytes_per_s": float, "source": str},
+    "messages": [{"kind": str, "condition": str, "of": [str], "bytes_per_tensor": int}],
     "no_plan": type(None), "plans": [PLAN],
 }  # fmt: skip
 
@@ -444,6 +465,32 @@ def test_every_key_is_documented(told: Any) -> None:
             yield from (key for key in schema if key is not ...)
 
     assert [key for key in keys(SCHEMA) if f"`{key}`" not in page] == []
+
+
+# ---- messages of sharded models ------------------------------------------------------------------------------
+
+
+def test_messages(told: Any) -> None:
+    """Counted by hand: what is per row is here, what is per column goes over, a maximum takes two numbers."""
+    sm3 = found("sm3", shape=(6, 4)).messages
+    assert [(m.kind, m.condition, m.bytes) for m in sm3] == [("max", "", 2 * 4 * 4)]
+    adafactor = found("adafactor", shape=(6, 4), dtype="f64").messages
+    assert [(m.of, m.bytes) for m in adafactor] == [
+        (("mean_cols(g²)",), 4 * 8),
+        (("mean(r)",), 8),
+        (("mean(p²)",), 8),
+        (("mean(u²)",), 8),
+    ]
+    dog = found("dog").messages
+    assert [m.condition for m in dog] == ["t = 1 and init_eta = ∞", "not (t = 1 and init_eta = ∞)", ""]
+    assert [(m.kind, m.of, m.bytes) for m in found("lion_k", shape=(6, 4)).messages] == [
+        ("gather", ("p",), 96),
+        ("gather", ("g",), 96),
+        ("gather", ("m",), 96),
+    ]
+    said = told("wgsef_sgd", "--markdown")
+    assert "Sharded by rows: 33 messages in a step, all tensors in one." in said
+    assert "(30 times) |" in said
 
 
 # ---- accounts ---------------------------------------------------------------------------------------------

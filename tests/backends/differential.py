@@ -130,8 +130,22 @@ def as_written(program: Program) -> Any:
     return load(emit(program, "random.opt", "0" * 64), program.name)
 
 
+@remembered
+def parts_class(program: Program) -> Any:
+    """The same, but its steps are those of parts of tensors, each of which is all there is."""
+
+    class Parts(torch_class(program)):  # type: ignore[misc]
+        def _advance_by(self, groups: Any, states: Any) -> None:
+            for group in groups:
+                group.meets = self._shards == "reduced"
+            super()._advance_by(groups, states)
+
+    return Parts
+
+
 LOOP = Way("loop", torch_class, {"foreach": False})
 FOREACH = Way("foreach", torch_class, {"foreach": True})
+PARTS = Way("parts", parts_class, {"foreach": True})
 DIFFERENTIABLE = Way("differentiable", torch_class, {"differentiable": True})
 CAPTURABLE = (
     Way("capturable loop", torch_class, {"foreach": False, "capturable": True}),
@@ -367,6 +381,7 @@ class Reference:
         if state.type.is_element:
             return whole if state.delay is None else (int(state.delay), *whole)
         sizes = {"1": 1, "rows": whole[0] if whole else 1, "cols": math.prod(whole[1:])}
+        sizes["axes"] = sum(d * d for d in whole)
         return tuple(sizes[dim.value] for dim in state.type.shape)
 
     # ---- runs that differ ----
@@ -495,12 +510,56 @@ def _newton_schulz(rng: np.random.Generator, x: Array, steps: Any) -> Array:
     return x.T if tall else x
 
 
+def _gram(rng: np.random.Generator, shape: tuple[int, ...], x: Array) -> Array:
+    """`gram` by such sums."""
+    found = [np.zeros(0, x.dtype)]
+    for axis, size in enumerate(shape):
+        slices = np.moveaxis(x.reshape(shape), axis, 0).reshape(size, math.prod(shape) // size if size else 1)
+        found.append(_matmul(rng, slices, slices.T).ravel())
+    return np.concatenate(found).reshape(-1, 1)
+
+
+def _along_axes(rng: np.random.Generator, shape: tuple[int, ...], family: Array, x: Array) -> Array:
+    """`along_axes` by such sums, with the axes in any order."""
+    y, ends = x.reshape(shape), np.cumsum([0, *(d * d for d in shape)])
+    for axis in rng.permutation(len(shape)):
+        size = shape[axis]
+        matrix = family[ends[axis] : ends[axis + 1]].reshape(size, size)
+        y = np.moveaxis(y, axis, 0)
+        others = y.shape[1:]
+        y = _matmul(rng, matrix, y.reshape(size, math.prod(others))).reshape(size, *others)
+        y = np.moveaxis(y, 0, axis)
+    return y.reshape(x.shape)
+
+
+def _matrix_power(
+    rng: np.random.Generator, shape: tuple[int, ...], family: Array, exponent: Any, least: Any
+) -> Array:
+    """`matrix_power` of a matrix that is a little off, itself a little off: both by units of the largest entry.
+
+    That much every decomposition may be off, in small entries, too.
+    """
+
+    def off(family: Array) -> Array:
+        end = 0
+        moved = family.copy()
+        for size in shape:
+            matrix = family[end : end + size * size].reshape(size, size)
+            by = rng.uniform(-ULPS, ULPS, (size, size)) * np.finfo(family.dtype).eps
+            noise = (by + by.T) / 2 * np.max(np.abs(matrix), initial=0.0)
+            moved[end : end + size * size] = (matrix + noise.astype(family.dtype)).reshape(-1, 1)
+            end += size * size
+        return moved
+
+    return off(_MATRIX_POWER(shape, off(family), exponent, least))
+
+
 def _mod(x: Array, y: Array) -> Array:
     """`mod` as vector libraries have it: nan where the quotient nearly overflows."""
     return np.where(np.abs(x / y) < 1e-8 * np.finfo(np.result_type(x, y)).max, np.mod(x, y), np.nan)
 
 
-_POW, _REDUCE_SUM = NUMPY["pow"], NUMPY["reduce_sum"]
+_POW, _REDUCE_SUM, _MATRIX_POWER = NUMPY["pow"], NUMPY["reduce_sum"], NUMPY["matrix_power"]
 
 
 def _pow(x: Array, y: Array) -> Array:
@@ -512,7 +571,10 @@ def _pow(x: Array, y: Array) -> Array:
 #: What operators may give instead: torch divides by a number and a number by a tensor with a reciprocal.
 OTHERWISE = {"mod": _mod, "pow": _pow, "div": lambda x, y: x * (1 / y)}
 #: Operators that leave open in which order they add. They take a generator first.
-UNORDERED = {"reduce_sum": _sum, "reduce_mean": _mean, "matmul": _matmul, "newton_schulz": _newton_schulz}
+UNORDERED = {
+    **{"reduce_sum": _sum, "reduce_mean": _mean, "matmul": _matmul, "newton_schulz": _newton_schulz},
+    **{"gram": _gram, "along_axes": _along_axes, "matrix_power": _matrix_power},
+}
 
 
 def _numpy(x: torch.Tensor) -> Array:

@@ -351,7 +351,20 @@ def test_what_is_no_name_is_refused(place, name, tmp_path):
 #: Words with a meaning in Python, in torch or in a generated file.
 LOADED_WORDS = [
     *("x", "y", "z", "q", "r", "keys", "key", "self", "state", "group", "facts", "random", "shaped", "whole"),
-    *("torch", "math", "host", "foreach", "Tensor", "Joint", "Any", "Hyper", "State", "Optimizer", "Facts"),
+    *(
+        "torch",
+        "math",
+        "host",
+        "foreach",
+        "axes",
+        "Tensor",
+        "Joint",
+        "Any",
+        "Hyper",
+        "State",
+        "Optimizer",
+        "Facts",
+    ),
     *(
         "zip",
         "len",
@@ -424,7 +437,7 @@ def test_loaded_words_are_names_like_any_other(word):
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        *(("optimizer", name) for name in ("host", "foreach", "super")),
+        *(("optimizer", name) for name in ("host", "foreach", "axes", "super")),
         ("hyper", "super"),
         *(("group key", name) for name in ("foreach", "maximize", "capturable", "differentiable", "fused")),
     ],

@@ -198,12 +198,14 @@ SPEC = """optimizer {name}:
         r [rows] = 0
         c [cols] = 0
         d [group] = 1.0
+        s [axes] = identity()
 
     step:
         r = r + sum(g^2, over=rows)
         c = c + mean(g^2, over=cols)
         d = d + norm(g, over=all)
-        u = newton_schulz(g, 3) + bernoulli(0.5) * normal()
+        s = 0.9 * s + gram(g)
+        u = newton_schulz(g, 3) + bernoulli(0.5) * normal() + along_axes(matrix_power(s, -0.25, 0.1), g)
         p = p - lr * where(p > inf, min(u), max(u)) / d * g / sqrt(r * c + 1)
 """
 

@@ -32,6 +32,7 @@ from tests.backends.differential import (
     FOREACH,
     HOSTILE,
     LOOP,
+    PARTS,
     Compiled,
     Mismatch,
     Problem,
@@ -94,7 +95,9 @@ def ways_of(program: Program, seed: int) -> tuple[Way, ...]:
         return LOOP, FOREACH, DIFFERENTIABLE
     if seed % 4 == 1 and torch_class(program)._not_capturable is None:
         return LOOP, FOREACH, *CAPTURABLE
-    return (LOOP, FOREACH, *AS_WRITTEN) if seed % 4 == 2 else (LOOP, FOREACH)
+    if seed % 4 == 2:
+        return LOOP, FOREACH, *AS_WRITTEN
+    return (LOOP, FOREACH, PARTS) if torch_class(program)._shards == "reduced" else (LOOP, FOREACH)
 
 
 @pytest.mark.parametrize("batch", batches(500), ids=lambda batch: str(batch.start))
@@ -348,7 +351,8 @@ def test_shipped_specs(path: Path) -> None:
     for options in settings(program):
         for dtype, hostile in ((torch.float64, 0.1), (torch.float32, 0.0), (torch.bfloat16, 0.0)):
             given = with_settings(program, options, dtype, hostile)
-            tally += held(program, 0, given, (LOOP, FOREACH))
+            ways = (LOOP, FOREACH, PARTS) if torch_class(program)._shards == "reduced" else (LOOP, FOREACH)
+            tally += held(program, 0, given, ways)
     print(tally, tally.share)
     assert tally.share > 0.99, f"too little was checked: {tally}"
 

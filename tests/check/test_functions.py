@@ -7,7 +7,7 @@ import time
 import pytest
 
 from optdsl.check import check_text
-from optdsl.core.ops import BUILTINS
+from optdsl.core.ops import AXES_OPERANDS, BUILTINS
 from tests.check.helpers import check, found, only, program, run, same, spec
 
 # ---- built-ins
@@ -17,9 +17,12 @@ from tests.check.helpers import check, found, only, program, run, same, spec
 def test_every_built_in_takes_its_arguments(name: str) -> None:
     row = BUILTINS[name]
     special = {("where", 0): "g > 0", ("newton_schulz", 1): "5", ("kth_largest", 1): "5"}
+    special |= {("matrix_power", 0): "gram(g)", ("matrix_power", 1): "0.5", ("matrix_power", 2): "1e-3"}
+    special |= {("along_axes", 0): "gram(g)"}
     for count in {row.arity[0], row.arity[1]}:
         args = ", ".join(special.get((name, n), "g") for n in range(count))
-        program(spec(f"p = p - {name}({args})"))
+        family = AXES_OPERANDS.get(name, ((), ""))[1] == "axes"
+        program(spec(f"p = p - along_axes({name}({args}), g)" if family else f"p = p - {name}({args})"))
     for count in {row.arity[0] - 1, row.arity[1] + 1} - {-1}:
         message = only(spec(f"p = p - {name}({', '.join(['g'] * count)})"), "E0303")
         assert message.help == f"it is written `{row.signature}`"

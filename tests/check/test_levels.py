@@ -26,6 +26,7 @@ VALUES = {
     "rows, rows": "g @ g'",
     "cols, cols": "g' @ g",
     "cols, rows": "g'",
+    "axes": "gram(g)",
 }
 ORDER = ["const", "host", "group", "tensor", "rows", "cols", "element"]
 
@@ -58,6 +59,7 @@ def test_a_join_is_as_fine_as_its_parts(a: str, b: str) -> None:
         ("rows, rows", "element"),
         ("cols, cols", "element"),
         ("cols, rows", "element"),
+        *(("axes", other) for other in ("rows", "cols", "element", "rows, rows", "cols, cols", "cols, rows")),
         ("cols, rows", "rows, rows"),
         ("cols, rows", "rows"),
         ("cols, cols", "rows"),
@@ -148,6 +150,47 @@ def test_matrices() -> None:
     only(spec("g = g @ g'\np = p - g"), "E0405", "g @ g'")
     only(spec("p = p - g\nupdate = g @ g'"), "E0405", "g @ g'")
     only(spec("p = p - bernoulli(g @ g')"), "E0405", "g @ g'")
+
+
+def test_families_of_matrices() -> None:
+    assert level("gram(g) / 2 + h * identity()") == "axes"
+    assert level("norm(g) * gram(g) + norm(g, over=group) * identity()") == "axes"
+    assert level("where(gram(g) > 0, gram(g), 0)") == "axes"
+    assert level("matrix_power(gram(g), -1 / (2 * ndim), h)") == "axes"
+    assert level("along_axes(gram(g), g)") == "element"
+    assert level("max(gram(g))") == "tensor"
+    help = "`gram(x)` and `identity()` make them"
+    assert only(spec("p = p - along_axes(g, g)"), "E0405", "g").help == help
+    assert only(spec("p = p - along_axes(g @ g', g)"), "E0405", "g @ g'").help == help
+    only(spec("p = p - along_axes(gram(g), mean(g, over=rows))"), "E0405", "mean(g, over=rows)")
+    only(spec("p = p - along_axes(gram(g), 2)"), "E0405", "2")
+    only(spec("p = p - along_axes(gram(norm(g)), g)"), "E0405", "norm(g)")
+    only(spec("p = p - along_axes(matrix_power(2, 1, 1), g)"), "E0405", "2")
+    assert "exponent" in only(spec("x = matrix_power(gram(g), norm(g), 1)\np = p - sum(x)"), "E0406").message
+    assert (
+        "eigenvalue" in only(spec("x = matrix_power(gram(g), 1, norm(g))\np = p - sum(x)"), "E0406").message
+    )
+    only(spec("p = p - sum(gram(g)')"), "E0405", "gram(g)")
+    assert "along_axes" in only(spec("p = p - gram(g) @ g"), "E0405").help
+    assert "along_axes" in only(spec("p = p - gram(g) @ identity()"), "E0405").help
+    assert "along_axes" in only(spec("p = p - gram(g) * g"), "E0405").help
+    only(spec("x = sum(gram(g), over=rows)\np = p - x * g"), "E0405")
+    only(spec("x = sum(gram(g), over=cols)\np = p - x * g"), "E0405")
+    only(spec("p = p - bernoulli(gram(g))"), "E0405", "gram(g)")
+    only(spec("p = p - newton_schulz(gram(g))"), "E0405", "gram(g)")
+    only(spec("p = p - gram(g)"), "E0405")
+
+
+def test_states_with_a_matrix_for_each_axis() -> None:
+    program(
+        spec(
+            "s = 0.9 * s + gram(g)\np = p - along_axes(s, g)",
+            state="s [axes] = h * identity()",
+            hyper="h = 0.5",
+        )
+    )
+    only(spec("s = g\np = p - along_axes(s, g)", state="s [axes] = 0"), "E0402")
+    only(spec("s = gram(g)\np = p - s", state="s = 0"), "E0402")
 
 
 # ---- states ----------------------------------------------------------------------------------------------

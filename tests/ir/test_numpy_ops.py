@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -407,6 +408,53 @@ def test_newton_schulz(shape: tuple[int, ...], dtype: type, rng: np.random.Gener
     for _ in range(5):
         s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
     np.testing.assert_allclose(got, u @ np.diag(s) @ v, atol=1e-13 if dtype is np.float64 else 1e-5)
+
+
+AXES_SHAPES = [(), (4,), (3, 4), (2, 3, 2), (0,), (0, 3), (2, 0, 4)]
+
+
+def families(column: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """The matrices of a family that a state holds."""
+    assert column.shape == (sum(d * d for d in shape), 1)
+    ends = np.cumsum([0, *(d * d for d in shape)])
+    return [column[a : a + d * d].reshape(d, d) for a, d in zip(ends, shape, strict=False)]
+
+
+@pytest.mark.parametrize("shape", AXES_SHAPES)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_matrix_for_each_axis(shape: tuple[int, ...], dtype: type, rng: np.random.Generator) -> None:
+    p, g = rng.normal(size=shape), rng.normal(size=shape)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-12 if dtype is np.float64 else 1e-4)
+    gram, one = call("gram", P), "abc"[: len(shape)]
+    wanted = [np.einsum(f"{one},{one.replace(k, 'z')}->{k}z", p, p) for k in one]
+    found = value_of(gram, p, g, dtype)
+    assert found.dtype == dtype
+    for mine, theirs in zip(families(found, shape), wanted, strict=True):
+        close(mine, theirs)
+    for mine, d in zip(families(value_of(call("identity"), p, g, dtype), shape), shape, strict=True):
+        assert np.array_equal(mine, np.eye(d))
+    raised = call("add", gram, call("identity"))
+    for order in (1, 4):
+        roots = families(value_of(call("matrix_power", raised, -1.0 / order, 0.1), p, g, dtype), shape)
+        for mine, theirs in zip(roots, wanted, strict=True):
+            close(np.linalg.matrix_power(mine, order) @ (theirs + np.eye(len(theirs))), np.eye(len(theirs)))
+    product = g
+    for k, matrix in zip(one, wanted, strict=True):
+        product = np.einsum(f"{one},z{k}->{one.replace(k, 'z')}", product, matrix)
+    got = value_of(call("along_axes", gram, G), p, g, dtype)
+    assert got.shape == shape
+    close(got, product, rtol=1e-10 if dtype is np.float64 else 1e-3)
+
+
+def test_powers_of_degenerate_matrices() -> None:
+    family = call("sub", call("gram", P), call("mul", 2.0, call("identity")))
+    power = call("matrix_power", family, -0.5, 1.0)
+    # gram is diag(9, 0), less 2 is diag(7, -2); all go up by 3
+    got = families(value_of(power, [3.0, 0.0], [0.0, 0.0]), (2,))[0]
+    np.testing.assert_allclose(got, np.diag([10**-0.5, 1.0]), atol=1e-15)
+    assert np.isnan(value_of(power, [NAN, 1.0], [0.0, 0.0])).all()
+    assert np.isnan(value_of(power, [INF, 1.0], [0.0, 0.0])).all()
+    assert np.isnan(value_of(call("matrix_power", family, -0.5, -9.0), [3.0, 0.0], [0.0, 0.0])).any()
 
 
 def test_newton_schulz_of_degenerate_matrices() -> None:

@@ -68,6 +68,13 @@ def test_rows_cols_matrices_and_draws_have_their_own_counts() -> None:
     assert cost(program("a = g @ g'\np = p - (a + a * 2) @ g")).matrix == 2
 
 
+def test_families_have_products_and_entries() -> None:
+    found = cost(program("s = 0.9 * s + gram(g)\np = p - along_axes(s, g)", "s [axes] = identity()"))
+    assert (found.products, found.matrix, found.element, found.row, found.col) == (2 + 2, 2, 1, 0, 0)
+    power = cost(program("p = p - along_axes(matrix_power(gram(g), -0.5, 1.0), g)"))
+    assert power.products > 10 + 2 + 2
+
+
 def test_a_shared_node_counts_once_and_a_dead_assignment_not_at_all() -> None:
     shared = call("mul", X, Y)
     assert expression_cost([call("add", call("exp", shared), call("sqrt", shared))]).element == 1 + 20 + 4 + 1

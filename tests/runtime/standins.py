@@ -18,6 +18,7 @@ _ADAM_HYPERS = (
 class AdamW(Optimizer):
     """Adam with decoupled weight decay; bool option, state that only one branch uses."""
 
+    _shards = "local"
     _hypers = (Hyper("lr", "float", "[0, inf)"), *_ADAM_HYPERS[1:], Hyper("amsgrad", "bool"))
     _states = (
         State("exp_avg", "element"),
@@ -248,6 +249,7 @@ class Factored(Optimizer):
 class DAdapt(Optimizer):
     """A distance estimate per group, from sums over the group (in the manner of D-Adaptation)."""
 
+    _shards = "local"
     _hypers = (Hyper("lr", "float", "[0, inf)"), Hyper("d0", "float", "(0, inf)"))
     _states = (State("s", "element"), State("origin", "element"), State("d", "group"), State("seen", "group"))
     _joint = True
@@ -287,6 +289,7 @@ class DAdapt(Optimizer):
 class ClippedSgd(Optimizer):
     """Momentum on gradients whose joint norm over everything is clipped."""
 
+    _shards = "local"
     _hypers = (
         Hyper("max_norm", "float", "(0, inf)"),
         Hyper("lr", "float", "[0, inf)"),
@@ -323,6 +326,7 @@ class ClippedSgd(Optimizer):
 class Noisy(Optimizer):
     """SGD with noise."""
 
+    _shards = "local"
     _hypers = (Hyper("lr", "float", "[0, inf)"), Hyper("sigma", "float", "[0, inf)"))
     _random = True
 

@@ -6,6 +6,7 @@ import io
 import pickle
 import warnings
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -549,7 +550,8 @@ def test_fused_needs_what_kernels_take():
     optimizer = ADAMW(params, fused=True)
     with pytest.raises(
         RuntimeError,
-        match=r"`fused=True` needs dense .* parameter 1 is a Parameter of torch\.float32 on meta",
+        match=r"`fused=True` requires all the params to be floating point Tensors, dense .* parameter 1 is a "
+        r"Parameter of torch\.float32 on meta",
     ):
         optimizer.step()
     assert not optimizer.state
@@ -1462,3 +1464,43 @@ def test_a_step_that_is_refused_begins_no_states() -> None:
         group["fused"] = False
     optimizer.step()
     assert all(optimizer.state[x]["step"] == 1 for x in (p, q))
+
+
+SOMETIMES = """optimizer Sometimes:
+    hyper:
+        lr = 0.1 in [0, inf)
+        k = 3 in [1, 100]
+
+    input h "read in every k-th step"
+
+    state:
+        v = 0
+
+    step:
+        p = p - lr * g / (1 + v)
+        every k offset k - 1:
+            v = 0.5 * v + h^2
+"""
+
+
+def test_an_input_may_be_left_out_where_a_step_does_not_read_it(tmp_path: Path) -> None:
+    """Given or not, it may lie elsewhere, in another type, when it is given again."""
+    path = tmp_path / "sometimes.opt"
+    path.write_text(SOMETIMES)
+    cls = optdsl.load(path)
+    runs = []
+    for flags in ({"foreach": False}, {"fused": True}):
+        params = [torch.nn.Parameter(torch.full(shape, 0.5)) for shape in ((3, 4), (5,), (2, 3))]
+        params[2] = torch.nn.Parameter(params[2].detach().mT)
+        optimizer = cls(params, **flags)
+        for number in range(8):
+            for p in params:
+                p.grad = torch.full_like(p, 0.25 + number)
+            kind = torch.float64 if number == 5 else torch.float32
+            h = [torch.full(p.shape, number - 2.5, dtype=kind) for p in params]
+            optimizer.step(inputs={"h": h} if number % 3 == 2 or number == 4 else None)
+        with pytest.raises(RuntimeError, match="this step needs the input 'h'"):
+            optimizer.step()
+        runs.append([*params, *(optimizer.state[p]["v"] for p in params)])
+    for x, y in zip(*runs, strict=True):
+        torch.testing.assert_close(x, y)

@@ -936,7 +936,8 @@ def test_hooks_of_loading_and_saving_run():
 
     def before(opt, state_dict):
         seen.append(isinstance(state_dict["state"][0]["exp_avg"], torch.Tensor))
-        return {**state_dict, "state": {**state_dict["state"], 0: {"step": torch.tensor(41.0)}}}
+        entry = {**state_dict["state"][0], "step": torch.tensor(41.0)}
+        return {**state_dict, "state": {**state_dict["state"], 0: entry}}
 
     other.register_load_state_dict_pre_hook(before)
     other.register_load_state_dict_post_hook(lambda opt: seen.append(opt.state[others[1]]["exp_avg"].dtype))
@@ -1048,31 +1049,60 @@ def test_subclasses_and_repr():
 
 
 def test_sharded_parameters():
+    """In one process; tests/distributed has several."""
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
-        for cls in (AdamW, Lamb, ClippedSgd, DAdapt):
+        for cls, store in (
+            (AdamW, None),
+            (AdamW, "bf16_sr"),
+            (ClippedSgd, None),
+            (DAdapt, None),
+            (Noisy, None),
+        ):
             for foreach in (False, True):
-                plain, params = fresh(cls, shapes=((4, 3), (6,)), foreach=foreach)
+                params = make(shapes=((4, 3), (6,)))
+                plain = cls([{"params": params, "store": store}], foreach=foreach)
                 shards = [torch.nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0)])) for p in params]
-                optimizer = cls(shards, foreach=foreach)
+                optimizer = cls([{"params": shards, "store": store}], foreach=foreach)
                 for number in range(3):
                     give_gradients(params, number)
                     for p, q in zip(params, shards, strict=True):
                         q.grad = distribute_tensor(p.grad, mesh, [Shard(0)])
                     plain.step()
                     optimizer.step()
-                torch.testing.assert_close([q.full_tensor() for q in shards], params)
-        for cls, reason in ((Factored, "whole rows"), (Noisy, "at random")):
-            optimizer = cls(shards)
-            with pytest.raises(RuntimeError, match=f"{cls.__name__} does not support sharded.*{reason}"):
-                optimizer.step()
-        with pytest.raises(RuntimeError, match=r"AdamW does not support sharded.*`store` rounds at random"):
-            AdamW([{"params": shards, "store": "bf16_sr"}]).step()
+                for p, q in zip(params, shards, strict=True):
+                    assert torch.equal(q.full_tensor(), p)
+                    assert q.grad is not None
+                    assert q._local_tensor.grad is None
+                    for key, value in plain.state[p].items():
+                        found = optimizer.state[q][key]
+                        assert torch.equal(getattr(found, "full_tensor", lambda x=found: x)(), value)
+        for cls in (Factored, Lamb):
+            with pytest.raises(
+                RuntimeError, match=f"{cls.__name__} does not support sharded.*an older version"
+            ):
+                cls(shards)
+        large = torch.nn.Parameter(distribute_tensor(torch.ones(4096), mesh, [Shard(0)]))
+        for flags, reason in (
+            ({"differentiable": True}, "`differentiable`"),
+            ({"store": "q8"}, "'exp_avg' is kept in codes"),
+        ):
+            with pytest.raises(RuntimeError, match=f"AdamW does not support sharded.*{reason}"):
+                AdamW([{"params": [large], **flags}])
+        partial = torch.nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
+        with pytest.raises(RuntimeError, match=r"AdamW does not support sharded.*placed as Partial"):
+            AdamW([partial])
+        optimizer = AdamW(shards)
+        shards[0].grad = None
+        shards[1].grad = distribute_tensor(torch.ones(6, dtype=torch.float64), mesh, [Shard(0)])
+        optimizer.param_groups[0]["differentiable"] = True
+        with pytest.raises(RuntimeError, match="does not support sharded"):
+            optimizer.step()
     finally:
         distributed.destroy_process_group()
 
@@ -1092,8 +1122,8 @@ def test_step_under_torch_compile():
 # --- as text ---
 
 ORDER = (
-    *("host", "random", "storage", "states", "ops", "checks", "rule", "joint", "groups", "inputs", "units"),
-    "optimizer",
+    *("host", "random", "storage", "states", "ops", "checks", "rule", "groups", "shards", "joint"),
+    *("inputs", "units", "optimizer"),
 )
 
 

@@ -359,7 +359,9 @@ def test_a_checkpoint_with_codes_missing_is_refused() -> None:
     broken = saved(optimizer)
     broken["state"][0]["exp_avg"] = broken["state"][0]["exp_avg"].view(-1)[:100]
     other = optdsl.load("adamw")([torch.nn.Parameter(p.detach().clone())], store="q8")
-    with pytest.raises(ValueError, match=r"'exp_avg' of the loaded state dict has 100 codes and 17 scales"):
+    with pytest.raises(
+        ValueError, match=r"'exp_avg' of the loaded state dict has 100 codes of shape .* and 17 scales"
+    ):
         other.load_state_dict(broken)
 
 

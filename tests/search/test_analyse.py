@@ -213,6 +213,8 @@ def test_no_shipped_method_is_rejected() -> None:
         ("p = g", "jumps"),
         ("p = p + lr * g", "uphill"),
         ("p = p - lr * abs(g)", "uphill"),
+        ("p = 2e-4 * p - lr * g", "cancels"),  # what was learnt is thrown away in each step
+        ("p = p - lr * (g - m)\nm = g", "cancels"),
         ("p = p - lr * g * 1e-3 * exp(t / 8)", "diverges"),
         ("p = p - lr * g * (t < 45)", "diverges"),
         ("p = p - lr * g * (1 + 1000 * (mod(t, 30) == 0))", "spikes"),

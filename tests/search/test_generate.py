@@ -36,7 +36,7 @@ OPERATORS = {name for name, row in CORE.items() if row.rule is not Rule.BROADCAS
 
 @pytest.fixture(scope="module")
 def sample() -> list[tuple[int, Program]]:
-    return [(seed, fuzz.program(seed)) for seed in range(1000)]
+    return [(seed, fuzz.program(seed)) for seed in range(2000)]
 
 
 def test_programs_are_valid() -> None:
@@ -315,7 +315,7 @@ def test_expressions_without_draws_and_joint_reductions() -> None:
 
 def test_sites_are_numbered() -> None:
     available = fuzz.everything(site=7, stream=3)
-    made = [random_expr(random.Random(seed), available, ty.element(), 5, WILD) for seed in range(100)]
+    made = [random_expr(random.Random(seed), available, ty.element(), 5, WILD) for seed in range(400)]
     found = {node for expr in made for node in walk(expr)}
     sites = [node.site for node in found if isinstance(node, Call) and node.site is not None]
     assert len(sites) == len(set(sites))

@@ -10,9 +10,10 @@ from random import Random
 import numpy as np
 import pytest
 
-from optdsl.core.ops import CORE
+from optdsl.core.ops import AXES_OPERANDS, CORE
 from optdsl.core.types import Kind
 from optdsl.driver import program_of, shipped_specs
+from optdsl.ir.interpret import Group, Interpreter
 from optdsl.ir.program import Hyper
 from optdsl.ir.verify import verify
 from optdsl.search.space import (
@@ -85,7 +86,7 @@ def test_options_choose_the_branches() -> None:
     with pytest.raises(Refused, match="branch on `first_step`"):
         start("sgd", momentum=0.9)
     assert start("adamw", weight_decay=0.2).hypers[-1].default == 0.2
-    with pytest.raises(StopIteration):
+    with pytest.raises(KeyError):
         start("adamw", no_such_option=1)
 
 
@@ -116,7 +117,8 @@ def test_a_genome_means_what_its_spec_means() -> None:
 def test_every_operator_of_a_step_has_a_statement() -> None:
     missing = set(CORE) - set(OPS)
     random = {"normal", "uniform", "rademacher", "bernoulli"}
-    assert missing == random | {"matmul", "transpose", "newton_schulz", "reduce_kth_largest"}
+    matrices = {"matmul", "transpose", "newton_schulz", *AXES_OPERANDS}
+    assert missing == random | matrices | {"reduce_kth_largest", "entry", "count_upto"}
 
 
 def test_patterns_of_several_operators_are_one_statement() -> None:
@@ -230,6 +232,28 @@ def test_what_is_reduced_stays_an_array() -> None:
     assert made.states == ()
     given = probes(1)
     np.testing.assert_allclose(moves(made, given), moves(genome, given), rtol=1e-9)
+
+
+@pytest.mark.parametrize("over", ["tensor", "rows", "cols", "group", "all"])
+@pytest.mark.parametrize("function", ["sum", "mean", "norm", "rms", "max", "min"])
+@pytest.mark.parametrize(
+    "value", ["norm(g)", "norm(g, over=rows)", "norm(g, over=cols)", "norm(g, over=all)", "3 * t"]
+)
+def test_reductions_count_what_is_the_same(function: str, over: str, value: str) -> None:
+    """What is one number for many entries counts for each of them, in a tensor and in tensors of different sizes."""
+    genome = spec(f"p = p - lr * g / (1 + {function}({value} + 0 * g, over={over}))", state="")
+    made = live(genome)
+    rng = np.random.default_rng(2)
+    shapes = ((3, 4), (5, 2))
+    found = []
+    for program in map(express, (genome, made)):
+        verify(program)
+        machine = Interpreter(program, [Group([np.ones(shape) for shape in shapes], {"lr": 0.1})])
+        machine.step([[rng.normal(size=shape) for shape in shapes]])
+        found.append(machine.params[0])
+        rng = np.random.default_rng(2)
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

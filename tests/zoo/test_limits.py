@@ -659,6 +659,17 @@ LIMITS = [
         *(adamw(), {"use_muon": True}),
     ),
     Limit(
+        *("shampoo", "matrix_eps to infinity", "the roots are multiples of the identity"),
+        {"lr": LR * HUGE**0.5, "weight_decay": WD, "matrix_eps": HUGE},
+        *(sgd(), {"matrix_eps": 1.0}),
+    ),
+    Limit(
+        *("distributed_shampoo", "grafting before the start", "it makes the steps of AdamW"),
+        {"lr": LR, "betas": (B1, 0.9), "weight_decay": WD, "start_preconditioning_step": STEPS + 1}
+        | {"grafting": "adam", "grafting_beta2": B2, "grafting_epsilon": 1e-8},
+        *(adamw(), {"start_preconditioning_step": STEPS}),
+    ),
+    Limit(
         *("prodigy", "d_coef to 0, d0 = 1", "the estimate stays what it was"),
         {**BETAS, "d0": 1.0, "d_coef": TINY},
         closed(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from optdsl.core.ops import AXES_OPERANDS
 from optdsl.ir.expr import Call, Const, Expr, Literal, Var
 
 #: Binding strength in C.
@@ -52,7 +53,7 @@ _ELSEWHERE = frozenset(
     | {"normal", "uniform", "rademacher", "bernoulli"}
 )
 #: Operators that programs for this backend may not have.
-UNSUPPORTED = frozenset({"matmul", "transpose", "newton_schulz", "reduce_kth_largest"})
+UNSUPPORTED = frozenset({"matmul", "transpose", "newton_schulz", "reduce_kth_largest", *AXES_OPERANDS})
 #: Every core operator the backend spells; a test holds this against the table of operators.
 SPELLED = frozenset({*_INFIX, *_FUNCTIONS, "neg", "not", "select", "pow"}) | _ELSEWHERE
 

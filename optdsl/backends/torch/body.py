@@ -13,12 +13,13 @@ from optdsl.backends.layout import assignment
 from optdsl.backends.torch.printer import Printer
 from optdsl.core.ops import CORE, FACTS, Rule
 from optdsl.core.record import field, record
-from optdsl.core.types import COLS, ELEMENT, ROWS, Level, element
+from optdsl.core.types import AXES, COLS, ELEMENT, ROWS, Level, Type, element
 from optdsl.ir.expr import Call, Expr, Var, call, var, variables, walk
 from optdsl.ir.program import Guard, Program
 from optdsl.ir.structure import Branch, Set, Statement, Structured, statements, structure
 from optdsl.ir.verify import Known
 from optdsl.passes.intervals import Intervals
+from optdsl.passes.shards import is_reduction
 
 #: Python names that a variable of the step must not take.
 RESERVED = frozenset(
@@ -27,7 +28,7 @@ RESERVED = frozenset(
         *keyword.softkwlist,
         *("state", "group", "facts", "random", "host", "foreach", "torch", "math", "Tensor", "Joint", "Any"),
         *("zip", "len", "r", "q", "x", "y", "z", "t", "self", "key", "keys", "shaped", "whole", "broadcast"),
-        *("as_matrix", "fit", "like", "newton_schulz", "over_filters"),
+        *("as_matrix", "axes", "fit", "like", "newton_schulz", "over_filters"),
         *(
             f"{over}_{kind}"
             for over in ("row", "col", "tensor")
@@ -40,7 +41,7 @@ RESERVED = frozenset(
 
 def uses_matrices(program: Program) -> bool:
     """True when the step sees a tensor as a matrix, so that every array is handled with two dimensions."""
-    plain = (ROWS, COLS, ELEMENT)
+    plain = (ROWS, COLS, ELEMENT, AXES)
     if any(s.type.level is Level.ARRAY and s.type.shape not in plain for s in program.states):
         return True
     return any(
@@ -82,14 +83,16 @@ class Body:
     are matrices, and it leaves no parameter.
     """
 
-    def __init__(self, program: Program, library: bool = False) -> None:
+    def __init__(self, program: Program, library: bool = False, meets: bool = False) -> None:
+        """`meets`: every reduction is assigned to a name, and asked for; see `optdsl.passes.shards`."""
         self.program = program
         self.library = library
+        self.meets = meets
         mangle = {name: f"{name}_" for name in inputs(program) if name in RESERVED}
         self.structured: Structured = structure(program, RESERVED, mangle)
         self.names = self.structured.names
         self.matrices = uses_matrices(program)
-        self.joint = program.joint
+        self.joint = program.joint or meets
         self.arms: dict[int, Arm] = {}
         self.root = self._index(self.structured.body, (), ())
         self.reach: dict[str, list[tuple[tuple[Expr, bool], ...]]] = {s.name: [] for s in program.states}
@@ -259,15 +262,22 @@ class Body:
         text = printer.text(value)
         if printer.foreach and not printer.is_list(value):
             return f"[{text}] * len(whole)"
-        if not self.matrices or self.library or value.type.level < Level.ARRAY:
+        if self.library or not self._reshapes(value.type):
             return text
         if printer.foreach:
             return f"[like(x, y) for x, y in zip({text}, {target}, strict=True)]"
         return f"like({text}, {target})"
 
+    def _reshapes(self, type_: Type) -> bool:
+        """True for arrays that the step sees as matrices and that are kept in another shape."""
+        return self.matrices and type_.level is Level.ARRAY and type_.shape != AXES
+
     def _arm(self, arm: Arm, printer: Printer) -> list[str]:
         lines = [self._load(state, printer) for state in arm.loads]
-        for item in arm.body:
+        for item in self._met(arm.body):
+            if isinstance(item, list):
+                lines += printer.meeting(item)
+                continue
             if isinstance(item, Set):
                 printer.overwritable = self._overwritable(item)
                 text = printer.text(item.expr)
@@ -278,6 +288,21 @@ class Body:
         for state, value in arm.stores:
             lines += self._store_lines(state, value, printer)
         return lines
+
+    def _met(self, body: list[Statement]) -> Iterator[Statement | list[Set]]:
+        """Statements, those in a list which are reductions that meet at once."""
+        met: list[Set] = []
+        for item in body:
+            asked = item if self.meets and isinstance(item, Set) and is_reduction(item.expr) else None
+            if met and (asked is None or not variables(asked.expr).isdisjoint(each.value for each in met)):
+                yield met
+                met = []
+            if asked is None:
+                yield item
+            else:
+                met.append(asked)
+        if met:
+            yield met
 
     @cached_property
     def _uses(self) -> Counter[str]:
@@ -343,7 +368,7 @@ class Body:
     def _load(self, name: str, printer: Printer) -> str:
         state = self.program.state(name)
         source = f'state["{state.key}"]'
-        if self.matrices and state.type.level is Level.ARRAY:
+        if self._reshapes(state.type):
             source = f"[as_matrix(x) for x in {source}]" if printer.foreach else f"as_matrix({source})"
         return f"{self.names[name]} = {source}"
 

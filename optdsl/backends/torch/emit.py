@@ -14,12 +14,13 @@ from optdsl.backends.revision import REVISION
 from optdsl.backends.templates import render
 from optdsl.backends.torch.body import RESERVED, Body, mentions_whole, nodes, printers, used_inputs
 from optdsl.backends.torch.printer import Printer, python_literal
-from optdsl.core.ops import FACTS, STATIC_FACTS
+from optdsl.core.ops import AXES_OPERANDS, FACTS, STATIC_FACTS
 from optdsl.core.storage import AT_RANDOM
 from optdsl.core.types import ELEMENT, Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, call, const, variables
 from optdsl.ir.program import Hyper, Program, State, is_static, number
 from optdsl.ir.text import to_opt
+from optdsl.passes import shards
 from optdsl.passes.lower import lower
 from optdsl.passes.rules import rewrite
 from optdsl.passes.signs import never_negative
@@ -69,6 +70,9 @@ class _Module:
         self.body = Body(self.program, library)
         self.printers = printers(self.program, self.body)
         self.view = None if self.program.view is None else Body(self.program.view)
+        #: How tensors that are cut among processes take a step, and that step if it is one of its own.
+        self.way = shards.way(program)
+        self.meeting = Body(shards.meeting(program), meets=True) if self.way == "reduced" else None
         #: The step, and what `eval:` says.
         self.bodies = [self.body] if self.view is None else [self.body, self.view]
         self.definitions = {a.name: a.expr for a in self.program.body}
@@ -81,6 +85,7 @@ class _Module:
             *self.initial(),
             self.update("loop"),
             self.update("foreach"),
+            *self.sharded(),
         ]
         functions += self.viewed()
         declarations = self.declarations()
@@ -113,7 +118,7 @@ class _Module:
     def imports(self, code: str) -> list[str]:
         """Import lines for what the code mentions."""
         code = without_strings(code)
-        names = ["Facts", "Joint", "Kernel", "Native", "foreach", "host"]
+        names = ["Facts", "Joint", "Kernel", "Native", "axes", "foreach", "host"]
         names += ["as_matrix", "broadcast", "fit", "like", "newton_schulz", "over_filters"]
         names += [
             f"{over}_{kind}"
@@ -124,7 +129,7 @@ class _Module:
         if self.program.states:
             used.add("State")
         lines = ["import math"] if re.search(r"\bmath\.", code) else []
-        abstract = ["Generator"] * self.program.joint
+        abstract = ["Generator"] * bool(re.search(r"\bGenerator\b", code))
         abstract += ["Sequence"] * any(h.kind is Kind.LIST for h in self.program.hypers)
         lines += [f"from collections.abc import {', '.join(abstract)}"] if abstract else []
         lines += ["from typing import Any", ""]
@@ -252,9 +257,17 @@ class _Module:
             lines.append("_elementwise = False")
         if program.draws:
             lines.append("_random = True")
+        lines.append(f"_shards = {quoted(self.way)}")
+        view = program.view
+        if view is not None and shards.needs_whole(view.expressions()):
+            lines.append("_view_shards = False")
+        if shards.needs_whole(s.init for s in program.states if s.init is not None):
+            lines.append("_starts_from_reductions = True")
         reason = self.not_capturable()
         if reason:
             lines.append(f"_not_capturable = {quoted(reason)}")
+        elif self.steered_by_lr():
+            lines.append("_branches_on_lr = True")
         if any(s.init is not None and "g" in variables(s.init) for s in program.states):
             lines.append("_starts_from_gradient = True")
         if program.joint:
@@ -277,21 +290,31 @@ class _Module:
             s.type.level is Level.ARRAY and s.type.shape != ELEMENT for s in self.program.states
         ):
             return False
-        return not any(
-            isinstance(n, Call) and n.attr in ("rows", "cols", "filter") for n in nodes(self.program)
-        )
+        calls = [n for n in nodes(self.program) if isinstance(n, Call)]
+        return not any(n.attr in ("rows", "cols", "filter") or n.op in AXES_OPERANDS for n in calls)
 
-    def not_capturable(self) -> str | None:
-        """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
+    def conditions(self) -> list[Expr]:
+        """What the host branches on."""
         conditions = [c for a in self.program.body for c, _ in a.guard]
         for node in self.program.nodes():
             if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
                 conditions.append(node.args[0])
+        return conditions
+
+    def steered_by_lr(self) -> bool:
+        """Whether the host branches on the learning rate, which may be in a tensor of a device."""
+        return any("lr" in variables(_inlined(condition, self.body)) for condition in self.conditions())
+
+    def not_capturable(self) -> str | None:
+        """Why the step cannot be recorded: a branch that the host takes by what only the device knows."""
+        conditions = self.conditions()
         if not all(is_static(c, self.definitions, self.dynamic) for c in conditions):
             return "its step branches on the step count"
         counts = [n.args[1] for n in self.program.nodes() if isinstance(n, Call) and n.op == "newton_schulz"]
         if not all(is_static(count, self.definitions, self.dynamic) for count in counts):
             return "its step repeats something as often as the step count says"
+        if any(isinstance(n, Call) and n.op == "matrix_power" for n in self.program.nodes()):
+            return "it finds eigenvalues, for which the host waits"
         if any(state.delay is not None for state in self.program.states):
             return "it finds delayed states by the step count"
         return "it draws random numbers by the step count" if self.program.draws else None
@@ -422,6 +445,7 @@ class _Module:
             whole = mentions_whole([result])
             if self.body.matrices:
                 read = variables(init) | ({"p"} if whole else set())
+                inner += ["shaped = p"] * ("shaped" in result)
                 inner += [f"{n} = as_matrix({n})" for n in ("p", "g") if n in read]
             lines.append(f"if key == {quoted(state.key)}:")
             lines += ["    " + line for line in [*inner, *["whole = p"] * whole, result]]
@@ -475,6 +499,28 @@ class _Module:
             "    p: list[Tensor], state: dict[str, Any], group: dict[str, Any], t: Any, facts: Facts",
             ") -> None:",
             '    """What kernels leave to torch; `state` is what they hand over, and what they get."""',
+            *("    " + line if line else "" for line in lines),
+        ]
+
+    def sharded(self) -> Iterable[list[str]]:
+        """`_update_sharded`, where reductions are put together by processes."""
+        if self.meeting is None:
+            return
+        program = self.meeting.program
+        printer = printers(program, self.meeting)["foreach"]
+        lines = self.unpack(used_inputs(program), body=self.meeting) + self.meeting.lines(printer)
+        yield [
+            "@staticmethod",
+            "def _update_sharded(",
+            "    p: list[Tensor],",
+            "    g: list[Tensor],",
+            "    state: dict[str, Any],",
+            "    group: dict[str, Any],",
+            "    t: Any,",
+            "    facts: Facts,",
+            "    random: Any,",
+            ") -> Generator[Joint | tuple[Joint, ...], Any, list[Tensor]]:",
+            '    """The same for parts of tensors, whose reductions other processes have a share in."""',
             *("    " + line if line else "" for line in lines),
         ]
 

@@ -7,11 +7,12 @@ tensor-level and array values are lists with one entry per parameter.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from optdsl.core.ops import CORE, Rule
+from optdsl.core.ops import AXES_OPERANDS, CORE, Rule
 from optdsl.core.types import Kind, Level
 from optdsl.ir.expr import Call, Const, Expr, HostValue, Var, call, is_joint
+from optdsl.ir.structure import Set
 from optdsl.passes.intervals import Intervals
 
 #: Binding strength in Python.
@@ -53,6 +54,10 @@ SPELLED = frozenset(
         "newton_schulz",
         "entry",
         "count_upto",
+        "identity",
+        "gram",
+        "matrix_power",
+        "along_axes",
     }
 )
 
@@ -93,6 +98,12 @@ class Printer:
         self.foreach = foreach
         #: Values whose lists nothing else needs when they are read: an operation may overwrite them.
         self.overwritable: frozenset[str] = frozenset()
+        self._sites = 0
+
+    @property
+    def parameter(self) -> str:
+        """The parameter as it was, or the list of them, in its own shape."""
+        return "shaped" if self.matrices else "whole"
 
     def text(self, expr: Expr) -> str:
         """`expr` as Python source."""
@@ -131,9 +142,28 @@ class Printer:
         return self.names.get(expr.name, expr.name), _ATOM
 
     def joint(self, expr: Call) -> str:
+        assert expr.site is not None
+        return f"yield {self.request(expr, expr.site)}"
+
+    def request(self, expr: Call, site: int) -> str:
+        """What is to be reduced, and over what. A list of values that are not per element has a name for them."""
         kind = expr.op.removeprefix("reduce_")
         values = ", ".join(map(self.text, expr.args))
-        return f'yield Joint("{kind}", "{expr.attr}", {expr.site}, {values})'
+        of = expr.args[0].type
+        more = "" if of.is_element else f', of="{of.level_name}"'
+        return f'Joint("{kind}", "{expr.attr}", {site}, {values}{more})'
+
+    def meeting(self, items: Sequence[Set]) -> list[str]:
+        """The lines that ask for reductions which meet at once."""
+        requests = []
+        for item in items:
+            assert isinstance(item.expr, Call)
+            requests.append(self.request(item.expr, self._sites))
+        self._sites += 1
+        if len(items) == 1:
+            return [f"{items[0].target} = yield {requests[0]}"]
+        lines = [f"{', '.join(item.target for item in items)} = yield ("]
+        return [*lines, *(f"    {request}," for request in requests), ")"]
 
     # ---- host ------------------------------------------------------------------------------------
 
@@ -201,6 +231,8 @@ class Printer:
             return self.reduce(expr), _ATOM
         if rule is Rule.RANDOM:
             return self.random(expr, "random"), _ATOM
+        if rule is Rule.AXES:
+            return f"axes.{op}({', '.join([*map(self.text, args), self.parameter])})", _ATOM
         return self.function(expr), _ATOM
 
     def function(self, expr: Call) -> str:
@@ -318,6 +350,8 @@ class Printer:
         if rule in (Rule.TRANSPOSE, Rule.MATRIX):
             body = "x.mT" if rule is Rule.TRANSPOSE else f"{op}(x, {self.text(args[1])})"
             return f"[{body} for x in {self.wrap(args[0], _OR)}]"
+        if rule is Rule.AXES:
+            return f"foreach.each({', '.join([f'axes.{op}', *map(self.text, args), self.parameter])})"
         like = ["whole"] if op in ("select", "atan2") else []
         return f"foreach.{_FOREACH_NAMES.get(op, op)}({', '.join([*map(self.text, args), *like])})"
 
@@ -338,7 +372,7 @@ class Printer:
             and self.is_list(value)
             and value.type == result.type
             and not (value.op == "select" and value.args[0].type.is_host)
-            and value.op not in ("broadcast", "matmul", "transpose", "newton_schulz")
+            and value.op not in ("broadcast", "matmul", "transpose", "newton_schulz", *AXES_OPERANDS)
         )
 
     def multiply_add(self, expr: Call) -> str | None:

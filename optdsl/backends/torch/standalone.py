@@ -12,7 +12,7 @@ from collections.abc import Set
 from pathlib import Path
 
 #: Modules that generated code and the runtime use as a namespace, `host.sqrt(x)`: their names are prefixed.
-NAMESPACES = ("host", "foreach")
+NAMESPACES = ("host", "foreach", "axes")
 
 
 def standalone(text: str) -> str:

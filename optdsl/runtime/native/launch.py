@@ -45,7 +45,7 @@ from optdsl.runtime.states import (
     as_real,
     create_coded,
     create_state,
-    facts_of,
+    facts_about,
     kept,
     opened,
     state_dtype,
@@ -114,6 +114,7 @@ class Table:
         #: For each input that needs no stand-in: its row and key, its cell in the table, what its tensor is like.
         self.takers = [row for row in rows if row.given]
         self.given: list[tuple[Row, str, ctypes.c_int64, Any]] = []
+        self.absent = [(row, key) for row in rows for key in row.absent]
         #: For each delayed state its batch and position there, its key, and its cell in the table.
         self.turning: list[tuple[Batch, int, str, ctypes.c_int64]] = []
         self._entries(group, export)
@@ -191,6 +192,8 @@ class Table:
                 if found is None:
                     return False
                 row.given[key] = found
+        if any(group.given(key, row.p) is not None for row, key in self.absent):
+            return False
         for row, key, cell, form in self.given:
             found = row.given[key]
             if form_of(found) != form:
@@ -447,9 +450,9 @@ class Launcher:
             if not eligible(p, p.grad):
                 if group.group["fused"]:
                     raise RuntimeError(
-                        f"{name}: `fused=True` needs dense parameters and gradients of float32, float64, bfloat16 or "
-                        "float16 on the CPU or a GPU of CUDA or ROCm; "
-                        f"parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
+                        f"{name}: `fused=True` requires all the params to be floating point Tensors, dense ones of "
+                        "float32, float64, bfloat16 or float16 on the CPU or a GPU of CUDA or ROCm, and so are their "
+                        f"gradients; parameter {first + number} is a {kind} of {p.dtype} on {p.device}"
                     )
                 skipped.add(number)
                 continue
@@ -461,7 +464,7 @@ class Launcher:
             counter = p.device if counts_here else CPU
             if not state:
                 state = {"step": torch.zeros((), dtype=torch.float32, device=counter)}
-            facts = facts_of(p.shape)
+            facts = facts_about(p)
             options = _options(group, counts_here)
             keys = live.get(facts)
             if keys is None:
@@ -554,6 +557,10 @@ class Launcher:
         for key in keys:
             spec = kept(rule._specs[key], group.group, p)
             if spec.level == "group":
+                if not isinstance(
+                    group.group.get(key), Tensor
+                ):  # it begins now, though a kernel may not read it yet
+                    group.read(spec, *self._opened(row, group), p.shape)
                 continue
             held = state.get(key)
             if held is None:
@@ -630,10 +637,16 @@ class Launcher:
                 row.tensors.append(row.work(key, works[key]))
                 row.types.append(exact)
                 continue
-            spec, held = self.rule._specs[key], row.original(key)
+            spec = self.rule._specs[key]
+            held = row.original(key) if key in row.given or not spec.given else p
             if isinstance(forms.get(key), Code):
                 row.tensors.append(held)
                 row.types.append(exact)
+                continue
+            if spec.given and key not in row.given:
+                row.absent.append(key)
+                row.tensors.append(first)
+                row.types.append(row.types[0])
                 continue
             if spec.delay is not None:
                 row.rings[key] = held

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.native.spec import Kernel
-from optdsl.runtime.states import State, compute_dtype, facts_of, shape_of, state_shape
+from optdsl.runtime.states import State, compute_dtype, facts_about, shape_of, state_shape
 from optdsl.runtime.storage import BLOCK, SCALES, Code, Half
 
 CPU = torch.device("cpu")
@@ -110,6 +110,7 @@ class Row:
     """One parameter in a table: its tensors, those that stand in for one that a kernel cannot take."""
 
     __slots__ = (
+        "absent",
         "codes",
         "counts_here",
         "facts",
@@ -133,13 +134,15 @@ class Row:
         self.index = index
         self.p = p
         self.state = state
-        self.facts = facts_of(p.shape)
+        self.facts = facts_about(p)
         self.real = compute_dtype(p.dtype)
         self.numel = p.numel() * (2 if p.is_complex() else 1)
         #: Whether the device of the parameter counts its steps; the host has no number for them then.
         self.counts_here = counts_here
         #: Inputs by their keys: the tensors of the last step.
         self.given: dict[str, Tensor] = {}
+        #: Inputs that the last step was not given, as it did not read them; the parameter has their place.
+        self.absent: list[str] = []
         self.t = 1 if counts_here else int(state["step"].item()) + 1
         self.hosts: tuple[float, ...] = ()
         self.leaf = 0

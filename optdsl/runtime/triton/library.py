@@ -74,7 +74,7 @@ def going(skip, GUARD: tl.constexpr):
     """Whether the step is not to be skipped."""
     go = tl.full((), True, tl.int1)
     if GUARD:
-        go = tl.load(skip) == 0.0
+        go = tl.where(tl.load(skip) != 0.0, tl.full((), False, tl.int1), go)
     return go
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from optdsl.core.types import Kind
-from optdsl.ir.expr import Call, Const, Expr, Var
+from optdsl.ir.expr import Const, Expr, Var
 from optdsl.ir.numpy_ops import NUMPY, Array
 from optdsl.ir.program import Program
 
@@ -29,9 +29,7 @@ class Tables:
         self.program, self.steps = program, steps
         t = np.arange(1.0, steps + 1)[:, np.newaxis]
         self.known = {**known, "t": t, "first_step": t == 1}
-        self.definitions = {a.name: a.expr for a in program.body if a.expr.type.is_host}
-        if program.view is not None:
-            self.definitions |= {a.name: a.expr for a in program.view.body if a.expr.type.is_host}
+        self.definitions = _host_definitions(program)
         self.states = [s for s in program.kept if s.type.is_host]
         self._values: dict[Expr, Any] = {}
         #: What states of the host hold before each step and, in the last entry, behind the last one.
@@ -42,14 +40,15 @@ class Tables:
     def table(self, expr: Expr) -> Array:
         """Values of a host expression, an array that broadcasts to [steps, models]."""
         with np.errstate(all="ignore"):
-            found = np.asarray(self._evaluate(expr, self.known | self._before(), self._values))
+            found = np.asarray(_evaluate(expr, self.known | self._before(), self._values, self.definitions))
         return found if found.ndim == 2 else found.reshape(1, 1)
 
     def behind(self, expr: Expr) -> Array:
-        """Values of an expression that is asked for between steps: it reads states as the last step left them."""
+        """Values of an expression of what is evaluated between steps: it reads states as the last step left them."""
+        assert self.program.view is not None
         known = self.known | {name: values[1:] for name, values in self.held.items()}
         with np.errstate(all="ignore"):
-            found = np.asarray(self._evaluate(expr, known, {}))
+            found = np.asarray(_evaluate(expr, known, {}, _host_definitions(self.program.view)))
         return found if found.ndim == 2 else found.reshape(1, 1)
 
     def _before(self) -> dict[str, Array]:
@@ -64,46 +63,51 @@ class Tables:
             for state in self.states:
                 if state.init is not None:
                     first = self.known | {name: v[:1] for name, v in moving.items()}
-                    held[state.name][0] = np.reshape(self._evaluate(state.init, first, {}), -1)
+                    held[state.name][0] = np.reshape(_evaluate(state.init, first, {}, {}), -1)
             for step in range(self.steps):
                 known = self.known | {name: v[step : step + 1] for name, v in moving.items()}
                 known |= {name: values[step : step + 1] for name, values in held.items()}
                 memo: dict[Expr, Any] = {}
                 for state in self.states:
                     if state.name in self.program.results:
-                        value = self._evaluate(self.program.results[state.name], known, memo)
+                        value = _evaluate(self.program.results[state.name], known, memo, self.definitions)
                         held[state.name][step + 1] = np.reshape(value, -1)
                     else:
                         held[state.name][step + 1] = held[state.name][step]
         self.held = held
 
-    def _evaluate(self, root: Expr, known: Mapping[str, Any], memo: dict[Expr, Any]) -> Any:
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            if node in memo:
-                stack.pop()
-                continue
-            below = self._operands(node, known)
-            missing = [arg for arg in below if arg not in memo]
-            if missing:
-                stack += missing
-                continue
-            stack.pop()
-            if isinstance(node, Const):
-                memo[node] = node.value if isinstance(node.value, bool | str) else np.float64(node.value)
-            elif isinstance(node, Var):
-                memo[node] = memo[below[0]] if below else known[node.name]
-            else:
-                memo[node] = NUMPY[node.op](*(memo[arg] for arg in below))
-            if node.type.kind is Kind.INT:
-                memo[node] = memo[node] + 0.0  # no int is -0.0
-        return memo[root]
 
-    def _operands(self, node: Expr, known: Mapping[str, Any]) -> Sequence[Expr]:
-        if isinstance(node, Var):
-            return () if node.name in known else (self.definitions[node.name],)
-        return node.args if isinstance(node, Call) else ()
+def _host_definitions(program: Program) -> dict[str, Expr]:
+    """What names of a body stand for, those of host values."""
+    return {a.name: a.expr for a in program.body if a.expr.type.is_host}
+
+
+def _evaluate(
+    root: Expr, known: Mapping[str, Any], memo: dict[Expr, Any], definitions: Mapping[str, Expr]
+) -> Any:
+    """The value of a host expression from those of inputs."""
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in memo:
+            stack.pop()
+            continue
+        below: tuple[Expr, ...] = node.args
+        if isinstance(node, Var) and node.name not in known:
+            below = (definitions[node.name],)
+        if missing := [arg for arg in below if arg not in memo]:
+            stack += missing
+            continue
+        stack.pop()
+        if isinstance(node, Const):
+            memo[node] = node.value if isinstance(node.value, bool | str) else np.float64(node.value)
+        elif isinstance(node, Var):
+            memo[node] = memo[below[0]] if below else known[node.name]
+        else:
+            memo[node] = NUMPY[node.op](*(memo[arg] for arg in below))
+        if node.type.kind is Kind.INT:
+            memo[node] = memo[node] + 0.0  # no int is -0.0
+    return memo[root]
 
 
 def columns_of(

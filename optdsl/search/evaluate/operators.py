@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optdsl.core.ops import AXES_OPERANDS
 from optdsl.ir.numpy_ops import NEWTON_SCHULZ, NEWTON_SCHULZ_EPS
 
 
@@ -109,6 +110,8 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
 #: Operators that generated code cannot call, with what a person is told. Together with the tables here these are all.
 REFUSED = {
     "reduce_kth_largest": "it ranks entries",
+    **dict.fromkeys(("entry", "count_upto"), "it reads a list"),
+    **dict.fromkeys(AXES_OPERANDS, "it has a matrix for each axis"),
     **dict.fromkeys(("normal", "uniform", "rademacher", "bernoulli"), "it draws random numbers"),
 }
 #: All that generated code calls, by the names it has there.

@@ -66,7 +66,8 @@ class Printer:
         """The value of a host expression that nothing can change any more, or None."""
         if expr not in self._settled:
             try:
-                self._settled[expr] = host_value(expr, self.known, self.definitions)
+                value = host_value(expr, self.known, self.definitions)
+                self._settled[expr] = None if isinstance(value, tuple) else value
             except Unknown:
                 self._settled[expr] = None
         return self._settled[expr]
@@ -238,6 +239,8 @@ class _Writer:
         assert isinstance(expr, Call), expr
         if expr.op in REFUSED:
             raise Unsupported(REFUSED[expr.op])
+        if expr.attr == "filter":
+            raise Unsupported("it reduces over filters")
         level, truth = expr.type.level_name, expr.type.kind is Kind.BOOL
         rule = CORE[expr.op].rule
         if rule is Rule.REDUCE:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optdsl.core.record import record
-from optdsl.core.types import Kind, Level, element
+from optdsl.core.types import AXES, Kind, Level, element
 from optdsl.ir.expr import Const, Literal
 from optdsl.ir.program import Program, State
 from optdsl.search.evaluate.code import Function
@@ -69,12 +69,16 @@ class Stacked:
         for hyper in program.hypers:
             if hyper.name in varied and hyper.kind is not Kind.FLOAT:
                 raise Unsupported(f"`{hyper.name}` is no number that could differ between models")
+        if any(hyper.kind is Kind.LIST for hyper in program.hypers):
+            raise Unsupported("a hyperparameter is a list")
         if program.inputs:
             raise Unsupported("a step is given more than a gradient")
+        if any(state.type.shape == AXES for state in program.states):
+            raise Unsupported("it has a matrix for each axis")
         if any(state.stored for state in program.kept):
             raise Unsupported("a state is kept in another format")
         self.varied = frozenset(varied)
-        defaults = {h.name: h.default for h in program.hypers if h.name not in self.varied}
+        defaults = {h.name: h.one for h in program.hypers if h.name not in self.varied}
         self.settled = {**defaults, **{n: v for n, v in (values or {}).items() if n in defaults}}
         self.flat = not looks_at_shapes(program)
         places = list(self._places())
@@ -139,7 +143,7 @@ class Stacked:
         return getattr(result, "name", None) != state.name
 
     def run(self, p: Tensor, columns: Mapping[str, npt.ArrayLike], steps: int) -> Run:
-        """Begins a run of at most `steps` steps with the parameters `p`, which it changes: [K, P], float32 or float64.
+        """Begins a run of at most `steps` steps with the parameters `p`, which it changes: [K, P] in float32, or 64.
 
         `columns` has a value for each hyperparameter of `varied`: one number, one for each model, or an array that
         broadcasts to [steps, K].

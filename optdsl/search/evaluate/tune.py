@@ -114,7 +114,7 @@ def constants(program: Program) -> tuple[str, ...]:
     return tuple(
         h.name
         for h in program.hypers
-        if h.kind is Kind.FLOAT and h.name != "lr" and h.default != 0 and math.isfinite(float(h.default))
+        if h.kind is Kind.FLOAT and h.name != "lr" and h.one != 0 and math.isfinite(float(h.one))
     )
 
 
@@ -229,7 +229,7 @@ def tune(
     if all(h.name != "lr" for h in program.hypers):
         raise Unsupported("there is no learning rate `lr` to tune")
     names = constants(program) if names is None else tuple(names)
-    values = {name: float((start or {}).get(name, program.hyper(name).default)) for name in names}
+    values = {name: float((start or {}).get(name, program.hyper(name).one)) for name in names}
     search = _Search(program, problem, effort, names, hurdle)
     length = unit(search.stacked, problem, values)
     if not (math.isfinite(length) and length > 0):

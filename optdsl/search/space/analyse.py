@@ -43,6 +43,7 @@ REASONS: dict[str, str] = {
     "vanishes": "steps shrink faster than gradients do, or as these grow",
     "jumps": "steps are as large as the parameters themselves",
     "uphill": "steps go up, or across, where the gradient is positive or where it is negative",
+    "cancels": "steps undo each other, and do not add up though gradients have a part that stays",
     "turns": "steps under gradients times 1e4 point elsewhere",
     "spikes": "single steps are far longer than the others",
     "drifts": "steps, or what is kept, grow while gradients are zero",
@@ -86,9 +87,11 @@ def ordinary() -> Probes:
 
 
 @cache
-def many() -> Probes:
-    """More entries, more probes, more steps: what two genomes are compared on that have one effect."""
-    return _probes(20230215, 8, 42, (2, 8, 8))
+def more() -> tuple[Probes, ...]:
+    """What two genomes are compared on that have one effect: more probes and steps, larger tensors, and tiny ones, of
+    which all entries may be alike in something.
+    """
+    return _probes(20230215, 8, 42, (2, 8, 8)), _probes(20230216, 8, 90, (2, 1, 2))
 
 
 @cache
@@ -193,6 +196,7 @@ TINY = 5e-5  # of steps, from gradients as they are to 1e-4 times as large, at l
 INVERSE = 5e3  # the same, at most: 2.3e3 (KATE)
 JUMP = 0.5  # of steps at the learning rate 1e-3, over the size of parameters, at most: 0.07 (Rprop)
 DOWN = 0.05  # cosine of steps and of descent, of entries with positive and with negative gradients, at least: 0.2
+SUM = 0.12  # length of the sum of half of the steps over the sum of their lengths, at least: 0.24 (optimistic SGD)
 ALONG = 0.4  # cosine of steps and of those under 1e4 times as large gradients, at least: 0.59 (on a ball)
 SPIKE = 100.0  # longest over median step: 41 (KATE)
 MORE_SPIKE = 10.0  # the same under 1e4 times as large gradients, over that: 1.8
@@ -306,6 +310,9 @@ def _verdict(moves: Array, kept: list[Array]) -> str | None:
     g = strained().g[1:, 0].reshape(len(flat), -1)
     if min(_down(flat[:, 0], np.maximum(g, 0)), _down(flat[:, 0], np.minimum(g, 0))) < DOWN:
         return "uphill"
+    half = flat[len(flat) // 2 :, 0]
+    if np.linalg.norm(half.sum(axis=0)) < SUM * np.linalg.norm(half, axis=1).sum():
+        return "cancels"
     along = np.einsum("ik,ik->i", flat[:, 0], flat[:, 2]) / np.maximum(base * large * flat.shape[2], 1e-300)
     if along.mean() < ALONG:
         return "turns"
@@ -419,7 +426,10 @@ class Sieve:
                 assert other.far is not None
                 alike = found.effect.same(other.effect) and found.far.same(other.far)
                 # a sign, or what is cut off, can agree by chance
-                if alike and _effect(found.genome, many())[0].same(_effect(other.genome, many())[0]):
+                if alike and all(
+                    _effect(found.genome, probes)[0].same(_effect(other.genome, probes)[0])
+                    for probes in more()
+                ):
                     return other
         return None
 

@@ -99,6 +99,15 @@ def _resolved(ref: Ref, refs: Mapping[str, Ref], known: Mapping[str, Ref]) -> Re
     return refs.get(ref, known.get(ref, ref))
 
 
+#: Reductions of what is one number everywhere to that number.
+_SAME_OF_SAME = ("reduce_mean", "reduce_max", "reduce_min")
+
+
+def _counts(op: str, over: str | None) -> bool:
+    """True for a reduction that depends on how many entries there are: of a tensor, or of each of several."""
+    return op in ("reduce_sum", "norm") or (over in ("group", "all") and op in ("reduce_mean", "rms"))
+
+
 def _numbered(
     genome: Genome, known: Mapping[str, Ref], types: Mapping[str, Type]
 ) -> tuple[list[Statement], dict[str, Ref]]:
@@ -116,14 +125,14 @@ def _numbered(
         type_ = None
         if found is None and now is not None:
             type_ = result_type(op, s.over, tuple(type_of(a, now) for a in args))
-            if type_ is None:  # what is to be reduced has become known as one number
-                if op in ("reduce_mean", "reduce_max", "reduce_min") or _zero(args[0]):
-                    found = args[0]
-                else:
-                    wide = Statement(f"{s.name} wide", "broadcast", args, types[s.args[0]].level_name)  # type: ignore[index]
+            if OPS[op].reduces:
+                before = type_of(s.args[0], types)
+                if type_ is None and (op in _SAME_OF_SAME or _zero(args[0])):
+                    found = args[0]  # what is to be reduced has become known as one number
+                elif type_ is None or (_counts(op, s.over) and type_of(args[0], now) != before):
+                    wide = Statement(f"{s.name} wide", "broadcast", args, before.level_name)
                     body.append(wide)
-                    now[wide.name], args = types[s.args[0]], (wide.name,)  # type: ignore[index]
-                    type_ = types[s.name]
+                    now[wide.name], args, type_ = before, (wide.name,), types[s.name]
         if found is not None:
             refs[s.name] = found
             continue
@@ -303,7 +312,7 @@ def _digest(*parts: bytes) -> bytes:
 
 def digest(genome: Genome) -> str:
     """A hash of a live genome, values of hyperparameters included: the same under other names and in other orders."""
-    exact = {h.name: b"lr" if h.name == LR else b"=" + struct.pack("<d", h.default) for h in genome.hypers}
+    exact = {h.name: b"lr" if h.name == LR else b"=" + struct.pack("<d", h.one) for h in genome.hypers}
     return _refined(genome, exact)["p"].hex()
 
 

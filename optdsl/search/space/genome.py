@@ -167,7 +167,7 @@ class Genome:
 
     def with_values(self, values: Mapping[str, float]) -> Genome:
         """The same with other defaults of hyperparameters, such as have been found by tuning."""
-        hypers = tuple(replace(h, default=values.get(h.name, h.default)) for h in self.hypers)
+        hypers = tuple(replace(h, default=values.get(h.name, h.one)) for h in self.hypers)
         return replace(self, hypers=hypers)
 
     def bytes_per_parameter(self) -> int:
@@ -180,7 +180,7 @@ class Genome:
         return names | {s.name for s in self.body}
 
     def __str__(self) -> str:
-        lines = [f"{h.name} = {h.default!r}" for h in self.hypers]
+        lines = [f"{h.name} = {h.one!r}" for h in self.hypers]
         lines += [f"state {s.name} [{s.level}] = {s.init}" for s in self.states]
         for s in self.body:
             over = f", over={s.over}" if s.over else ""
@@ -309,7 +309,7 @@ def of_program(program: Program) -> Genome:
     # each its own argument: a search drops, adds and changes them one by one
     numeric = [replace(h, argument=h.name) for h in program.hypers if h.kind.numeric]
     flat = Flat({"p", "g", *FACTS, *(h.name for h in program.hypers), *(s.name for s in slots)})
-    flat.names.update((h.name, h.default) for h in program.hypers if isinstance(h.default, bool))
+    flat.names.update((h.name, h.one) for h in program.hypers if isinstance(h.one, bool))
     for assign in program.body:
         if assign.guard and not assign.expr.type.is_host:
             raise Refused("has branches that change from step to step")
@@ -323,12 +323,12 @@ def refuse(program: Program) -> None:
     """Raises Refused for what no genome has, whatever the options."""
     if program.inputs:
         raise Refused(f"takes `{program.inputs[0].name}` beside the gradient")
+    if listed := [h.name for h in program.hypers if h.kind is Kind.LIST]:
+        raise Refused(f"has a list, `{listed[0]}`")
     if program.view is not None:
         raise Refused("evaluates at other weights than it trains")
     if all(h.name != LR or h.kind is not Kind.FLOAT for h in program.hypers):
         raise Refused("has no learning rate `lr`")
-    if listed := next((h.name for h in program.hypers if isinstance(h.default, tuple)), None):
-        raise Refused(f"has the list `{listed}` as an option")
     for state in program.kept:
         if state.delay is not None or state.stored is not None:
             raise Refused(f"keeps `{state.name}` with a delay or in a format of its own")
@@ -346,10 +346,12 @@ def _look(node: Expr) -> None:
     rule = CORE[node.op].rule
     if rule is Rule.RANDOM:
         raise Refused("draws random numbers")
-    if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX) or not _whole(node.type.shape):
+    if rule in (Rule.MATMUL, Rule.TRANSPOSE, Rule.MATRIX, Rule.AXES) or not _whole(node.type.shape):
         raise Refused("works on matrices")
     if node.op not in OPS:
         raise Refused("ranks entries")
+    if node.attr == "filter":
+        raise Refused("reduces over filters")
     if node.op == "select" and not node.type.is_host and node.args[0].type.is_host:
         raise Refused("has branches that change from step to step")
 

@@ -340,7 +340,7 @@ class Draft:
             h.name
             for h in self.hypers
             if h.name != LR and h.interval is not None and (h.interval.high <= 1) is (role == "share")
-            and (float(h.default) < 1e-4) is (role == "small")
+            and (float(h.one) < 1e-4) is (role == "small")
         ]  # fmt: skip
         if used and rng.random() < 0.5:
             return rng.choice(used)
@@ -788,7 +788,7 @@ class Draft:
 
 def moved(rng: Random, hyper: Hyper) -> Hyper:
     """`hyper` with a default 2^a times as far from the nearer end of its interval (from 0), a standard normal."""
-    factor, value, interval = 2.0 ** rng.gauss(0.0, 1.0), float(hyper.default), hyper.interval
+    factor, value, interval = 2.0 ** rng.gauss(0.0, 1.0), float(hyper.one), hyper.interval
     if interval is not None and math.isfinite(interval.high) and value > (interval.low + interval.high) / 2:
         new = interval.high - (interval.high - value) * factor
     elif value == 0:

@@ -76,7 +76,7 @@ class Run:
         self.put("p", probes.p)
         self.put("g", probes.g[0])
         for h in genome.hypers:
-            self.put(h.name, probes.lr if h.name == LR else float((values or {}).get(h.name, h.default)))
+            self.put(h.name, probes.lr if h.name == LR else float((values or {}).get(h.name, h.one)))
         for slot in genome.states:
             init = self.values[self.place(slot.init)]
             fine = type_of(slot.init, types) == types[slot.name]

@@ -74,9 +74,9 @@ def named(genome: Genome) -> Genome:
 
 def _range(h: Hyper, share: bool) -> Interval | None:
     """The interval that the spec declares: that of a share leaves out the end at which nothing is ever learnt."""
-    if share and h.interval is not None and h.interval.high == 1.0 and float(h.default) < 1:
+    if share and h.interval is not None and h.interval.high == 1.0 and float(h.one) < 1:
         return Interval(h.interval.low, 1.0, h.interval.low_open, True)
-    if h.interval is not None and math.isinf(h.interval.high) and math.isfinite(float(h.default)):
+    if h.interval is not None and math.isinf(h.interval.high) and math.isfinite(float(h.one)):
         return Interval(h.interval.low, h.interval.high, h.interval.low_open, True)
     return h.interval
 
@@ -107,7 +107,7 @@ def _roles(genome: Genome) -> dict[str, str]:
             other = s.args[1 - k] if len(s.args) == 2 else None
             if s.op == "mix" and k == 0:
                 roles.setdefault(str(a), "beta")
-            elif s.op in ("add", "max") and s.name in below and float(hypers[str(a)].default) < 1e-2:
+            elif s.op in ("add", "max") and s.name in below and float(hypers[str(a)].one) < 1e-2:
                 roles.setdefault(str(a), "eps")
             elif s.op == "mul" and (other == "p" or (other == LR and _meets(s.name, products))):
                 roles.setdefault(str(a), "weight_decay")

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from optdsl.core.record import record
-from optdsl.core.types import Kind
 from optdsl.driver import locate, program_of, shipped_specs
 from optdsl.ir.expr import Literal, const
 from optdsl.ir.program import Program
@@ -36,16 +35,15 @@ def start(path_or_name: str | os.PathLike[str], **options: Literal) -> Genome:
 def settle(program: Program, options: Mapping[str, Literal] | None = None) -> Genome:
     """The genome of a checked program with these options. Raises as `start`."""
     refuse(program)
-    values = {h.name: h.default for h in program.hypers}
+    values = {h.name: h.one for h in program.hypers}
     for name, value in (options or {}).items():
-        kind = program.hyper(name).kind
-        values[name] = float(value) if kind is Kind.FLOAT else value
+        values[name] = float(value) if isinstance(values[name], float) else value
     hypers = tuple(replace(h, default=values[h.name]) for h in program.hypers)
     program = simplify(program)
     settled, left = at(program, values)
     if left:
         raise Refused(f"has a branch on `{expression(left[0], {})}`")
-    chosen = {h.name: const(h.default) for h in hypers if not h.kind.numeric}
+    chosen = {h.name: const(h.one) for h in hypers if not h.kind.numeric}
     settled = simplify(
         settled.with_body(
             tuple(replace(a, expr=substitute(a.expr, chosen)) for a in settled.body),

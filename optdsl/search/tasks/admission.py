@@ -2,8 +2,8 @@
 
 Ten known rules are tuned on a task and measured on fresh seeds. It is admitted if
 
-- the spread of the rules is more than 5 paired standard errors. The best and the worst rule do not count: one that
-  fails altogether, or a lucky one, does not make a task tell the others apart;
+- the spread of the rules is more than 5 paired standard errors, and more than 1 %. The best and the worst rule do not
+  count: one that fails altogether, or a lucky one, does not make a task tell the others apart;
 - the best loss is above 1e-3, so that logarithms of losses do not run away;
 - validation is on at least 400 predictions;
 - K = 64 runs take half a second at most (of a small task);
@@ -27,7 +27,7 @@ from optdsl.search.tasks import SIZES, Task
 
 #: The known rules: shipped methods of different kinds.
 RULES = ("sgd", "heavy_ball", "nag", "adamw", "nadamw", "rmsprop", "adagrad", "lion", "signsgd", "adabelief")
-SPREAD, FLOOR, ROWS, SECONDS, MODELS = 5.0, 1e-3, 400, 0.5, 64
+SPREAD, LEAST, FLOOR, ROWS, SECONDS, MODELS = 5.0, 0.01, 1e-3, 400, 0.5, 64
 
 
 @record
@@ -68,6 +68,8 @@ def admit(
     reasons = []
     if not errors > SPREAD:
         reasons.append(f"rules differ by {errors:.1f} standard errors")
+    if not spread > LEAST:
+        reasons.append(f"rules differ by {100 * spread:.1f} %")
     if not floor > FLOOR:
         reasons.append(f"the best loss is {floor:.2g}")
     if rows < ROWS:

@@ -126,7 +126,7 @@ class DeepLinear(Task):
     def __init__(self, size: str) -> None:
         super().__init__(size)
         self.widths = (16, 16, 16, 8) if size == "small" else (48, 48, 48, 24)
-        self.batch, self.steps = (16, 100) if size == "small" else (32, 400)
+        self.batch, self.steps = (16, 100) if size == "small" else (32, 150)
         self.shapes = tuple(itertools.pairwise(self.widths))
 
     @functools.cached_property

@@ -42,15 +42,15 @@ class _Digits(Task):
 
 
 class DigitsMLP(_Digits):
-    """Digits, a tenth of them with a wrong label, by a network of two or three layers."""
+    """Digits, a tenth of them with a wrong label, by a network of two or four layers."""
 
     family, split = "digits_mlp", "search"
 
     def __init__(self, size: str) -> None:
         super().__init__(size)
         small = size == "small"
-        self.widths = (64, 32, 10) if small else (64, 96, 64, 10)
-        self.batch, self.steps = (32, 100) if small else (64, 300)
+        self.widths = (64, 32, 10) if small else (64, 96, 96, 96, 10)
+        self.batch, self.steps = 32, 100
         pairs = list(itertools.pairwise(self.widths))
         # matrices first: what is done with vectors apart is then done in one piece
         self.shapes = (*pairs, *((width,) for _, width in pairs))
@@ -95,8 +95,8 @@ class DigitsConv(_Digits):
 
     def __init__(self, size: str) -> None:
         super().__init__(size)
-        first, second = (6, 12) if size == "small" else (16, 32)
-        self.batch, self.steps = (12, 80) if size == "small" else (48, 300)
+        first, second = (6, 12) if size == "small" else (24, 48)
+        self.batch, self.steps = (12, 80) if size == "small" else (16, 110)
         self.shapes = ((9, first), (4 * first, second), (4 * second, 10), (first,), (second,), (10,))
 
     def begin(self, generator: torch.Generator) -> list[Tensor]:

@@ -1,0 +1,20 @@
+"""What takes long is for `make contract`, and for `make test-all`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out runs of every spec, unless they are asked for."""
+    if "contract" in str(config.option.markexpr) or os.environ.get("OPTDSL_FULL"):
+        return
+    gone = {item for item in items if HERE in item.path.parents and item.get_closest_marker("contract")}
+    if gone:
+        items[:] = [item for item in items if item not in gone]
+        config.hook.pytest_deselected(items=list(gone))
