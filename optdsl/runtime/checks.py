@@ -61,7 +61,7 @@ _TORCH_SAYS = {
 
 def _complaint(hyper: Hyper, index: int | None, value: float) -> str:
     """What is wrong with a number outside its interval."""
-    said = _TORCH_SAYS.get(hyper.name if index is None else hyper.parts[index])
+    said = _TORCH_SAYS.get(hyper.name if index is None or hyper.many else hyper.parts[index])
     if said is not None:
         words = said.format(value)
         return f"{words} (must be in {hyper.interval})"

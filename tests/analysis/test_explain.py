@@ -273,9 +273,8 @@ def test_states_with_a_matrix_for_each_axis(told: Any) -> None:
     for shape, entries in (("3,4,2", 9 + 16 + 4), ("7", 49), ("()", 0), ("1024,1024", 2 * 1024**2)):
         states = json.loads(told("shampoo", "--json", "--shape", shape))["states"]
         assert [s["entries"] for s in states if s["level"] == "axes"] == [entries, entries], shape
-    assert "    s     statistics       axes       f32                   4.83\n" in told(
-        "shampoo", "--shape", "3,4,2"
-    )
+    lines = [line.split() for line in told("shampoo", "--shape", "3,4,2").splitlines()]
+    assert ["s", "statistics", "axes", "f32", "4.83"] in lines
 
 
 def test_too_many_branches(here: Path, told: Any) -> None:

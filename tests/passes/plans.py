@@ -350,7 +350,7 @@ class _Run:
         self.new = {n: settled(e, known, definitions) for n, e in plan.host_states}
         slots = [settled(expr, known, definitions) for expr in plan.slots]
         memory: dict[str, Array] = {"p": p.reshape(rows, cols), "g": g.reshape(rows, cols)}
-        for state in program.states:
+        for state in owner.kernels.states:
             held = owner.group_states[group] if state.type.level is Level.GROUP else states
             if not state.type.is_host and state.key in held:
                 sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
@@ -393,7 +393,8 @@ class _Run:
         self.own = {key: runner.states[0][0][key] for key in own if key in runner.states[0][0]}
         rows, cols = self.before["p"].shape
         sizes = {Dim.ONE: 1, Dim.R: rows, Dim.C: cols}
-        shapes = {state.name: [sizes[d] for d in state.type.shape] for state in states}
+        filled = [state for state in states if state.name in found.outputs]
+        shapes = {state.name: [sizes[d] for d in state.type.shape] for state in filled}
         return {name: np.asarray(x).reshape(shapes[name]) for name, x in made.items()}
 
     def store(self) -> None:

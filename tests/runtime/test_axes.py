@@ -196,8 +196,6 @@ def test_what_they_do_not_take():
     p.grad = torch.zeros_like(p)
     with pytest.raises(RuntimeError, match="does not support complex parameters"):
         cls([p]).step()
-    with pytest.raises(RuntimeError, match="matrices"):
-        cls([torch.nn.Parameter(torch.zeros(2, 2))], fused=True)
     with pytest.raises(RuntimeError, match="branches on the step count"):
         cls([p], capturable=True)
 

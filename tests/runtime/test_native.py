@@ -612,7 +612,7 @@ def test_nothing_for_kernels_to_do(monkeypatch):
     assert optimizer.state[params[0]]["step"].item() == 3
     assert len(made) == 1
     optimizer.param_groups[0]["fused"] = True
-    with pytest.raises(RuntimeError, match="`fused=True` needs"):
+    with pytest.raises(RuntimeError, match="`fused=True` requires"):
         optimizer.step()
 
 

@@ -94,6 +94,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- what is found ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_planted_answer_is_found_and_not_by_luck(tmp_path: Path) -> None:
     """As good as the gradient itself to two percent, from a start with seven times the loss and more."""
     seed, evaluations = 1, 40

@@ -652,6 +652,7 @@ LIMITS = [
         {**BETAS, "eps": 1e-8},
         *(adamw(), {"hessian_power": 0.5}, constant),
         inputs={"h": constant},
+        only="mat",  # filter banks average the Hessian over each filter
     ),
     Limit(
         *("muon", "use_muon = false", "its Adam is AdamW"),
