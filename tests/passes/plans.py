@@ -342,7 +342,7 @@ class _Run:
         shape = p.shape
         rows, cols = shape[0] if shape else 1, int(np.prod(shape[1:]))
         self.t = owner.steps[group][place] + 1
-        program, states = owner.program, owner.states[group][place]
+        states = owner.states[group][place]
         known = tensor_known(owner, group, place)
         leaf = leaf_of(owner.tree, known)
         self.plan = plan = owner.plan(leaf)
