@@ -71,9 +71,10 @@ def give(params: list[torch.nn.Parameter], seed: int, scale: float = 1.0) -> Non
 
 
 def inputs_of(cls: Any, params: list[torch.nn.Parameter]) -> dict[str, Any]:
-    """What a step is given beside gradients: their squares."""
+    """What a step is given beside gradients: their squares, and one for a number."""
     given = [None if p.grad is None else p.grad.square() for p in params]
-    return {"inputs": dict.fromkeys(cls._inputs, given)} if cls._inputs else {}
+    inputs = {key: 1.0 if cls._specs[key].level == "group" else given for key in cls._inputs}
+    return {"inputs": inputs} if inputs else {}
 
 
 class Run:
