@@ -274,9 +274,10 @@ class Store:
 
     def evaluations(self, stage: str, candidate: int | None = None) -> list[Evaluation]:
         """Those of a stage, in the order in which they were written; of one candidate, if that is given."""
-        query, values = "SELECT * FROM evaluations WHERE stage = ?", [stage]
+        query = "SELECT * FROM evaluations WHERE stage = ?"
+        values: list[str | int] = [stage]
         if candidate is not None:
-            query, values = f"{query} AND candidate = ?", [stage, candidate]  # type: ignore[list-item]
+            query, values = f"{query} AND candidate = ?", [stage, candidate]
         return [
             Evaluation(s, c, t, o, _tuned(tuned), json.loads(effort), moved, seconds)
             for s, c, t, o, tuned, effort, moved, seconds in self._db.execute(

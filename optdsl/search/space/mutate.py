@@ -306,7 +306,7 @@ class Draft:
         names = ["p", "g", *(s.name for s in self.states), *(h.name for h in self.hypers)]
         return names + [s.name for s in self.body[:position]]
 
-    def like(self, type_: Type, position: int, but: Ref = None) -> list[str]:  # type: ignore[assignment]
+    def like(self, type_: Type, position: int, but: Ref | None = None) -> list[str]:
         """Names of values at the place of `type_`, of its kind, that may be read in front of a statement."""
         return [n for n in self.readable(position) if n != but and place(self.types[n]) == place(type_)]
 
@@ -433,11 +433,11 @@ class Draft:
         n = self.rng.randrange(len(self.body))
         s = self.body[n]
         type_ = self.types[s.name]
-        same = [a for a in s.args if isinstance(a, str) and place(self.types[a]) == place(type_)]
+        same: list[Ref] = [a for a in s.args if isinstance(a, str) and place(self.types[a]) == place(type_)]
         if not same or self.rng.random() < 0.1:
-            same = self.like(type_, n)
+            same = [*self.like(type_, n)]
         if not same and type_.kind.numeric:
-            same = [1]  # type: ignore[list-item]
+            same = [1]
         if not same:
             return False
         self.replaced(s.name, self.rng.choice(same))
