@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := "$(BIN)/python" -m pip -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all contract fmt generate clean env-demo env-dev
+.PHONY: help demo test test-all contract ahead fmt generate clean env-demo env-dev
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ test-all: env-dev ## the tests on every method and many random programs, which t
 contract: env-dev ## what makes a class like torch's own, tried on every method; writes docs/contract.md
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 -m contract -p tests.contract.table \
 	  --contract-table docs/contract.md tests/contract tests/distributed
+
+ahead: env-dev ## compile what changed of the Triton kernels for three kinds of GPU, and record what came of it
+	@"$(BIN)/python" -m tests.backends.machine_code
 
 fmt: env-dev ## format the Python files and the specs, and mend what the linter can
 	@"$(BIN)/ruff" check --fix-only --quiet .

@@ -1,4 +1,6 @@
-"""What Triton's compiler makes of every spec's kernels for a device that need not be there: registers, vector widths.
+"""What Triton's compiler makes of a spec's kernels for a device that need not be there: registers, vector widths.
+
+For all specs in float32 `python -m tests.backends.machine_code --table` has it already.
 
     python benchmarks/registers.py > registers.txt
     python benchmarks/registers.py --target sm_80 --types bf16 adamw lion
@@ -16,7 +18,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import triton
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from tests.backends.machine_code import kind, summary, table  # noqa: E402
 from tests.support import NAMES, WITHOUT_KERNELS  # noqa: E402
 
 
@@ -43,34 +45,6 @@ def compiled(names: list[str], target: str, types: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def kind(row: dict[str, Any]) -> str:
-    if not row["job"]["function"].startswith("pass"):
-        return "sums"
-    return "rows" if row["job"]["by_rows"] else "elements"
-
-
-def table(rows: list[dict[str, Any]], functions: bool) -> str:
-    """Lines of a table: a method's kinds of functions, or all its `functions` in the order in which they run."""
-    together = defaultdict(list)
-    for row in rows:
-        together[row["job"]["method"], row["job"]["function"] if functions else kind(row)].append(row)
-    lines = [
-        f"{'method':28} {'functions':>14}  registers  stack  spills  shared  loads of 128 bits  stores of 128 bits"
-    ]
-    for (method, what), part in sorted(together.items(), key=lambda item: item[0][0]):
-        most = {k: max(row["found"][k] for row in part) for k in ("registers", "stack", "spills", "shared")}
-        loads, stores = (
-            f"{sum(row['found'][f'wide_{k}'] for row in part)} of {sum(row['job'][k] for row in part)}"
-            for k in ("loads", "stores")
-        )
-        name = what if functions else f"{len(part)} {what}"
-        lines.append(
-            f"{method:28} {name:>14}  {most['registers']:9}  {most['stack']:5}  {most['spills']:6}  "
-            f"{most['shared']:6}  {loads:>17}  {stores:>18}"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -86,7 +60,11 @@ def main() -> None:
         parts = pool.map(lambda k: compiled(names[k::workers], args.target, args.types), range(workers))
         rows = [row for part in parts for row in part]
     print(f"Triton {triton.__version__}, {args.target}, {args.types}, {len(names)} methods\n")
-    print(table(rows, args.functions))
+    of = (lambda job: job["function"]) if args.functions else kind
+    methods = {row["job"]["method"]: [] for row in rows}
+    for row in rows:
+        methods[row["job"]["method"]].append(row)
+    print(table((method, summary(part, of)) for method, part in sorted(methods.items())))
 
 
 if __name__ == "__main__":

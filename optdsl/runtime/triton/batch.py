@@ -121,6 +121,10 @@ def registers_of_pass(types: Sequence[Any], widest: int | None) -> dict[str, int
     return {"maxnreg": 64 if few else 128}
 
 
+#: The same for what is computed per tensor between passes.
+REGISTERS_BETWEEN = {"maxnreg": 128}
+
+
 class TritonBatch(Batch):
     """Rows whose kernel is made of Triton functions."""
 
@@ -174,6 +178,8 @@ class TritonBatch(Batch):
         if not INTERPRETED and not torch.version.hip:
             self.of_pass |= registers_of_pass(types, widest)
         self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
+        if not INTERPRETED and not torch.version.hip:
+            self.of_between |= REGISTERS_BETWEEN
         self.known_settings: dict[tuple[int, bool, bool], Mapping[str, Any]] = {}
 
     def _allocate(self) -> None:
