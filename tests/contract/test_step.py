@@ -19,6 +19,7 @@ from tests.contract.subjects import (
     WAYS,
     Refused,
     Way,
+    all_moved,
     assert_alike,
     assert_close,
     built,
@@ -27,7 +28,6 @@ from tests.contract.subjects import (
     everything,
     give,
     inputs,
-    moved,
     parameters,
     step,
     train,
@@ -64,9 +64,7 @@ def test_every_way_is_the_definition(name: str, cls: Any, way: Way, setting: Any
     options = setting(cls)
     params = [*parameters(((3, 4), (5,), (), (0,)) if way.triton else SHAPES), strided((4, 3))]
     groups = [{"params": params[:3]}, {"params": params[3:], "maximize": True}]
-    changed = [
-        (h.name, new) for h in cls._hypers if (new := moved(h, cls([params[0]]).defaults[h.name])) is not None
-    ]
+    changed = list(all_moved(cls, options).items())
     groups[1].update(changed[-1:])
     optimizer = built(cls, groups, way, **options)
     definition = Definition(name, optimizer)
@@ -315,7 +313,7 @@ def test_groups_are_optimizers_of_their_own(name: str, cls: Any, way: Way) -> No
         raise Refused(f"{cls.__name__} reduces over all parameters, as its equations say")
     params, others = parameters(), parameters()
     options = usual(cls)
-    other = {h.name: new for h in cls._hypers if (new := moved(h, cls(params).defaults[h.name])) is not None}
+    other = all_moved(cls, options)
     together = built(cls, [{"params": params[:3]}, {"params": params[3:], **other}], way, **options)
     apart = [built(cls, others[:3], way, **options), built(cls, others[3:], way, **{**options, **other})]
     if cls._random:  # numbers depend on the place of a tensor among all
@@ -333,7 +331,9 @@ def test_groups_are_optimizers_of_their_own(name: str, cls: Any, way: Way) -> No
             mine = [p for group in optimizer.param_groups for p in group["params"]]
             place = {p: n for n, p in enumerate(params)}
             passed = {
-                key: [None if p.grad is None else x[place[tensors[p]]] for p in mine]
+                key: x
+                if isinstance(x, torch.Tensor)
+                else [None if p.grad is None else x[place[tensors[p]]] for p in mine]
                 for key, x in given.get("inputs", {}).items()
             }
             optimizer.step(**({"inputs": passed} if passed else {}))
