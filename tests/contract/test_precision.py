@@ -164,10 +164,10 @@ def test_pure_bfloat16_in_few_bits(name: str, cls: Any, way: Way, form: str) -> 
         runs.append(everything(optimizer))
         assert all(torch.isfinite(p).all() for p in params)
         assert ("p_low" in optimizer.state[params[0]]) is (form != "bf16_sr")
-        for key in set(keys) & set(optimizer.state[params[0]]):
-            delayed = "delay" in traits(name) and optimizer._specs[key].delay is not None
-            assert optimizer.state[params[0]][key].dtype is (torch.float32 if delayed else torch.uint8)
-            assert optimizer.state[params[1]][key].dtype is torch.float32
+        for p, coded in zip(params, (torch.uint8, torch.float32), strict=True):
+            for key in set(keys) & set(optimizer.state[p]):
+                delayed = "delay" in traits(name) and optimizer._specs[key].delay is not None
+                assert optimizer.state[p][key].dtype is (torch.float32 if delayed else coded)
     assert not differences(*runs)
 
 
