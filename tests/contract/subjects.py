@@ -333,13 +333,19 @@ def read(optimizer: Any) -> set[str]:
 
 def step(optimizer: Any, number: int = 0, closure: Any = None) -> Any:
     """Takes the step of that number with the gradients that are there."""
+    return taken(optimizer, closure, **inputs(optimizer, number))
+
+
+def taken(optimizer: Any, closure: Any = None, **given: Any) -> Any:
+    """Takes a step. Raises Refused where kernels are asked for that a class has for some steps only, not for this."""
     try:
-        return optimizer.step(closure, **inputs(optimizer, number))
+        return optimizer.step(closure, **given)
     except RuntimeError as error:  # some branches of a class may have no kernels, or none for these tensors
         name, native = type(optimizer).__name__, getattr(type(optimizer), "_native", None)
+        pairs = any(p.is_complex() for group in optimizer.param_groups for p in group["params"])
         if (
             native is not None
-            and native.lacking
+            and (native.lacking or pairs)
             and str(error).startswith(f"{name} has no fused kernel for parameter")
         ):
             assert any(group["fused"] for group in optimizer.param_groups)
