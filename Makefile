@@ -28,7 +28,7 @@ test-all: env-dev ## the tests on every method and many random programs, which t
 	OMP_NUM_THREADS=1 OPTDSL_FULL=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-2}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
 
 contract: env-dev ## what makes a class like torch's own, tried on every method; writes docs/contract.md
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 -m contract -p tests.contract.table \
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -n 2 --dist loadgroup -m contract -p tests.contract.table \
 	  --contract-table docs/contract.md tests/contract tests/distributed
 
 ahead: env-dev ## compile what changed of the Triton kernels for three kinds of GPU, and record what came of it

@@ -127,7 +127,7 @@ def _matrix_power(shape: tuple[int, ...], family: Array, exponent: Any, least: A
         if matrix.size and np.isfinite(matrix).all():
             # numpy has no decompositions in wider types than double precision
             values, vectors = np.linalg.eigh(matrix.astype(np.float64) if matrix.itemsize > 8 else matrix)
-            values = values + np.maximum(least - values[0], 0)
+            values = np.maximum(values + np.maximum(least - values[0], 0), least)
             power = (vectors * np.power(values, exponent)) @ vectors.T
         found.append(power)
     return _family(found, family.dtype)

@@ -72,7 +72,7 @@ class _Power(torch.autograd.Function):
         values, vectors = torch.linalg.eigh(matrix / scale)
         values = values * scale
         lack = (least - values[0]).clamp_min(0)
-        values = values + lack
+        values = (values + lack).clamp_min(least)  # a sum may be rounded to 0
         ctx.save_for_backward(values, vectors, lack)
         ctx.exponent = exponent
         power: Tensor = (vectors * values**exponent) @ vectors.mT

@@ -246,7 +246,8 @@ def entry(values: Sequence[float], i: Scalar) -> Scalar:
     """Entry i of a list, which counts from 1: i rounded down, the first below it and the last above; nan for nan."""
     if isinstance(i, Tensor):
         index = torch.nan_to_num(i.floor(), nan=1.0).clamp(1.0, float(len(values))).to(torch.int64)
-        return torch.where(i.isnan(), math.nan, _on_device(values, i.device)[index - 1])
+        # an index in brackets would wait for the device, where it is one number
+        return torch.where(i.isnan(), math.nan, torch.take(_on_device(values, i.device), index - 1))
     if i != i:
         return math.nan
     return float(values[int(min(max(i, 1), len(values))) - 1])

@@ -189,7 +189,7 @@ def create_state(spec: State, p: Tensor, value: float | Tensor, shape: torch.Siz
     """
     dtype = state_dtype(spec, p)
     if spec.delay is not None:
-        one = create_state(replace(spec, delay=None), p, value).unsqueeze(0)
+        one = create_state(replace(spec, delay=None), p, value, shape).unsqueeze(0)
         return one.expand(int(spec.delay), *one.shape[1:]).clone(memory_format=torch.contiguous_format)
     if spec.level == "element":
         empty = torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format, requires_grad=False)

@@ -112,7 +112,7 @@ class Unit:
                 self._fresh += [(state, key, made.codes), (state, key + SCALES, made.scales)]
                 return made
             on_host = spec.level == "host" and not group.capturable
-            shape = self.group.shape(param) if "," in spec.level else None
+            shape = self.group.shape(param) if level_of(group.rule, key) is None else None
             held = create_state(spec, torch.empty((), device="cpu") if on_host else param, value, shape)
             self._fresh.append((state, key, held))
         elif spec.in_codes:

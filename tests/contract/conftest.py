@@ -47,10 +47,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left: list[pytest.Item] = []
     for item in items:
         if HERE in item.path.parents:
+            spec = item.callspec.params.get("name") if hasattr(item, "callspec") else None
             item.add_marker(pytest.mark.contract)
-            item.user_properties.append(
-                ("spec", getattr(item, "callspec", None) and item.callspec.params.get("name"))
-            )
+            item.add_marker(
+                pytest.mark.xdist_group(f"contract of {spec}")
+            )  # its class is built in one process
+            item.user_properties.append(("spec", spec))
             share = 24 if "triton" in item.name else 8
             if not everything and zlib.crc32(f"{SEED} {item.name}".encode()) % share:
                 left.append(item)

@@ -18,7 +18,7 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
 )
 
-from tests.contract.subjects import FLAGS, Options, class_named, inside, moved, torch_class
+from tests.contract.subjects import FLAGS, Options, class_named, inside, moved, tame, torch_class
 
 
 @functools.cache
@@ -46,7 +46,8 @@ def info(name: str) -> OptimizerInfo:
 def _inputs(cls: Any, device: Any, dtype: Any = None) -> list[OptimizerInput]:
     """As torch tests its own: defaults, decay, maximize, each switch and choice, each number otherwise."""
     found: dict[str, Options] = {"default": {}, "maximize": {"maximize": True}}
-    defaults = cls([torch.zeros(1)]).defaults
+    base = tame(cls)
+    defaults = cls([torch.zeros(1)], **base).defaults
     for hyper in cls._hypers:
         value = defaults[hyper.name]
         if hyper.kind == "bool":
@@ -57,7 +58,7 @@ def _inputs(cls: Any, device: Any, dtype: Any = None) -> list[OptimizerInput]:
             found[f"other {hyper.name}"] = {hyper.name: other}
         if "weight_decay" in hyper.name and hyper.kind == "float" and inside(hyper, 0.1):
             found["weight decay, maximize"] = {hyper.name: 0.1, "maximize": True}
-    return [OptimizerInput(params=None, kwargs=kwargs, desc=desc) for desc, kwargs in found.items()]
+    return [OptimizerInput(params=None, kwargs=base | kwargs, desc=desc) for desc, kwargs in found.items()]
 
 
 def _errors(cls: Any, device: Any, dtype: Any) -> list[ErrorOptimizerInput]:
@@ -67,7 +68,8 @@ def _errors(cls: Any, device: Any, dtype: Any) -> list[ErrorOptimizerInput]:
     for hyper in cls._hypers:
         if hyper.kind == "float" and not hyper.parts and not inside(hyper, -1.0):
             regex = f"Invalid {words.get(hyper.name, f'{hyper.name} value: ')}-1.0"
-            wrong = OptimizerInput(params=None, kwargs={hyper.name: -1.0}, desc=hyper.name)
+            value = [-1.0] if hyper.many else -1.0
+            wrong = OptimizerInput(params=None, kwargs={hyper.name: value}, desc=hyper.name)
             found.append(ErrorOptimizerInput(wrong, error_type=ValueError, error_regex=regex))
     has_rate = any(hyper.name == "lr" for hyper in cls._hypers)
     return [each for each in found if has_rate or "lr" not in each.optimizer_error_input.kwargs]

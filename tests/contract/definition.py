@@ -46,7 +46,10 @@ class Definition:
         grads = [[_array(p.grad, s) for p in group["params"]] for group, s in zip(groups, sign, strict=True)]
         flat = inputs(self.optimizer, number).get("inputs", {})
         given = {
-            key: [list(map(_array, part)) for part in self._split(tensors)] for key, tensors in flat.items()
+            key: float(x)
+            if isinstance(x, torch.Tensor)
+            else [list(map(_array, part)) for part in self._split(x)]
+            for key, x in flat.items()
         }
         self.interpreter.step(grads, given)
 

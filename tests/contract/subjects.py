@@ -199,9 +199,16 @@ def inside(hyper: Any, value: float) -> bool:
     return above and (value < high or (value == high and hyper.interval[-1] == "]"))
 
 
+def tame(cls: Any) -> Options:
+    """What keeps roots of matrices from magnifying the rounding in these, as those of singular ones would."""
+    if not any(spec.level == "axes" for spec in cls._states):
+        return {}
+    return {h.name: 0.1 for h in cls._hypers if h.kind == "float" and "eps" in h.name and inside(h, 0.1)}
+
+
 def usual(cls: Any) -> Options:
     """The defaults, with weight decay wherever there is such an option."""
-    return {
+    return tame(cls) | {
         hyper.name: 0.1
         for hyper in cls._hypers
         if hyper.kind == "float" and not hyper.parts and "weight_decay" in hyper.name and inside(hyper, 0.1)
@@ -227,7 +234,7 @@ SETTINGS = {"usual": usual, "turned": turned}
 
 def moved(hyper: Any, value: Any) -> Any:
     """Another value that a float hyperparameter may have, near the one that it has; None if there is none."""
-    if hyper.parts:
+    if hyper.parts or hyper.many:
         parts = tuple(moved(Single(hyper), part) for part in value)
         return None if None in parts else parts
     if hyper.kind != "float" or not math.isfinite(value):
@@ -238,11 +245,18 @@ def moved(hyper: Any, value: Any) -> Any:
     return None
 
 
+def all_moved(cls: Any, options: Options) -> Options:
+    """Another value of every float hyperparameter that may have one, near the one that it has with `options`."""
+    known = {**cls([torch.zeros(1)]).defaults, **options}
+    found = {hyper.name: moved(hyper, known[hyper.name]) for hyper in cls._hypers}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 class Single:
     """One number of a hyperparameter that has several."""
 
     def __init__(self, hyper: Any) -> None:
-        self.kind, self.interval, self.parts = hyper.kind, hyper.interval, ()
+        self.kind, self.interval, self.parts, self.many = hyper.kind, hyper.interval, (), False
 
 
 # ---- parameters, gradients, training ---------------------------------------------------------------------
@@ -283,18 +297,28 @@ def give(params: Sequence[Tensor], number: int, factor: float = 1.0) -> None:
 
 def inputs(optimizer: Any, number: int) -> Options:
     """What a step is given beside gradients, as arguments: nothing for most, or where nothing reads it."""
-    keys = getattr(type(optimizer), "_inputs", ())
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    given = {
-        key: [
-            values(p.shape, p.dtype, key, number, n) if p.grad is not None else None
-            for n, p in enumerate(params)
-        ]
-        for key in keys
-    }
+    given: Options = {}
+    for key in getattr(type(optimizer), "_inputs", ()):
+        if type(optimizer)._specs[key].level == "group":
+            given[key] = values((), torch.float64, key, number)
+        else:
+            given[key] = [
+                values(p.shape, p.dtype, key, number, n) if p.grad is not None else None
+                for n, p in enumerate(params)
+            ]
     if number % 2:  # now and then what is not read is given, too
         given = {key: tensors for key, tensors in given.items() if key in read(optimizer)}
     return {"inputs": given} if given else {}
+
+
+def changed(given: Options, change: Callable[[Any], Any]) -> Options:
+    """Inputs of a step with something else for every tensor of a parameter; one number stays what it is."""
+    found = {
+        key: x if isinstance(x, Tensor) else list(map(change, x))
+        for key, x in given.get("inputs", {}).items()
+    }
+    return {"inputs": found} if found else {}
 
 
 def read(optimizer: Any) -> set[str]:
@@ -309,13 +333,19 @@ def read(optimizer: Any) -> set[str]:
 
 def step(optimizer: Any, number: int = 0, closure: Any = None) -> Any:
     """Takes the step of that number with the gradients that are there."""
+    return taken(optimizer, closure, **inputs(optimizer, number))
+
+
+def taken(optimizer: Any, closure: Any = None, **given: Any) -> Any:
+    """Takes a step. Raises Refused where kernels are asked for that a class has for some steps only, not for this."""
     try:
-        return optimizer.step(closure, **inputs(optimizer, number))
+        return optimizer.step(closure, **given)
     except RuntimeError as error:  # some branches of a class may have no kernels, or none for these tensors
         name, native = type(optimizer).__name__, getattr(type(optimizer), "_native", None)
+        pairs = any(p.is_complex() for group in optimizer.param_groups for p in group["params"])
         if (
             native is not None
-            and native.lacking
+            and (native.lacking or pairs)
             and str(error).startswith(f"{name} has no fused kernel for parameter")
         ):
             assert any(group["fused"] for group in optimizer.param_groups)

@@ -13,6 +13,7 @@ from tests.contract.subjects import (
     Way,
     assert_close,
     built,
+    changed,
     copies,
     differences,
     everything,
@@ -141,9 +142,7 @@ def test_bfloat16_with_the_bits_it_lacks_is_float32(cls: Any, way: Way) -> None:
             q.grad = p.grad.float()
         given = inputs(one, number)
         one.step(**given)
-        other.step(
-            **({"inputs": {k: [y.float() for y in x] for k, x in given["inputs"].items()}} if given else {})
-        )
+        other.step(**changed(given, torch.Tensor.float))
     for p, q in zip(narrow, wide, strict=True):
         pairs = {key: (one.state[p][key], value) for key, value in other.state[q].items()}
         pairs["p"] = Split(p, one.state[p]["p_low"]).open(torch.float32), q.detach()
@@ -165,10 +164,10 @@ def test_pure_bfloat16_in_few_bits(name: str, cls: Any, way: Way, form: str) -> 
         runs.append(everything(optimizer))
         assert all(torch.isfinite(p).all() for p in params)
         assert ("p_low" in optimizer.state[params[0]]) is (form != "bf16_sr")
-        for key in set(keys) & set(optimizer.state[params[0]]):
-            delayed = "delay" in traits(name) and optimizer._specs[key].delay is not None
-            assert optimizer.state[params[0]][key].dtype is (torch.float32 if delayed else torch.uint8)
-            assert optimizer.state[params[1]][key].dtype is torch.float32
+        for p, coded in zip(params, (torch.uint8, torch.float32), strict=True):
+            for key in set(keys) & set(optimizer.state[p]):
+                delayed = "delay" in traits(name) and optimizer._specs[key].delay is not None
+                assert optimizer.state[p][key].dtype is (torch.float32 if delayed else coded)
     assert not differences(*runs)
 
 

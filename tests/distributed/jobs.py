@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 import optdsl
-from tests.zoo.rules import RULES, Problem, problem
+from tests.zoo.rules import RULES, SHAPES, Problem, problem
 
 for _path in sorted((Path(__file__).parents[1] / "zoo").glob("*.py")):
     if not _path.stem.startswith("test_"):
@@ -64,7 +64,6 @@ def compare(
     setting: dict[str, Any],
     found: Problem,
     names: tuple[str, ...],
-    inputs: tuple[str, ...],
     mesh: DeviceMesh,
     placements: list[Placement],
     dtype: torch.dtype,
@@ -82,8 +81,9 @@ def compare(
     for step in range(steps):
         for p, q, g in zip(wholes, parts, tensors(found.grads[step]), strict=True):
             p.grad, q.grad = g, cut(g, mesh, placements)
-        given = {key: tensors(found.inputs[key][step]) for key in inputs}
+        given = {key: tensors(values[step]) for key, values in found.inputs.items()}
         cuts = {key: [cut(x, mesh, placements) for x in xs] for key, xs in given.items()}
+        given, cuts = ({**x, **{key: ys[step] for key, ys in found.numbers.items()}} for x in (given, cuts))
         one.step(**({"inputs": given} if given else {}))
         other.step(**({"inputs": cuts} if cuts else {}))
     ends = [
@@ -102,33 +102,40 @@ def compare(
     return worst, way, states
 
 
+def cases(spec: str) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
+    """Settings, each with the names of tensors: those of tests/zoo, or the contract's where it lacks a method."""
+    found = [(setting, rule.tensors) for rule in RULES if rule.spec == spec for setting in rule.settings]
+    if not found:
+        from tests.contract.subjects import SETTINGS
+
+        found = [(setting(optdsl.load(spec)), tuple(SHAPES)) for setting in SETTINGS.values()]
+    return found
+
+
 def zoo(specs: list[str], dtype: str, dim: int = 0, every: bool = True) -> dict[str, list[Any]]:
-    """For each spec how far it is off (see `compare`) in the worst of its settings, or why it is refused."""
+    """For each spec how far it is off (see `compare`) in the worst of its settings, or what is raised.
+
+    The last of its settings alone is tried unless `every`.
+    """
     mesh, results = mesh_of(), {}
     for spec in specs:
         cls = optdsl.load(spec)
-        rules = [rule for rule in RULES if rule.spec == spec]
+        given = {key: cls._specs[key].level == "group" for key in cls._inputs}
+        inputs, numbers = (
+            tuple(key for key, one in given.items() if one is wanted) for wanted in (False, True)
+        )
+        found = problem(SEED, inputs, numbers)
+        steps = STEPS if all(state.delay is None for state in cls._states) else len(found.grads)
+        tried = cases(spec)
         worst = [0.0, 0.0, 0.0]
         try:
-            for rule in rules:
-                for setting in rule.settings if every else rule.settings[-1:]:
-                    values = compare(
-                        cls,
-                        setting,
-                        problem(SEED, rule.inputs),
-                        rule.tensors,
-                        rule.inputs,
-                        mesh,
-                        [Shard(dim)],
-                        getattr(torch, dtype),
-                        fused=False,
-                    )
-                    worst = [max(pair) for pair in zip(worst, values, strict=True)]
+            for setting, tensors in tried if every else tried[-1:]:
+                each = cls, setting, found, tensors, mesh, [Shard(dim)], getattr(torch, dtype)
+                values = compare(*each, steps, fused=False)
+                worst = [max(pair) for pair in zip(worst, values, strict=True)]
             results[spec] = worst
-        except RuntimeError as error:
-            if "does not support sharded parameters" not in str(error):
-                raise
-            results[spec] = [str(error)]
+        except Exception as error:
+            results[spec] = [f"{type(error).__name__}: {error}"]
     return results
 
 
@@ -356,7 +363,7 @@ def meshes(spec: str, dtype: str, setting: dict[str, Any], names: list[str]) -> 
         "everywhere": [Replicate(), Replicate()],
     }
     return {
-        name: compare(cls, setting, found, tuple(names), (), square, each, getattr(torch, dtype), fused=False)
+        name: compare(cls, setting, found, tuple(names), square, each, getattr(torch, dtype), fused=False)
         for name, each in placements.items()
     }
 
@@ -470,7 +477,6 @@ def programs(first: int, count: int) -> list[Any]:
                 {},
                 problem(SEED + seed),
                 ("vec", "mat", "conv", "scal"),
-                (),
                 mesh,
                 [Shard(seed % 2)],
                 torch.float64,
@@ -505,7 +511,7 @@ def stored(spec: str, dtype: str, store: Any, **flags: Any) -> list[float]:
     names = ("vec", "mat", "conv", "scal")
     setting = {"lr": 0.01, "weight_decay": 0.1, "store": store, **flags}
     return list(
-        compare(optdsl.load(spec), setting, found, names, (), mesh_of(), [Shard(0)], getattr(torch, dtype))
+        compare(optdsl.load(spec), setting, found, names, mesh_of(), [Shard(0)], getattr(torch, dtype))
     )
 
 

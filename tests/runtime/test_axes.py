@@ -3,10 +3,12 @@
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import optdsl
+from optdsl.ir.numpy_ops import NUMPY
 from optdsl.runtime import axes
 
 SHAPES = [(), (1,), (5,), (3, 4), (2, 3, 4), (4, 1), (2, 1, 3, 2)]
@@ -102,6 +104,17 @@ def test_all_eigenvalues_are_raised_by_what_the_smallest_lacks():
     )
     torch.testing.assert_close(axes.matrix_power(raised, 1, 0.5, like), raised)
     assert axes.matrix_power(family, 0.5, -9.0, like).isnan().any()
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 10.0), (torch.float64, 1e12)])
+def test_roots_of_singular_matrices_are_finite(dtype, size, generator):
+    """Rounding may leave an eigenvalue so far below 0 that `least` is lost in what it is raised by."""
+    for _ in range(10):
+        like = size * torch.randn(12, dtype=dtype, generator=generator)
+        family = axes.gram(like, like) + 1e-12 * axes.identity(like)
+        assert axes.matrix_power(family, -0.5, 1e-12, like).isfinite().all()
+        defined = NUMPY["matrix_power"]((12,), family[:, None].numpy(), -0.5, 1e-12)
+        assert np.isfinite(defined).all()
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-42, 1e-30, 1e18, 1e31, 3e37])

@@ -13,7 +13,7 @@ import torch
 import optdsl
 from optdsl.check import check_text
 from optdsl.ir.interpret import Group, Interpreter, Uncomputed
-from tests.support import needs_compiler
+from tests.support import COMPILER, needs_compiler
 
 #: `loss` moves everything, `spread` is read in every other step alone, `h` has a number per element.
 SPEC = """
@@ -87,6 +87,30 @@ def test_against_the_interpreter(given: Any, flags: dict[str, Any], form: Any) -
         assert "spread" not in group
         np.testing.assert_allclose(float(group["best"]), float(kept["best"]))
     assert all("loss" not in state for state in optimizer.state_dict()["state"].values())
+
+
+@pytest.mark.parametrize("flags", PATHS, ids=str)
+def test_a_checkpoint_has_none_of_them(given: Any, flags: dict[str, Any]) -> None:
+    """Numbers are of one step: a state dict without them is whole, and goes on as if never stopped."""
+
+    def step(optimizer: Any, number: int) -> None:
+        grads, hs, loss, spread = numbers(number)
+        for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+            p.grad = g.clone()
+        optimizer.step(inputs={"loss": loss, "spread": spread, "h": hs})
+
+    if flags.get("fused") and COMPILER is None:
+        pytest.skip("there is no C compiler `cc`")
+    params = [torch.nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in SHAPES]
+    optimizer = given(params, **flags)
+    for number in range(2):
+        step(optimizer, number)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    other = given(others, **flags)
+    other.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, other):
+        step(each, 2)
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
 
 
 def test_an_interpreter_misses_what_it_is_not_given() -> None:

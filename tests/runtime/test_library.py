@@ -49,6 +49,14 @@ optimizer Wide:
         u = clip(u, -limit, limit) + where(most > 0, most, 0) / size
         p = p - lr * min(1, top) * u
 """
+RANKED = """
+optimizer Ranked:
+    hyper:
+        lr = 0.1 in [0, inf)
+    step:
+        top = kth_largest(abs(g), 3, over=group)
+        p = p - lr * clip(g, -top, top) - 0.1 * lr * p
+"""
 SHAPES = ((5, 7), (9, 3), (4,), (), (6, 1), (3, 2, 2, 2), (0, 3), (64, 17))
 PATHS = [
     "loop",
@@ -162,6 +170,33 @@ def test_odd_tensors(wide: Any) -> None:
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match="Wide does not support complex parameters"):
         wide([p], fused=True).step()
+
+
+def real(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(x.detach()) if x.is_complex() else x.detach()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_complex_numbers_are_ranked_as_pairs(path: str, tmp_path: Path) -> None:
+    """Over a group, beside real ones; kernels take them."""
+    file = tmp_path / "ranked.opt"
+    file.write_text(RANKED)
+    rng = torch.Generator().manual_seed(11)
+    params = [torch.nn.Parameter(torch.randn(5, 3, dtype=d, generator=rng)) for d in (torch.complex64, None)]
+    pairs = [torch.nn.Parameter(real(p).clone()) for p in params]
+    cls = optdsl.load(file)
+    optimizer, peer = cls(params, **FLAGS[path]), cls(pairs, foreach=False)
+    for _ in range(3):
+        for p, q in zip(params, pairs, strict=True):
+            p.grad = torch.randn(5, 3, dtype=p.dtype, generator=rng)
+            q.grad = real(p.grad).clone()
+        with on(path):
+            optimizer.step()
+        peer.step()
+    for p, q in zip(params, pairs, strict=True):
+        torch.testing.assert_close(real(p), q.detach())
+    if path in ("native", "triton"):
+        assert len(optimizer._launcher.tables[0].rows) == len(params)
 
 
 @needs_compiler

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import optdsl
 from optdsl.runtime import host
@@ -45,6 +46,22 @@ def test_entries_and_counts_of_numbers_and_tensors(i: float) -> None:
             assert given.dtype is torch.float64
             assert given.shape == x.shape
             assert np.array_equal(given.numpy(), np.full(x.shape, want), equal_nan=True)
+
+
+class NeverReads(TorchDispatchMode):
+    """Refuses to bring a number from a tensor to the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_device_is_not_waited_for() -> None:
+    """A CUDA graph, for one, could not be captured."""
+    t = torch.tensor(2.0, dtype=torch.float64)
+    host.entry(VALUES, t), host.count_upto(VALUES, t)  # copies the list, once
+    with NeverReads():
+        host.entry(VALUES, t), host.count_upto(VALUES, t)
 
 
 def test_a_list_is_copied_to_a_device_once() -> None:

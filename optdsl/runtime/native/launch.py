@@ -496,7 +496,7 @@ class Launcher:
             row.given = {key: x for key in given if (x := group.given(key, p)) is not None}
             if not self._complete(row, group, keys, options):
                 if group.group["fused"]:
-                    reason = self.native.lacking or "its matrix products take no complex numbers"
+                    reason = self.native.lacking or "what it leaves to torch is not for complex numbers"
                     raise RuntimeError(
                         f"{name} has no fused kernel for parameter {first + number}, of shape {tuple(p.shape)}, with "
                         f"these options: {reason}"

@@ -168,6 +168,8 @@ class Row:
     def work(self, key: str, level: str) -> Tensor:
         """Memory for what is there during a step only."""
         shape = state_shape(level, self.p.shape)
+        if level == "element" and self.p.is_complex():
+            shape = (*shape, 2)
         made = self.works[key] = torch.empty(shape, dtype=self.real, device=self.p.device)
         return made
 
