@@ -13,16 +13,17 @@ try:
     from accelerate.utils import set_seed
     from torch import nn
 except ImportError as error:
-    sys.exit(f"This example needs {error.name or error}: `pip install --editable '.[examples]'` in the checkout.")
+    sys.exit(
+        f"This example needs {error.name or error}: `pip install --editable '.[examples]'` in the checkout."
+    )
 
 import optdsl
 
 
-def ring(count: int = 512) -> torch.utils.data.TensorDataset:
-    """Points of the plane, and whether they are in a ring around the origin."""
+def disc(count: int = 512) -> torch.utils.data.TensorDataset:
+    """Points of the plane, and whether they are near the origin."""
     x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
-    radius = x.norm(dim=1)
-    return torch.utils.data.TensorDataset(x, ((0.8 < radius) & (radius < 1.5)).long())
+    return torch.utils.data.TensorDataset(x, (x.norm(dim=1) < 1.2).long())
 
 
 def train(out: Path, epochs: int = 20, method: str = "adamw", resume: bool = False) -> nn.Module:
@@ -31,7 +32,7 @@ def train(out: Path, epochs: int = 20, method: str = "adamw", resume: bool = Fal
     accelerator = Accelerator(gradient_accumulation_steps=4, cpu=True)
     model = nn.Sequential(nn.Linear(2, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 2))
     optimizer = optdsl.load(method)(model.parameters(), lr=3e-2, weight_decay=0.01)
-    loader = torch.utils.data.DataLoader(ring(), batch_size=16, shuffle=True)
+    loader = torch.utils.data.DataLoader(disc(), batch_size=16, shuffle=True)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(loader) // 4)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     if resume:
@@ -57,9 +58,11 @@ def train(out: Path, epochs: int = 20, method: str = "adamw", resume: bool = Fal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("ring"), help="where the checkpoint goes")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="where the checkpoint goes")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--method", default="adamw", help="a shipped method with a learning rate and weight decay")
+    parser.add_argument(
+        "--method", default="adamw", help="a shipped method with a learning rate and weight decay"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint half way")
     options = parser.parse_args()
     train(options.out, options.epochs, options.method, options.resume)

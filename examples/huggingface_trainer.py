@@ -11,7 +11,9 @@ try:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments, set_seed
 except ImportError as error:
-    sys.exit(f"This example needs {error.name or error}: `pip install --editable '.[examples]'` in the checkout.")
+    sys.exit(
+        f"This example needs {error.name or error}: `pip install --editable '.[examples]'` in the checkout."
+    )
 
 import optdsl
 
@@ -59,9 +61,11 @@ def train(out: Path, steps: int = 60, method: str = "lion", resume: bool = False
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("counting"), help="where checkpoints go")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="where checkpoints go")
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--method", default="lion", help="a shipped method with a learning rate and weight decay")
+    parser.add_argument(
+        "--method", default="lion", help="a shipped method with a learning rate and weight decay"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint half way")
     options = parser.parse_args()
     trainer = train(options.out, options.steps, options.method, options.resume)

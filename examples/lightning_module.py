@@ -10,7 +10,9 @@ try:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from torch import nn
 except ImportError as error:
-    sys.exit(f"This example needs {error.name or error}: `pip install --editable '.[examples]'` in the checkout.")
+    sys.exit(
+        f"This example needs {error.name or error}: `pip install --editable '.[examples]'` in the checkout."
+    )
 
 import optdsl
 
@@ -58,9 +60,11 @@ def train(out: Path, epochs: int = 30, method: str = "adamw", resume: bool = Fal
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("sine"), help="where the checkpoint goes")
+    parser.add_argument("--out", type=Path, default=Path("checkpoints"), help="where the checkpoint goes")
     parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--method", default="adamw", help="a shipped method with a learning rate and weight decay")
+    parser.add_argument(
+        "--method", default="adamw", help="a shipped method with a learning rate and weight decay"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint half way")
     options = parser.parse_args()
     model = train(options.out, options.epochs, options.method, options.resume)

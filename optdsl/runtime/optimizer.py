@@ -122,7 +122,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
     instance may be lost at any time. Group-level states are 0-dim tensors in the parameter groups.
     """
 
-    #: The hooks of parameters whose steps are taken in backward (`step_in_backward`); no copy of an optimizer has any.
+    #: What takes steps in backward (`step_in_backward`), or None; a copy of an optimizer has none.
     _in_backward: Any = None
 
     def __init__(
@@ -320,6 +320,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
         names = self._tensor_options(place.number, options)
         group = GroupStep(self, place.number, {**options, "params": [p]}, names)
         states = {p: self.state[p]} if p in self.state else {}
+        if self._inputs:
+            take([group], {}, states)
         others = self._launcher, self._cohorts
         self._launcher, self._cohorts = place.launcher, place.cohorts
         try:
