@@ -29,20 +29,22 @@ def step_in_backward(
             optimizer.step()
             scheduler.step()
 
-    So there is one gradient at a time in memory, not one for each parameter. What a step does is the same, bit for bit.
+    So there is one gradient at a time in memory, not one for each parameter. What a step does is the same, bit for
+    bit.
 
     The optimizer is an ordinary one otherwise. Its options are in its parameter groups, to be changed by hand or by a
     scheduler; parameter groups may be added; its state dict is that of all parameters, and is exchanged freely with
-    optimizers that do not step in backward. `step()` finds no gradients and does nothing, but runs hooks of steps, and
-    lets schedulers see that it was called. Keep the optimizer: when it is gone, its parameters are ordinary ones again.
+    optimizers that do not step in backward. `step()` finds no gradients and does nothing, but runs hooks of steps,
+    and lets schedulers see that it was called. Keep the optimizer: when it is gone, its parameters are ordinary ones
+    again.
 
-    A rule for this sees one tensor at a time; norms and other reductions of one tensor are no obstacle. What needs all
-    gradients at the same time cannot be had, and it is not noticed when it is tried:
+    A rule for this sees one tensor at a time; norms and other reductions of one tensor are no obstacle. What needs
+    all gradients at the same time cannot be had, and it is not noticed when it is tried:
 
     - Every `backward()` is a step, so gradients are not accumulated over several.
     - `torch.amp.GradScaler` would have to unscale gradients that are used already.
-    - `clip_grad_norm_`, and whatever else is done to gradients between `backward()` and `step()`, finds none. A hook of
-      a parameter (`p.register_hook`) can change its gradient, and a transform such as `clip_by_norm` can limit it.
+    - `clip_grad_norm_`, and whatever else is done to gradients between `backward()` and `step()`, finds none. A hook
+      of a parameter (`p.register_hook`) can change its gradient, and transforms such as `clip_by_value` or `agc` can.
     - `DistributedDataParallel` averages gradients later; only a model that is one already is refused.
 
     Args:

@@ -47,7 +47,7 @@ def cycles(optimizer: Any) -> Options:
 
 #: Every scheduler of torch, such that rates change within five steps.
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
-    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda n: 1 - n / 4),  # down to 0
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda n: max(0.0, 1 - n / 4)),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda n: 0.7),
     "StepLR": lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5),
     "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [1, 3], gamma=0.5),

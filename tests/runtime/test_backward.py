@@ -299,11 +299,11 @@ def test_processes_that_share_gradients_are_refused() -> None:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         (model,) = models(1)
-        with pytest.raises(RuntimeError, match="AdamW .* in backward: DistributedDataParallel averages"):
+        with pytest.raises(RuntimeError, match=r"AdamW .* in backward: DistributedDataParallel averages"):
             step_in_backward(nn.Sequential(nn.parallel.DistributedDataParallel(model)), cls)
         mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
         shard = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
-        with pytest.raises(RuntimeError, match="AdamW .* in backward: a parameter is cut among processes$"):
+        with pytest.raises(RuntimeError, match=r"AdamW .* in backward: a parameter is cut among processes$"):
             step_in_backward([shard], cls)
     finally:
         distributed.destroy_process_group()
