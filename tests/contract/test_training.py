@@ -35,6 +35,7 @@ from tests.contract.subjects import (
     values,
     ways,
 )
+from tests.support import most_memory
 
 SMALL = ((2, 3), (4,))
 
@@ -205,3 +206,19 @@ def test_a_step_in_backward_is_the_step(cls: Any, way: Way) -> None:
         early.step()
     assert live == [0] * 3 * len(others)
     assert not differences(everything(early), everything(optimizer))
+
+
+@ways("native")
+def test_a_step_by_kernels_takes_no_memory(cls: Any, way: Way) -> None:
+    """But for a few numbers of each tensor; what lies between two passes is torch's, and takes what that takes."""
+    if cls._native is None:
+        raise Refused(f"{cls.__name__} has no fused kernel: {cls._no_kernels}")
+    if any(kernel.library is not None for kernel in cls._native.kernels):
+        raise Refused(f"{cls.__name__} leaves products of matrices, or ranks, to torch")
+    params = parameters(((64, 65), (2048,)), (torch.float32,))
+    optimizer = built(cls, params, way, **usual(cls))
+    train(optimizer, params, 2)
+    for number in range(2, 4):
+        give(params, number)
+        given = inputs(optimizer, number)
+        assert most_memory(lambda given=given: optimizer.step(**given)) < 1024

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import io
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import lr_scheduler, swa_utils
+from torch.optim import swa_utils
 
 import optdsl
 from tests.contract.test_training import SCHEDULERS, advance
@@ -83,7 +82,7 @@ def test_a_script_trains_as_with_the_optimizer_of_torch(kind: str, flags: dict[s
                 rates.add(one["lr"])
         assert len(rates) > 1
         for one, other in zip(ours.tensors(), theirs.tensors(), strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9, msg=lambda text: f"{method}: {text}")
+            torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("flags", WAYS)
