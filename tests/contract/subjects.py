@@ -228,7 +228,7 @@ SETTINGS = {"usual": usual, "turned": turned}
 def moved(hyper: Any, value: Any) -> Any:
     """Another value that a float hyperparameter may have, near the one that it has; None if there is none."""
     if hyper.parts:
-        parts = tuple(moved(Single(hyper), part) for part in value)
+        parts = tuple(moved(Single(hyper, n), part) for n, part in enumerate(value))
         return None if None in parts else parts
     if hyper.kind != "float" or not math.isfinite(value):
         return None
@@ -241,8 +241,8 @@ def moved(hyper: Any, value: Any) -> Any:
 class Single:
     """One number of a hyperparameter that has several."""
 
-    def __init__(self, hyper: Any) -> None:
-        self.kind, self.interval, self.parts = hyper.kind, hyper.interval, ()
+    def __init__(self, hyper: Any, index: int) -> None:
+        self.kind, self.interval, self.parts = hyper.kind, hyper.within(index), ()
 
 
 # ---- parameters, gradients, training ---------------------------------------------------------------------
