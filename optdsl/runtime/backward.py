@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from optdsl.runtime.optimizer import Optimizer
@@ -135,6 +136,7 @@ class InBackward:
         self._locate()
         weak = weakref.WeakMethod(self._arrived)
 
+        @_disable_dynamo
         def arrived(p: Tensor) -> None:
             if (method := weak()) is not None:
                 method(p)
@@ -184,9 +186,12 @@ def why_not(rule: Rule, group: Mapping[str, Any]) -> str | None:
             return f"the state {spec.key!r} is that of several tensors"
     if group["differentiable"]:
         return "not with `differentiable`"
+    if rule._inputs:  # a step much later, which needs some all the same, says so itself
+        for facts in {facts_about(p) for p in group["params"]}:
+            for t in range(1, 101):
+                for key in rule._wanted(group, t, facts):
+                    return f"its steps need the input {key!r}"
     for p in group["params"]:
-        for key in rule._wanted(group, 1, facts_about(p)):
-            return f"its steps need the input {key!r}"
         if sharded(p) or getattr(p, "_is_flat_param", False) or getattr(p, "_fsdp_flattened", False):
             return "a parameter is cut among processes"
     return None

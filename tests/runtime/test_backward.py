@@ -258,6 +258,7 @@ optimizer Shared:
         ("shared", "the state 'total' is that of several tensors"),
         ("sophia_h", "its steps need the input 'h'"),
         ("sgld noise", "its steps need the input 'xi'"),
+        ("storm_google", "its steps need the input 'g2'"),  # not in the first step
     ],
 )
 def test_rules_that_need_more_than_one_tensor_are_refused_by_name(
