@@ -26,7 +26,7 @@ WAYS = [
 @pytest.mark.parametrize("flags", WAYS)
 @pytest.mark.parametrize("make", ["ordinary", "in backward"])
 def test_a_compiled_function_that_trains(make: str, flags: dict[str, Any]) -> None:
-    """Forward, backward and step in one function, under a scheduler: the weights of the plain function, bit for bit."""
+    """Forward, backward and step in one, under a scheduler: the weights of the plain function, bit for bit."""
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
