@@ -56,6 +56,13 @@ def test_kernels_take_none(name: str) -> None:
     assert most_memory(optimizer.step) < 64
 
 
+@native
+def test_products_of_matrices_take_lists() -> None:
+    """Of all matrices at a time."""
+    optimizer, size = ready(optdsl.load("muon"), [(128, 128)] * 3)
+    assert most_memory(optimizer.step) == pytest.approx(5 * size, rel=0.01)
+
+
 @pytest.mark.parametrize("name", FOREACH)
 def test_foreach_operations_take_lists(name: str) -> None:
     optimizer, size = ready(optdsl.load(name), [(64, 512), (20000,)], foreach=True)
