@@ -47,7 +47,7 @@ generate: env-dev ## compile specs/ into generated/, and write the table of them
 	rm -rf generated && mv "$$tmp/new" generated && mv "$$tmp/zoo.md" docs/zoo.md
 
 clean: ## remove .venv, build outputs and caches
-	rm -rf .venv build dist digits.png .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist checkpoints digits.png .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installs the package with extra $* unless VENV already holds it for this checkout, this pyproject.toml and TORCH.

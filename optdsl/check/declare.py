@@ -40,10 +40,10 @@ def hypers_of(spec: syn.Spec, report: Reporter) -> list[Hyper]:
             message = f"the parts of `{shown(item.name)}` are {' and '.join(kinds)}"
             report("E0209", item.default_span, message, "write them alike, as in `(a: 1.0, b: 0.5)`")
             fine = False
-        for name, default, span in rows:
+        for (name, default, span), allowed in zip(rows, item.ranges or (item.range,), strict=True):
             assert default is not None
             kind = kind_of(default)
-            interval, choices = _range(item, default, report) if len(kinds) == 1 else (None, ())
+            interval, choices = _range(item, allowed, default, report) if len(kinds) == 1 else (None, ())
             hyper = Hyper(name, item.name, kind, default, interval, choices, item.doc)
             if fine:
                 _check_default(hyper, span if item.parts else item.default_span, report)
@@ -96,11 +96,14 @@ def written(value: HostValue) -> str:
 
 
 def _range(
-    item: syn.HyperSyntax, default: HostValue, report: Reporter
+    item: syn.HyperSyntax,
+    allowed: syn.IntervalSyntax | syn.ChoicesSyntax | None,
+    default: HostValue,
+    report: Reporter,
 ) -> tuple[Interval | None, tuple[str, ...]]:
     """What `in ...` allows, or nothing after a message."""
     kind, name = kind_of(default), shown(item.name)
-    match item.range:
+    match allowed:
         case syn.ChoicesSyntax(values, span):
             if kind is not Kind.CHOICE:
                 message = f"`{name}` is {article(kind)}, so it has no choices"
@@ -108,7 +111,7 @@ def _range(
                 return None, ()
             return None, tuple(dict.fromkeys(values))
         case syn.IntervalSyntax(span=span):
-            return _interval(item.range, kind, name, written(default), report), ()
+            return _interval(allowed, kind, name, written(default), report), ()
     if kind is Kind.CHOICE:
         message = f"the choice `{name}` does not say what it may be"
         report("E0205", item.default_span, message, f"list the values: `in {{{written(default)}, ...}}`")

@@ -217,10 +217,15 @@ def _hypers(hypers: tuple[Hyper, ...]) -> list[str]:
         group = [h for h in hypers if h.argument == argument]
         first = group[0]
         default = literal(first.default)
+        alike = len({h.interval for h in group}) == 1
         if first.is_part:
-            default = "(" + ", ".join(f"{h.name}: {literal(h.default)}" for h in group) + ")"
+            own = [
+                f" in {_interval(h.interval)}" if h.interval is not None and not alike else "" for h in group
+            ]
+            pairs = zip(group, own, strict=True)
+            default = "(" + ", ".join(f"{h.name}: {literal(h.default)}{range_}" for h, range_ in pairs) + ")"
         range_ = ""
-        if first.interval is not None:
+        if first.interval is not None and alike:
             range_ = f" in {_interval(first.interval)}"
         elif first.kind is Kind.CHOICE:
             range_ = " in {" + ", ".join(map(quote, first.choices)) + "}"

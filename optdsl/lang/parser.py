@@ -207,41 +207,47 @@ class _Parser(StatementReader):
         assert isinstance(value, Tree)
         parts: tuple[tuple[str, syn.LiteralValue, Span], ...] = ()
         default: syn.LiteralValue | syn.ListSyntax | None = None
+        common = self.range(range_, line)
+        ranges: list[syn.IntervalSyntax | syn.ChoicesSyntax | None] = []
         if value.data == "parts":
+            trees = [part for part in value.children if isinstance(part, Tree)]
             parts = tuple(
                 (
                     str(part.children[0]),
                     self.literal(part.children[1], line),
                     self.span(line, part.children[0]),
                 )
-                for part in value.children
-                if isinstance(part, Tree)
+                for part in trees
             )
+            ranges = [self.range(part.children[2], line) or common for part in trees]
         elif value.data == "list":
             default = self.listed(value, line)
         else:
             default = self.literal(value, line)
-        interval: syn.IntervalSyntax | syn.ChoicesSyntax | None = None
-        if isinstance(range_, Tree):
-            span = self.span(line, range_)
-            if range_.data == "choices":
-                interval = syn.ChoicesSyntax(
-                    tuple(string_value(c) for c in range_.children if isinstance(c, Token)), span
-                )
-            else:
-                left, low, high, right = range_.children
-                ends = self.signed(low, line), self.signed(high, line)
-                interval = syn.IntervalSyntax(*ends, left == "(", right == ")", span)
         return syn.HyperSyntax(
             str(name),
             self.span(line, name),
             default,
             self.span(line, value),
             parts,
-            interval,
+            tuple(ranges),
+            common,
             string_value(doc) if isinstance(doc, Token) else "",
             line.whole,
         )
+
+    def range(self, tree: object, line: LogicalLine) -> syn.IntervalSyntax | syn.ChoicesSyntax | None:
+        """What stands behind `in`, or None where nothing does."""
+        if not isinstance(tree, Tree):
+            return None
+        span = self.span(line, tree)
+        if tree.data == "choices":
+            return syn.ChoicesSyntax(
+                tuple(string_value(c) for c in tree.children if isinstance(c, Token)), span
+            )
+        left, low, high, right = tree.children
+        ends = self.signed(low, line), self.signed(high, line)
+        return syn.IntervalSyntax(*ends, left == "(", right == ")", span)
 
     def state(self, tree: Tree[Token], line: LogicalLine) -> syn.StateSyntax:
         name, *rest = tree.children

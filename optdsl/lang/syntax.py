@@ -185,13 +185,17 @@ class ChoicesSyntax:
 
 @record
 class HyperSyntax:
-    """One line of `hyper:`. `parts` is empty for a plain one, else (name, default, span) per part."""
+    """One line of `hyper:`. `parts` is empty for a plain one, else (name, default, span) per part.
+
+    `ranges` are those of the parts, for each its own or, where it has none, `range`.
+    """
 
     name: str
     name_span: Span
     default: LiteralValue | ListSyntax | None
     default_span: Span
     parts: tuple[tuple[str, LiteralValue, Span], ...]
+    ranges: tuple[IntervalSyntax | ChoicesSyntax | None, ...]
     range: IntervalSyntax | ChoicesSyntax | None
     doc: str
     span: Span

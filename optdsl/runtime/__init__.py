@@ -1,6 +1,7 @@
 """What generated optimizers import: the base class, scalar arithmetic, tensor helpers, random numbers."""
 
 from optdsl.runtime import axes, host
+from optdsl.runtime.backward import step_in_backward
 from optdsl.runtime.checks import Hyper
 from optdsl.runtime.joint import Joint
 from optdsl.runtime.native.spec import Kernel, Native
@@ -57,6 +58,7 @@ __all__ = [
     "row_mean",
     "row_min",
     "row_sum",
+    "step_in_backward",
     "tensor_kth_largest",
     "tensor_max",
     "tensor_mean",

@@ -22,8 +22,8 @@ class Hyper:
     """One hyperparameter.
 
     `kind` is "float", "int", "bool" or "choice"; `interval` the allowed numbers, as in "[0, 1)", empty for
-    all but nan; `parts` the names of the numbers of a tuple such as betas; `choices` the strings of a
-    choice. One that is `many` is a list of numbers, as many as the user likes.
+    all but nan; `parts` the names of the numbers of a tuple such as betas, `intervals` those of each where they
+    differ; `choices` the strings of a choice. One that is `many` is a list of numbers, as many as the user likes.
     """
 
     name: str
@@ -32,6 +32,11 @@ class Hyper:
     parts: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     many: bool = False
+    intervals: tuple[str, ...] = ()
+
+    def within(self, index: int | None) -> str:
+        """The interval of a number of it."""
+        return self.interval if index is None or not self.intervals else self.intervals[index]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -57,23 +62,28 @@ _TORCH_SAYS = {
     "eps2": "epsilon2 should be >= 0 but is: {}",
     "adjust_lr_fn": "Adjust learning rate function {} is not supported",
 }
+#: Those of torch.optim.Rprop about all numbers of a tuple.
+_TORCH_SAYS_OF_ALL = {"etas": "Invalid eta values: {}, {}"}
 
 
-def _complaint(hyper: Hyper, index: int | None, value: float) -> str:
-    """What is wrong with a number outside its interval."""
+def _complaint(hyper: Hyper, index: int | None, value: float, whole: Any) -> str:
+    """What is wrong with a number outside its interval; `whole` is the tuple or list that it is in."""
+    interval = hyper.within(index)
+    if hyper.parts and (said := _TORCH_SAYS_OF_ALL.get(hyper.name)) is not None:
+        return f"{said.format(*whole)} ({hyper.name}[{index}] must be in {interval})"
     said = _TORCH_SAYS.get(hyper.name if index is None or hyper.many else hyper.parts[index])
     if said is not None:
         words = said.format(value)
-        return f"{words} (must be in {hyper.interval})"
+        return f"{words} (must be in {interval})"
     if index is not None:
         words = _TORCH_WORDS.get(hyper.name, f"{hyper.name} parameter") + f" at index {index}"
     else:
         words = _TORCH_WORDS.get(hyper.name, f"{hyper.name} value")
-    allowed = f"must be in {hyper.interval}" if hyper.interval else "must be a number"
+    allowed = f"must be in {interval}" if interval else "must be a number"
     return f"Invalid {words}: {value} ({allowed})"
 
 
-def _check_number(hyper: Hyper, index: int | None, value: Any, changed: bool) -> None:
+def _check_number(hyper: Hyper, index: int | None, value: Any, changed: bool, whole: Any = None) -> None:
     """One number, which may be a 1-element tensor where a float is expected."""
     name = hyper.name if index is None else f"{hyper.name}[{index}]"
     if isinstance(value, Tensor) and hyper.kind == "float" and not hyper.many:
@@ -88,8 +98,8 @@ def _check_number(hyper: Hyper, index: int | None, value: Any, changed: bool) ->
         hint = "; for a float, write its default in the spec as one" if isinstance(value, float) else ""
         raise TypeError(f"{name} must be {words}, not {type(value).__name__} ({value!r}){hint}")
     # A scheduler may turn the learning rate down to 0 though the method wants it above.
-    if not _inside(float(value), hyper.interval) and not (changed and hyper.name == "lr" and value == 0):
-        raise ValueError(_complaint(hyper, index, value))
+    if not _inside(float(value), hyper.within(index)) and not (changed and hyper.name == "lr" and value == 0):
+        raise ValueError(_complaint(hyper, index, value, whole))
 
 
 def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
@@ -122,7 +132,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
         if not isinstance(value, (tuple, list)) or len(value) != len(hyper.parts):
             raise ValueError(f"{hyper.name} must be {len(hyper.parts)} numbers, not {value!r}")
         for index, part in enumerate(value):
-            _check_number(hyper, index, part, changed)
+            _check_number(hyper, index, part, changed, value)
         return tuple(_kept(hyper.kind, part) for part in value)
     elif value is None and hyper.kind == "float" and hyper.interval.endswith("inf]"):
         return math.inf

@@ -122,6 +122,9 @@ class Optimizer(Rule, torch.optim.Optimizer):
     instance may be lost at any time. Group-level states are 0-dim tensors in the parameter groups.
     """
 
+    #: What takes steps in backward (`step_in_backward`), or None; a copy of an optimizer has none.
+    _in_backward: Any = None
+
     def __init__(
         self,
         params: ParamsT,
@@ -222,6 +225,8 @@ class Optimizer(Rule, torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             check_shards(self, self.param_groups[-1])
+            if self._in_backward is not None:
+                self._in_backward.attend()
         except RuntimeError:
             self.param_groups.pop()
             raise
@@ -287,12 +292,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
             RuntimeError: an input that this step needs is missing, or the optimizer is in `eval()`.
             ValueError: an input is unknown or does not fit its parameter.
         """
-        getattr(self, _HEALTH_CHECK)()
-        if self._viewing:
-            raise RuntimeError(
-                f"{type(self).__name__} is in eval(): its parameters hold what stands for them in evaluation; "
-                "call `optimizer.train()` before `step()`"
-            )
+        self._check_step()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -303,6 +303,34 @@ class Optimizer(Rule, torch.optim.Optimizer):
             else:
                 self._advance(inputs)
         return loss
+
+    def _check_step(self) -> None:
+        """Raises RuntimeError unless a step can be taken now."""
+        getattr(self, _HEALTH_CHECK)()
+        if self._viewing:
+            raise RuntimeError(
+                f"{type(self).__name__} is in eval(): its parameters hold what stands for them in evaluation; "
+                "call `optimizer.train()` before `step()`"
+            )
+
+    def _step_alone(self, p: Tensor, place: Any) -> None:
+        """The step of one parameter, for a rule that sees each by itself; `place` is where it is among all."""
+        self._check_step()
+        options = self.param_groups[place.number]
+        names = self._tensor_options(place.number, options)
+        group = GroupStep(self, place.number, {**options, "params": [p]}, names)
+        states = {p: self.state[p]} if p in self.state else {}
+        if self._inputs:
+            take([group], {}, states)
+        others = self._launcher, self._cohorts
+        self._launcher, self._cohorts = place.launcher, place.cohorts
+        try:
+            with torch.no_grad(), _without_autocast():
+                self._advance_by([group], states, [place.index])
+        finally:
+            place.launcher, place.cohorts = self._launcher, self._cohorts
+            self._launcher, self._cohorts = others
+            self.state.update(states)
 
     def _scaled_on_host(self) -> bool:
         """Whether a step by kernels is given what torch.amp.GradScaler hands over, where the host counts steps."""
@@ -350,9 +378,18 @@ class Optimizer(Rule, torch.optim.Optimizer):
         finally:
             self._parts.leave(groups, self.state)
 
-    def _advance_by(self, groups: Sequence[GroupStep], states: dict[Tensor, dict[str, Any]]) -> None:
-        """The step of all groups, whose parameters have these states."""
-        firsts = list(accumulate((len(group.group["params"]) for group in groups[:-1]), initial=0))
+    def _advance_by(
+        self,
+        groups: Sequence[GroupStep],
+        states: dict[Tensor, dict[str, Any]],
+        firsts: Sequence[int] | None = None,
+    ) -> None:
+        """The step of all groups, whose parameters have these states.
+
+        `firsts` are the places of their first parameters among all; those of all groups if not given.
+        """
+        if firsts is None:
+            firsts = list(accumulate((len(group.group["params"]) for group in groups[:-1]), initial=0))
         left = self._launch(groups, firsts, states)
         joint = self._joint or any(group.meets for group in groups)
         waiting: list[Unit] = []

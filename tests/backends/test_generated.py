@@ -58,7 +58,7 @@ def test_the_docstring_holds_equations_arguments_and_citation(name, cls):
         default = inspect.signature(cls).parameters[hyper.name].default
         shown = re.search(r"\(default (.*)\)$", line)[1]
         assert eval(shown, {"inf": math.inf}) == (list(default) if hyper.many else default)
-        assert hyper.interval in line
+        assert all(interval in line for interval in (hyper.interval, *hyper.intervals))
         assert all(part in line for part in hyper.parts)
         assert all(f'"{choice}"' in line for choice in hyper.choices)
         (note,) = {h.doc for h in program.hypers if h.argument == hyper.name}

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from optdsl.core.types import Kind
+from optdsl.ir.text import to_opt
 from tests.check.helpers import only, program, spec
 
 
@@ -53,6 +54,10 @@ def test_the_default_decides_the_kind(default: str, kind: Kind, value: object) -
         ("h = (a: true, b: 2.0)", "E0209", "(a: true, b: 2.0)"),
         ("h = (a: 0.5, b: 2.0) in [0, 1)", "E0203", "b"),
         ("h = (a: 1, b: 0) in [0, 1)", "E0205", "[0, 1)"),
+        ("h = (a: 0.5 in (0, 1), b: 0.5 in (1, 2))", "E0203", "b"),
+        ("h = (a: 0.5 in (1, 2), b: 0.5) in (0, 1)", "E0203", "a"),
+        ("h = (a: 0.5 in (0, 1), b: 1.5) in (2, 1)", "E0204", "(2, 1)"),
+        ("h = (a: 1 in (0, 1), b: 3)", "E0205", "(0, 1)"),
     ],
 )
 def test_mistakes(line: str, code: str, marked: str) -> None:
@@ -94,6 +99,17 @@ def test_a_tuple() -> None:
         ("a", "betas", "decay rates"),
         ("b", "betas", "decay rates"),
     ]
+
+
+def test_a_tuple_whose_parts_have_ranges_of_their_own() -> None:
+    """A part has its own, or else that of all."""
+    line = "h = (a: 0.5 in (0, 1), b: 1.5 in (1, inf), c: 7.0) in [0, 9]"
+    built = program(hyper(line, "p = p - a * b * c * g"))
+    assert [str(h.interval) for h in built.hypers] == ["(0, 1)", "(1, inf)", "[0, 9]"]
+    assert [h.argument for h in built.hypers] == ["h"] * 3
+    built = program(hyper("h = (a: 0.5 in (0, 1), b: 1.5)", "p = p - a * b * g"))
+    assert [h.interval for h in built.hypers][1] is None
+    assert to_opt(program(to_opt(built))) == to_opt(built)
 
 
 def test_a_hyperparameter_with_a_mistake_can_be_used() -> None:

@@ -235,7 +235,7 @@ SETTINGS = {"usual": usual, "turned": turned}
 def moved(hyper: Any, value: Any) -> Any:
     """Another value that a float hyperparameter may have, near the one that it has; None if there is none."""
     if hyper.parts or hyper.many:
-        parts = tuple(moved(Single(hyper), part) for part in value)
+        parts = tuple(moved(Single(hyper, n), part) for n, part in enumerate(value))
         return None if None in parts else parts
     if hyper.kind != "float" or not math.isfinite(value):
         return None
@@ -255,8 +255,8 @@ def all_moved(cls: Any, options: Options) -> Options:
 class Single:
     """One number of a hyperparameter that has several."""
 
-    def __init__(self, hyper: Any) -> None:
-        self.kind, self.interval, self.parts, self.many = hyper.kind, hyper.interval, (), False
+    def __init__(self, hyper: Any, index: int) -> None:
+        self.kind, self.interval, self.parts, self.many = hyper.kind, hyper.within(index), (), False
 
 
 # ---- parameters, gradients, training ---------------------------------------------------------------------

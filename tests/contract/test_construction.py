@@ -188,6 +188,24 @@ def test_which_way_a_step_takes(
 # ---- values ----------------------------------------------------------------------------------------------
 
 
+def ends(interval: str) -> tuple[float, float]:
+    """The lower and the upper end of an interval."""
+    low, high = map(float, interval[1:-1].split(",")) if interval else (-math.inf, math.inf)
+    return low, high
+
+
+def allowed(interval: str) -> float:
+    """A number in it."""
+    low, high = ends(interval)
+    return (
+        0.5 * (low + high)
+        if math.isfinite(low + high)
+        else low + 1
+        if low > -math.inf
+        else min(high - 1, 0.5)
+    )
+
+
 def outside(hyper: Any) -> Iterator[tuple[Any, type[Exception]]]:
     """(value, error) pairs that a hyperparameter refuses, in the form of its constructor argument."""
     if hyper.kind == "bool":
@@ -203,7 +221,7 @@ def outside(hyper: Any) -> Iterator[tuple[Any, type[Exception]]]:
                 yield (good, value), error
         yield from [([], ValueError), (good, TypeError), ("ab", TypeError), (None, TypeError)]
         return
-    low, high = map(float, hyper.interval[1:-1].split(",")) if hyper.interval else (-math.inf, math.inf)
+    low, high = ends(hyper.interval)
     if hyper.kind == "int":
         found: list[tuple[Any, type[Exception]]] = [
             *((int(x), ValueError) for x in (low - 1, high + 1) if math.isfinite(x)),
@@ -225,9 +243,10 @@ def outside(hyper: Any) -> Iterator[tuple[Any, type[Exception]]]:
     if not hyper.parts:
         yield from found
         return
-    good = [0.5 * (max(low, -1.0) + min(high, 1.0)) for _ in hyper.parts]
+    good = [allowed(hyper.within(index)) for index in range(len(hyper.parts))]
     for index in range(len(good)):
-        yield from (((*good[:index], value, *good[index + 1 :]), error) for value, error in found)
+        part = replace(hyper, parts=(), intervals=(), interval=hyper.within(index))
+        yield from (((*good[:index], value, *good[index + 1 :]), error) for value, error in outside(part))
     yield from [((*good, good[0]), ValueError), (good[0], ValueError), ("ab", ValueError)]
 
 
@@ -264,22 +283,28 @@ def test_wrong_values_are_refused_when_they_come_later(cls: Any) -> None:
     stepping(optimizer)
 
 
+def extremes(hyper: Any, interval: str) -> list[Any]:
+    """The values at, or next to, the ends of what a number may be; all values of a switch or choice."""
+    if hyper.kind in ("bool", "choice"):
+        return [True, False, np.bool_(True)] if hyper.kind == "bool" else list(hyper.choices)
+    low, high = ends(interval) if interval else (-1e9, 1e9)
+    values: list[Any] = [low] if interval.startswith("[") else [math.nextafter(low, math.inf)]
+    values += [high] if interval.endswith("]") else [math.nextafter(high, -math.inf)]
+    if hyper.kind == "int":
+        values = [int(value) for value in values] + [np.int64(low)]
+    return values + [None] * (interval.endswith("inf]") and not hyper.parts)
+
+
 def test_the_ends_of_an_interval_are_allowed_as_it_says(cls: Any) -> None:
     for hyper in cls._hypers:
-        if hyper.kind in ("bool", "choice"):
-            values = [True, False, np.bool_(True)] if hyper.kind == "bool" else list(hyper.choices)
+        if hyper.parts:
+            given = list(
+                zip(*(extremes(hyper, hyper.within(n)) for n in range(len(hyper.parts))), strict=True)
+            )
         else:
-            low, high = map(float, hyper.interval[1:-1].split(",")) if hyper.interval else (-1e9, 1e9)
-            values = [low] if hyper.interval.startswith("[") else [math.nextafter(low, math.inf)]
-            values += [high] if hyper.interval.endswith("]") else [math.nextafter(high, -math.inf)]
-            if hyper.kind == "int":
-                values = [int(value) for value in values] + [np.int64(low)]
-            if hyper.interval.endswith("inf]"):
-                values.append(None)
-        for value in values:
-            one = (value,) * 2 if hyper.many else value
-            given = (value,) * len(hyper.parts) if hyper.parts else one
-            kept = cls([parameter()], **{hyper.name: given}).param_groups[0][hyper.name]
+            given = [(value,) * 2 if hyper.many else value for value in extremes(hyper, hyper.interval)]
+        for value in given:
+            kept = cls([parameter()], **{hyper.name: value}).param_groups[0][hyper.name]
             assert type(kept) in (bool, int, float, str, tuple)
 
 
@@ -315,6 +340,7 @@ WRONG: list[Options] = [
         {"beta2_decay": 1.0},
         {"d": 0.5},
     ),
+    *({"etas": (1.2, 0.5)}, {"etas": (0.5, 0.9)}, {"etas": (0.0, 1.2)}, {"etas": (0.5, 1.0)}),
     *({"eps": (-1.0, 0.5)}, {"eps": (0.5, -1.0)}, {"adjust_lr_fn": "none"}, {"momentum_decay": -1.0}),
 ]
 

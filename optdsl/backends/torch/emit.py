@@ -219,7 +219,9 @@ class _Module:
         if first.is_part:
             text += f" ({', '.join(h.name for h in group)})"
         within = ""
-        if first.interval is not None:
+        if len({h.interval for h in group}) > 1:
+            within = ", in " + " and ".join("any" if h.interval is None else str(h.interval) for h in group)
+        elif first.interval is not None:
             within = f", in {first.interval}"
         elif first.kind is Kind.CHOICE:
             within = ", one of " + ", ".join(f'"{c}"' for c in first.choices)
@@ -235,7 +237,10 @@ class _Module:
             group = self.parts(argument)
             first = group[0]
             fields = [quoted(argument), quoted(first.number_kind.value)]
-            if first.interval is not None:
+            if len({h.interval for h in group}) > 1:
+                own = ["" if h.interval is None else str(h.interval) for h in group]
+                fields.append(f"intervals={listed(own)}")
+            elif first.interval is not None:
                 fields.append(quoted(str(first.interval)))
             if first.is_part:
                 fields.append(f"parts={listed(h.name for h in group)}")
