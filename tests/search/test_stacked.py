@@ -364,3 +364,24 @@ def test_a_state_of_the_group_begins_with_its_first_tensor(tmp_path) -> None:
     run.step(torch.ones(2, LAYOUT.total))
     # the first tensor is 3 x 4, the second 4 x 2: a is 3, 7 and 11
     torch.testing.assert_close(run.p[:, 0], torch.tensor([-0.1 * (3 + 7 + 0.2), -0.2 * (3 + 7 + 0.4)]))
+
+
+def test_a_joint_reduction_that_a_tensor_does_not_need_keeps_its_place(tmp_path) -> None:
+    """Vectors take part in the first mean and do not use it; all tensors meet again at the second."""
+    path = tmp_path / "made.opt"
+    path.write_text(
+        "optimizer Made:\n    hyper:\n        lr = 0.1\n    step:\n        a = 1 + mean(g^2, over=group)\n"
+        "        if ndim <= 1:\n            u = g\n        else:\n            u = a * g\n"
+        "        p = p - lr * mean(u, over=group)\n"
+    )
+    made = program_of(path)[0]  # simplify would move the first mean into the branch that needs it
+    assert agree(made, {"lr": [0.1, 0.2]}, {}, seed=3, steps=4) == "fine"
+    g = torch.arange(2.0 * LAYOUT.total, dtype=torch.float64).reshape(2, -1)
+    run = Stacked(made, LAYOUT, ("lr",)).run(torch.zeros_like(g), {"lr": [0.1, 0.2]}, 1)
+    run.step(g)
+    factors = [
+        1 + g.square().mean(1, keepdim=True) if len(s) > 1 else torch.ones(2, 1) for s in LAYOUT.shapes
+    ]
+    u = torch.cat([f * x for f, x in zip(factors, g.split(LAYOUT.sizes, 1), strict=True)], 1)
+    expected = -torch.tensor([[0.1], [0.2]]) * u.mean(1, keepdim=True)
+    torch.testing.assert_close(run.p, expected.expand_as(g))
