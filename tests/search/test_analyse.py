@@ -21,6 +21,7 @@ from optdsl.search.space import (
     stress,
     structure,
 )
+from optdsl.search.space.analyse import _same_edges
 from optdsl.search.space.probe import moves
 from tests import fuzz
 from tests.search.genomes import WIDE, probes, small, spec, starts
@@ -147,6 +148,38 @@ def test_no_two_programs_with_one_effect_differ_elsewhere() -> None:
                 far = np.sqrt(((a - b) ** 2).sum(axis=(0, 2, 3, 4)) / (a**2).sum(axis=(0, 2, 3, 4)))
                 assert (far < 1e-3).all(), f"seed {seed}\n{accepted[found.known].genome}\n\n{found.genome}"
     assert merged >= 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (  # thresholds that are a few ten thousandths apart, inside of a sign that is kept
+            "u = sign(0.9 * m + 0.1 * p)\nm = sign(g + (0.9973 * m + (1 - 0.9973) * g))\np = p * (1 - 1e-4) - lr * u",
+            "u = sign(0.9 * m + 0.1 * p)\nm = sign(g + (0.9976 * m + (1 - 0.9976) * g))\np = p * (1 - 1e-4) - lr * u",
+        ),
+        (  # gradients below a hundred millionth are the only ones that are not cut off
+            "p = p * (1 - lr * 0.01) - clip(lr ^ (1 - 0.9^t) * g / 2e-8, -0.22 * lr, 0.22 * lr)",
+            "p = p * (1 - lr * 0.01) - clip(lr ^ (1 - 0.92^t) * g / 2e-8, -0.22 * lr, 0.22 * lr)",
+        ),
+        (  # the arc tangent of what is small already, in an average of which the sign counts
+            "u = clip(g * min(1, lr / norm(g, over=all)), -0.2, 0.2)\np = p - lr * sign(0.2 * m + 0.8 * u)\n"
+            "m = 1e-3 * m + (1 - 1e-3) * u",
+            "u = atan(clip(g * min(1, lr / norm(g, over=all)), -0.2, 0.2))\np = p - lr * sign(0.2 * m + 0.8 * u)\n"
+            "m = 1e-3 * m + (1 - 1e-3) * u",
+        ),
+    ],
+)
+def test_what_a_sign_hides_tells_programs_apart(one: str, other: str) -> None:
+    """Each pair agrees on every probe; the second is found where its decisions change, and is itself again."""
+    sieve = Sieve(WIDE)
+    first, second = sieve.sift(spec(one)), sieve.sift(spec(other))
+    assert (first.reason, second.reason) == (None, None)
+    assert first.effect is not None
+    assert second.effect is not None
+    assert first.effect.same(second.effect)
+    assert second.known is None
+    assert not _same_edges(first.genome, second.genome)
+    assert _same_edges(first.genome, first.genome)
 
 
 # ---- filters ----------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ beyond ordinary numbers; its limits leave room for every shipped method.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -56,6 +57,9 @@ STEPS, ORDINARY = 5, 10
 LATER = (300.0, 30000.0)
 #: Agreement of two effects, relative to the size of a step, and absolute.
 TOLERANCE, FLOOR = 1e-8, 1e-13
+#: How often an interval is halved to find where a step turns, how far from there steps are compared (parts of the
+#: whole interval), and how far they may be apart, relative to their size.
+BISECTIONS, BESIDE, EDGE = 22, (-1e-2, -1e-4, -1e-6, 1e-6, 1e-4, 1e-2), 1e-5
 #: Steps of the stress gate, and of these the last one with gradients in the row that loses them; half way from there.
 LONG, QUIET, HALF = 64, 24, 44
 #: After so many steps a rule that is far off is given up.
@@ -92,6 +96,14 @@ def more() -> tuple[Probes, ...]:
     which all entries may be alike in something.
     """
     return _probes(20230215, 8, 42, (2, 8, 8)), _probes(20230216, 8, 90, (2, 1, 2))
+
+
+@cache
+def _crossed() -> tuple[Probes, Array]:
+    """Probes, and for every entry another gradient of the last step but one: of the other sign, mostly far larger."""
+    probes = _probes(20230217, 3, 58, SHAPE)
+    rng = np.random.default_rng(20230218)
+    return probes, -probes.g[-2] * 10 ** rng.uniform(-0.5, 4.0, probes.p.shape)
 
 
 @cache
@@ -173,6 +185,67 @@ def _effect(
             projection[n] = move @ weights
             size[n] = np.sqrt(np.einsum("ij,ij->i", move, move) / move.shape[1])
     return Effect(projection, size), move
+
+
+class _Last:
+    """The last two steps of a genome on `_crossed` as a function of the first of these gradients."""
+
+    def __init__(self, genome: Genome) -> None:
+        self.probes, _ = _crossed()
+        self.run = Run(genome, self.probes)
+        for n, g in enumerate(self.probes.g[:-2]):
+            self.run.step(self.probes.count(n), g)
+        self.before = list(self.run.values)
+
+    def moves(self, g: Array) -> Array:
+        """Both moves of every entry, (2, n, 2, rows, cols)."""
+        run, count = self.run, len(self.probes.g)
+        run.values = list(self.before)
+        places = [run.values[run.p]]
+        for n, gradient in ((count - 2, g), (count - 1, self.probes.g[-1])):
+            places.append(run.step(self.probes.count(n), gradient))
+        return np.stack([np.broadcast_to(b - a, g.shape) for a, b in itertools.pairwise(places)])
+
+
+def _same_edges(one: Genome, other: Genome) -> bool:
+    """Whether two genomes of one effect decide alike: where the step of one of them turns, so does that of the other.
+
+    What a sign or a bound hides is seen only close to where it changes, which numbers drawn at random hardly ever
+    are. So gradients are moved to such places by bisection, and both are compared beside these: each entry to where
+    it turns itself, and all of a probe at once to where one of them does, for what reductions hold together.
+    """
+    with np.errstate(all="ignore"):
+        probes, end = _crossed()
+        begin = probes.g[-2]
+        span = np.abs(begin) + np.abs(end)
+        count = len(begin)
+        one_of_each = np.arange(count) * math.prod(SHAPE) + np.arange(count) % math.prod(SHAPE)
+        pair = _Last(one), _Last(other)
+        for (a, b), step, together in itertools.product((pair, pair[::-1]), (0, 1), (False, True)):
+            low, high = begin, end
+            first, last = a.moves(low)[step], a.moves(high)[step]
+            for _ in range(BISECTIONS):
+                middle = 0.5 * (low + high)
+                found = a.moves(middle)[step]
+                near = np.abs(found - first) <= np.abs(found - last)
+                if together:
+                    near = near.reshape(-1)[one_of_each].reshape(-1, 1, 1, 1)
+                low, high = np.where(near, middle, low), np.where(near, high, middle)
+            for beside in BESIDE:
+                g = low + beside * span
+                if not _close(a.moves(g), b.moves(g)):
+                    return False
+    return True
+
+
+def _close(a: Array, b: Array) -> bool:
+    """Whether moves are the same in every entry, as far as rounding lets one say so near an edge."""
+    fine = np.isfinite(a)
+    if not np.array_equal(fine, np.isfinite(b)):
+        return False
+    a, b = np.where(fine, a, 0.0), np.where(fine, b, 0.0)
+    size = np.sqrt(np.mean(a * a, axis=(2, 3, 4), keepdims=True))
+    return bool((np.abs(a - b) <= EDGE * size + FLOOR).all())
 
 
 def _plain(found: Effect, last: Array) -> str | None:
@@ -426,9 +499,13 @@ class Sieve:
                 assert other.far is not None
                 alike = found.effect.same(other.effect) and found.far.same(other.far)
                 # a sign, or what is cut off, can agree by chance
-                if alike and all(
-                    _effect(found.genome, probes)[0].same(_effect(other.genome, probes)[0])
-                    for probes in more()
+                if (
+                    alike
+                    and all(
+                        _effect(found.genome, probes)[0].same(_effect(other.genome, probes)[0])
+                        for probes in more()
+                    )
+                    and _same_edges(found.genome, other.genome)
                 ):
                     return other
         return None
