@@ -178,8 +178,8 @@ def test_what_a_sign_hides_tells_programs_apart(one: str, other: str) -> None:
     assert second.effect is not None
     assert first.effect.same(second.effect)
     assert second.known is None
-    assert not _same_edges(first.genome, second.genome)
-    assert _same_edges(first.genome, first.genome)
+    assert not _same_edges(first, second)
+    assert _same_edges(first, first)
 
 
 # ---- filters ----------------------------------------------------------------------------------------------
@@ -324,6 +324,20 @@ def test_memory_can_be_filled_from_outside() -> None:
         second.remember(first.sift(start(name)))
     assert second.sift(start("lion")).known == digest(live(start("lion")))
     assert second.sift(spec("p = p - 1 * (lr * g)", state="")).known == digest(live(start("sgd")))
+
+
+def test_a_multiple_of_the_learning_rate_is_no_other_rule_where_that_is_tuned() -> None:
+    average = "m = 0.9 * m + (1 - 0.9) * g\nv = 0.99 * v + (1 - 0.99) * g^2\n"
+    step = "p = p - lr * m / (sqrt(v) + 1e-6)"
+    others = (step.replace("lr", "3 * lr"), step.replace("m /", "m / 0.7 /"), step + "\n" + step)
+    for tuned in (False, True):
+        sieve = Sieve(by_structure=tuned)
+        first = sieve.sift(spec(average + step, "m = 0\nv = 0"))
+        for other in others:
+            found = sieve.sift(spec(average + other, "m = 0\nv = 0"))
+            assert found.reason is None
+            assert found.known == (first.hash if tuned else None), other
+    assert sieve.sift(spec(average + step.replace("m /", "g /"), "m = 0\nv = 0")).known is None
 
 
 def test_structures_can_be_remembered_instead() -> None:
