@@ -2,13 +2,15 @@
 
 Statements are dropped or replaced by one of what is there, constants are rounded. A change stays if the steps are the
 same on all probes, ordinary ones and those of the stress gate (where the original gives numbers at all: what was nan
-may become a number), or if the caller says that it costs nothing.
+may become a number), or if the caller says that it costs nothing. A step that has become longer or shorter by one
+factor is the same for another default of the learning rate.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -18,11 +20,11 @@ from optdsl.core.record import record
 from optdsl.core.types import Kind, Level, Type, element
 from optdsl.ir.numpy_ops import Array
 from optdsl.ir.program import Hyper, Interval, Program
-from optdsl.search.space.analyse import ordinary, strained
+from optdsl.search.space.analyse import longest, ordinary, strained
 from optdsl.search.space.canonical import live
 from optdsl.search.space.genome import LR, OPS, Fault, Genome, Ref, Statement, express, typed
 from optdsl.search.space.mutate import named, place
-from optdsl.search.space.probe import moves, trace
+from optdsl.search.space.probe import Probes, moves, trace
 
 #: Agreement of two steps, relative to the size of the step (rms), and absolute.
 TOLERANCE, FLOOR = 1e-7, 1e-13
@@ -34,28 +36,62 @@ Score = Callable[[Program], bool]
 
 @record(eq=False)
 class Behaviour:
-    """What a genome does on the probes of the effect and of the stress gate: (steps, n, 2, rows, cols) each."""
+    """What a genome does on the probes of the effect and of the stress gate: (steps, n, 2, rows, cols) each.
+
+    `lr` is the default of the learning rate for which it does that.
+    """
 
     ordinary: Array
     strained: Array
+    lr: float
 
-    def kept_by(self, genome: Genome) -> bool:
-        """True where `genome` does the same wherever this is finite."""
-        return _same(self.ordinary, moves(genome, ordinary())) and _same(
-            self.strained, moves(genome, strained())
-        )
+    def kept_by(self, genome: Genome) -> Genome | None:
+        """`genome` where it does the same wherever this is finite, maybe with another learning rate by default."""
+        found = _moves(genome, ordinary(), self.lr)
+        if not _same(self.ordinary, found):
+            factor = _factor(self.ordinary[0], found[0])
+            if factor is None:
+                return None
+            genome = _with_rate(genome, factor * genome.hypers[0].one)
+            if not _same(self.ordinary, _moves(genome, ordinary(), self.lr)):
+                return None
+        return genome if _same(self.strained, _moves(genome, strained(), self.lr)) else None
 
 
-def behaviour(genome: Genome) -> Behaviour:
-    """The behaviour of a genome."""
-    return Behaviour(moves(genome, ordinary()), moves(genome, strained()))
+def behaviour(genome: Genome, lr: float | None = None) -> Behaviour:
+    """The behaviour of a genome, where probes have their learning rates for the default `lr` (its own if None)."""
+    lr = genome.hypers[0].one if lr is None else lr
+    return Behaviour(_moves(genome, ordinary(), lr), _moves(genome, strained(), lr), lr)
+
+
+def _moves(genome: Genome, probes: Probes, lr: float) -> Array:
+    """The moves on probes whose learning rates are meant for the default `lr`."""
+    ratio = genome.hypers[0].one / lr if lr else 1.0
+    return moves(genome, probes if ratio == 1 else replace(probes, lr=probes.lr * ratio))
+
+
+def _with_rate(genome: Genome, lr: float) -> Genome:
+    """`genome` with another default of the learning rate, which is its first hyperparameter."""
+    return replace(genome, hypers=(replace(genome.hypers[0], default=lr), *genome.hypers[1:]))
+
+
+def _factor(a: Array, b: Array) -> float | None:
+    """The positive number other than 1 that all of `a` are as multiples of `b`, or None."""
+    some = np.abs(b) > 1e-3 * np.abs(b).max(axis=(1, 2, 3), keepdims=True)
+    if not (np.isfinite(a).all() and np.isfinite(b).all() and some.any()):
+        return None
+    ratios = a[some] / b[some]
+    factor = float(f"{np.median(ratios):.12g}")
+    near = np.abs(ratios - factor) <= 1e-6 * abs(factor)
+    return factor if factor > 0 and factor != 1 and near.all() else None
 
 
 def _same(a: Array, b: Array) -> bool:
+    """Whether moves agree, each held against the longest so far."""
     known = np.isfinite(a)
     size = np.sqrt(np.mean(np.where(known, a, 0.0) ** 2, axis=(2, 3, 4), keepdims=True))
     with np.errstate(all="ignore"):
-        near = np.abs(a - b) <= TOLERANCE * size + FLOOR
+        near = np.abs(a - b) <= TOLERANCE * longest(size) + FLOOR
     return bool((near | ~known).all())
 
 
@@ -70,9 +106,9 @@ def simplify(genome: Genome, score: Score | None = None) -> Genome:
     looked, asked = set[Genome](), set[Genome]()
 
     def better(
-        candidates: Iterator[Genome], accepts: Callable[[Genome], bool], known: set[Genome]
+        candidates: Iterator[Genome], accepted: Callable[[Genome], Genome | None], known: set[Genome]
     ) -> Genome | None:
-        """The first of the candidates that is smaller, not known yet, and accepted."""
+        """What is accepted of the first of the candidates that is smaller, not known yet, and accepted at all."""
         for candidate in candidates:
             try:
                 small = live(candidate)
@@ -80,8 +116,8 @@ def simplify(genome: Genome, score: Score | None = None) -> Genome:
                 continue
             if small not in known and _cost(small) < _cost(genome):
                 known.add(small)
-                if accepts(small):
-                    return small
+                if (found := accepted(small)) is not None:
+                    return found
         return None
 
     while True:
@@ -89,7 +125,7 @@ def simplify(genome: Genome, score: Score | None = None) -> Genome:
             genome = found
         if score is None:
             return genome
-        found = better(_bolder(genome), lambda small: score(express(small)), asked)
+        found = better(_bolder(genome), lambda small: small if score(express(small)) else None, asked)
         if found is None:
             return genome
         genome, target = found, behaviour(found)
@@ -159,12 +195,57 @@ def _shorter(genome: Genome) -> Iterator[Genome]:
         numbers: list[Ref] = [0.0, 1.0] if types[s.name].kind.numeric else [False, True]
         for ref in numbers:
             yield replaced(genome, s.name, ref)
+    yield from _folded(genome)
+    yield from _absorbed(genome)
     yield from _equal(genome, types)
     for h in genome.hypers:
         same = [x.name for x in genome.hypers if x is not h and x.name != LR and x.one == h.one]
         instead: list[Ref] = [] if h.name == LR else [*same, 0.0, 1.0]
         for ref in instead:
             yield replaced(genome, h.name, ref)
+
+
+def _folded(genome: Genome) -> Iterator[Genome]:
+    """Candidates with a number in the place of a statement that depends on constants alone."""
+    fixed = {h.name for h in genome.hypers if h.name != LR}
+    values: dict[str, Array] = {}
+    for s in genome.body:
+        if all(not isinstance(a, str) or a in fixed for a in s.args):
+            fixed.add(s.name)
+            values = values or trace(genome, ordinary())
+            value = float(values[s.name].flat[0])
+            # a negative is written with a sign
+            if OPS[s.op].takes == "number" and s.op != "neg" and math.isfinite(value):
+                name = named("c", genome.taken())
+                hyper = Hyper(name, name, Kind.FLOAT, value, Interval(0.0, math.inf) if value > 0 else None)
+                made = replaced(genome, s.name, name)
+                yield replace(made, hypers=(*made.hypers, hyper))
+
+
+def _absorbed(genome: Genome) -> Iterator[Genome]:
+    """Candidates without a constant factor, which goes into the learning rate; what that is multiplied by elsewhere,
+    such as a weight decay, has it taken out again.
+    """
+    values: dict[Ref, float] = {h.name: h.one for h in genome.hypers if h.name != LR}
+    reads = Counter(a for s in genome.body for a in s.args)
+    rates = [a for s in genome.body if s.op == "mul" and LR in s.args for a in s.args]
+    decays = [a for a in rates if a in values and reads[a] == 1]
+    for s in genome.body:
+        if s.op not in ("mul", "div"):
+            continue
+        for x, c in (s.args, s.args[::-1]) if s.op == "mul" else (s.args,):
+            factor = values.get(c) if isinstance(c, str) else float(c)
+            if factor is None or factor <= 0 or not isinstance(x, str):
+                continue
+            factor = factor if s.op == "mul" else 1 / factor
+            made = replaced(genome, s.name, x)
+            made = _with_rate(made, made.hypers[0].one * factor)
+            for decay in decays:
+                if decay not in s.args:
+                    hypers = tuple(
+                        replace(h, default=h.one / factor) if h.name == decay else h for h in made.hypers
+                    )
+                    yield replace(made, hypers=hypers)
 
 
 def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:

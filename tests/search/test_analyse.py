@@ -21,6 +21,7 @@ from optdsl.search.space import (
     stress,
     structure,
 )
+from optdsl.search.space.analyse import _same_edges
 from optdsl.search.space.probe import moves
 from tests import fuzz
 from tests.search.genomes import WIDE, probes, small, spec, starts
@@ -147,6 +148,38 @@ def test_no_two_programs_with_one_effect_differ_elsewhere() -> None:
                 far = np.sqrt(((a - b) ** 2).sum(axis=(0, 2, 3, 4)) / (a**2).sum(axis=(0, 2, 3, 4)))
                 assert (far < 1e-3).all(), f"seed {seed}\n{accepted[found.known].genome}\n\n{found.genome}"
     assert merged >= 5
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (  # thresholds that are a few ten thousandths apart, inside of a sign that is kept
+            "u = sign(0.9 * m + 0.1 * p)\nm = sign(g + (0.9973 * m + (1 - 0.9973) * g))\np = p * (1 - 1e-4) - lr * u",
+            "u = sign(0.9 * m + 0.1 * p)\nm = sign(g + (0.9976 * m + (1 - 0.9976) * g))\np = p * (1 - 1e-4) - lr * u",
+        ),
+        (  # gradients below a hundred millionth are the only ones that are not cut off
+            "p = p * (1 - lr * 0.01) - clip(lr ^ (1 - 0.9^t) * g / 2e-8, -0.22 * lr, 0.22 * lr)",
+            "p = p * (1 - lr * 0.01) - clip(lr ^ (1 - 0.92^t) * g / 2e-8, -0.22 * lr, 0.22 * lr)",
+        ),
+        (  # the arc tangent of what is small already, in an average of which the sign counts
+            "u = clip(g * min(1, lr / norm(g, over=all)), -0.2, 0.2)\np = p - lr * sign(0.2 * m + 0.8 * u)\n"
+            "m = 1e-3 * m + (1 - 1e-3) * u",
+            "u = atan(clip(g * min(1, lr / norm(g, over=all)), -0.2, 0.2))\np = p - lr * sign(0.2 * m + 0.8 * u)\n"
+            "m = 1e-3 * m + (1 - 1e-3) * u",
+        ),
+    ],
+)
+def test_what_a_sign_hides_tells_programs_apart(one: str, other: str) -> None:
+    """Each pair agrees on every probe; the second is found where its decisions change, and is itself again."""
+    sieve = Sieve(WIDE)
+    first, second = sieve.sift(spec(one)), sieve.sift(spec(other))
+    assert (first.reason, second.reason) == (None, None)
+    assert first.effect is not None
+    assert second.effect is not None
+    assert first.effect.same(second.effect)
+    assert second.known is None
+    assert not _same_edges(first, second)
+    assert _same_edges(first, first)
 
 
 # ---- filters ----------------------------------------------------------------------------------------------
@@ -291,6 +324,20 @@ def test_memory_can_be_filled_from_outside() -> None:
         second.remember(first.sift(start(name)))
     assert second.sift(start("lion")).known == digest(live(start("lion")))
     assert second.sift(spec("p = p - 1 * (lr * g)", state="")).known == digest(live(start("sgd")))
+
+
+def test_a_multiple_of_the_learning_rate_is_no_other_rule_where_that_is_tuned() -> None:
+    average = "m = 0.9 * m + (1 - 0.9) * g\nv = 0.99 * v + (1 - 0.99) * g^2\n"
+    step = "p = p - lr * m / (sqrt(v) + 1e-6)"
+    others = (step.replace("lr", "3 * lr"), step.replace("m /", "m / 0.7 /"), step + "\n" + step)
+    for tuned in (False, True):
+        sieve = Sieve(by_structure=tuned)
+        first = sieve.sift(spec(average + step, "m = 0\nv = 0"))
+        for other in others:
+            found = sieve.sift(spec(average + other, "m = 0\nv = 0"))
+            assert found.reason is None
+            assert found.known == (first.hash if tuned else None), other
+    assert sieve.sift(spec(average + step.replace("m /", "g /"), "m = 0\nv = 0")).known is None
 
 
 def test_structures_can_be_remembered_instead() -> None:

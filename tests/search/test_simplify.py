@@ -17,9 +17,10 @@ from optdsl.lang.diagnostics import SpecError
 from optdsl.lang.formatter import format_text
 from optdsl.search.simplify import behaviour, simplify
 from optdsl.search.space import Genome, Sieve, digest, effect, live, settle, to_spec
+from optdsl.search.space.mutate import tunable
 from optdsl.search.space.probe import Probes, moves
 from tests import fuzz
-from tests.search.genomes import small, spec, starts, walk
+from tests.search.genomes import probes, small, spec, starts, walk
 from tests.search.test_analyse import BARE_LION, LION, LION_HYPER, raw_lion
 
 
@@ -68,6 +69,36 @@ def test_what_does_nothing_goes(step: str, short: str) -> None:
     assert effect(found).same(effect(wanted))
 
 
+@pytest.mark.parametrize(
+    ("step", "statements", "lr"),
+    [
+        ("p = p - lr * g / 0.8", 2, 1.25e-3),
+        ("p = p - lr * (3 * (g / (1 + abs(g))))", 5, 3e-3),
+        ("u = lr * g\np = p - u\np = p - u", 2, 2e-3),
+        ("p = p * (1 - lr * 0.1) - lr * (4 * sign(g))", 6, 4e-3),
+        ("p = p - lr * 2 * g / sqrt(1 - 0.75)", 2, 4e-3),
+        ("p = p - lr * g / (abs(g) + sqrt(1 - 0.99))", 5, 1e-3),
+    ],
+)
+def test_what_only_constants_go_into_is_one_and_factors_are_part_of_the_learning_rate(
+    step: str, statements: int, lr: float
+) -> None:
+    whole = live(tunable(spec(step, "")))
+    found = simplify(whole)
+    assert len(found.body) == statements, str(found)
+    assert found.hypers[0].one == pytest.approx(lr, rel=1e-11)
+    a, b = moves(whole, probes(5, lr=1e-3)), moves(found, probes(5, lr=found.hypers[0].one))
+    np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-12)
+    assert simplify(found) == found
+
+
+def test_what_is_left_of_an_average_that_hardly_averages_goes() -> None:
+    """Though it is all there is where gradients are zero; a weight of a thousandth is no trifle."""
+    for weight, states in (("1e-11", 0), ("1e-3", 1)):
+        whole = spec(f"m = {weight} * m + (1 - {weight}) * g\np = p - lr * m / (abs(g) + 1)")
+        assert len(simplify(whole).states) == states
+
+
 def test_what_matters_stays() -> None:
     for step in (
         "p = p - lr * min(max(g, -50), 50)",  # no ordinary gradient is so large
@@ -97,7 +128,7 @@ def test_simplifying_is_idempotent_and_keeps_the_effect() -> None:
             before, removed = before + len(genome.body), removed + len(genome.body) - len(found.body)
             assert simplify(found) == found, f"seed {seed}\n{genome}"
             # as far as the simplifier looks: steps agree where the original has numbers
-            a, b = behaviour(genome), behaviour(found)
+            a, b = behaviour(genome), behaviour(found, genome.hypers[0].one)
             size = np.sqrt(np.mean(a.ordinary**2, axis=(2, 3, 4), keepdims=True))
             known = np.isfinite(a.ordinary)
             near = np.abs(a.ordinary - b.ordinary) <= 1e-5 * np.maximum(size, 1e-8)
@@ -129,7 +160,7 @@ def test_constants_are_rounded_where_that_costs_nothing() -> None:
     def between(program: Program) -> bool:
         return any(0.3 < float(h.default) < 0.6 for h in program.hypers)
 
-    genome = live(spec("p = p - lr * c * g", "", "c = 0.4601978361606598 in [0, inf)"))
+    genome = live(spec("p = p - lr * (g + c * p)", "", "c = 0.4601978361606598 in [0, inf)"))
     assert simplify(genome) == genome
     found = simplify(genome, between)
     assert found.hypers[1].default == 0.5

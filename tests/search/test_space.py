@@ -318,6 +318,17 @@ def shuffled(rng: Random, genome: Genome) -> Genome:
     return renamed(genome, {n: f"y{k}" for k, n in enumerate(rng.sample(names, len(names)))})
 
 
+def test_names_of_hyperparameters_and_states_stay_theirs() -> None:
+    """Statements are numbered around them."""
+    step = "x3 = x2 * x3 + g\np = p - lr * x1 * sign(x3) - lr * g"
+    found = live(spec(step, "x3 = 0", "x1 = 0.5\nx2 = 0.9"))
+    assert [s.name for s in found.body] == [f"x{4 + n}" for n in range(len(found.body))]
+    plain = live(
+        spec(step.replace("x3", "m").replace("x2", "b").replace("x1", "a"), "m = 0", "a = 0.5\nb = 0.9")
+    )
+    assert digest(found) == digest(plain)
+
+
 def test_hashes_are_of_the_meaning() -> None:
     for seed in fuzz.seeds(8):
         rng = Random(seed)

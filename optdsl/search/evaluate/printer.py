@@ -123,24 +123,25 @@ class Printer:
 
     def joint_roots(self) -> list[Expr]:
         """The joint reductions that a tensor takes part in, needed or not: all that its branches reach."""
+        return [root for assign in self.body for root in self.joints(assign)]
+
+    def joints(self, assign: Assign) -> list[Expr]:
+        """Those of one assignment, operands before users: the order in which the interpreter comes to them."""
+        if not any(is_joint(node) for node in walk(assign.expr)) or not self.reached(assign):
+            return []
+        conditions = [condition for condition, _ in assign.guard]
         roots: list[Expr] = []
-        for assign in self.body:
-            if not any(is_joint(node) for node in walk(assign.expr)) or not self.reached(assign):
-                continue
-            conditions = [condition for condition, _ in assign.guard]
-            stack = [assign.expr]
-            while stack:
-                node = self.taken(stack.pop())
-                if is_joint(node):
-                    roots.append(node)
-                if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
-                    conditions.append(node.args[0])
-                stack += node.args
-            if any(self.settled(c) is None and self.depends_on_facts(c) for c in conditions):
-                raise Unsupported(
-                    "tensors of different shapes take part in a joint reduction in different steps"
-                )
-        return roots
+        stack = [assign.expr]
+        while stack:
+            node = self.taken(stack.pop())
+            if is_joint(node):
+                roots.append(node)
+            if isinstance(node, Call) and node.op == "select" and node.args[0].type.is_host:
+                conditions.append(node.args[0])
+            stack += node.args
+        if any(self.settled(c) is None and self.depends_on_facts(c) for c in conditions):
+            raise Unsupported("tensors of different shapes take part in a joint reduction in different steps")
+        return roots[::-1]
 
     def depends_on_facts(self, expr: Expr) -> bool:
         """Whether a host value differs between tensors."""
@@ -181,9 +182,11 @@ class _Writer:
         for assign in printer.body:  # in their order, which keeps the recursion below shallow
             if printer.taken(assign.expr) in wanted:
                 self.value(assign.expr)
-        if not self.flat:
-            for expr in exprs[len(self.roots) :]:
-                self.value(expr)
+            elif (
+                not self.flat
+            ):  # nothing needs its joint reductions, but tensors meet in the order of the program
+                for root in printer.joints(assign):
+                    self.value(root)
         outputs = [
             Output(
                 name,

@@ -10,6 +10,7 @@ beyond ordinary numbers; its limits leave room for every shipped method.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -54,24 +55,27 @@ REASONS: dict[str, str] = {
 #: huge gradients.
 STEPS, ORDINARY = 5, 10
 LATER = (300.0, 30000.0)
-#: Agreement of two effects, relative to the size of a step, and absolute.
-TOLERANCE, FLOOR = 1e-8, 1e-13
+#: Agreement of two effects, relative to the size of steps, and absolute. Training in float32 keeps less of a step.
+TOLERANCE, FLOOR = 1e-6, 1e-13
+#: How often an interval is halved to find where a step turns, how far from there steps are compared (parts of the
+#: whole interval), and how far they may be apart, relative to their size.
+BISECTIONS, BESIDE, EDGE = 22, (-1e-2, -3e-4, -1e-5, 1e-5, 3e-4, 1e-2), 1e-5
 #: Steps of the stress gate, and of these the last one with gradients in the row that loses them; half way from there.
 LONG, QUIET, HALF = 64, 24, 44
 #: After so many steps a rule that is far off is given up.
 EARLY = 10
 
 
-def _probes(seed: int, steps: int, usual: int, shape: tuple[int, int, int]) -> Probes:
-    """Parameters from 0.03 to 3, gradients from 1e-3 to 10, a part of which stays, entries of one tensor ten times
-    apart and more: whatever bends or cuts does so somewhere. Behind these `usual` probes come one each that counts
-    its steps from LATER on, and two each with gradients of about 1e-4 and of about 1e4.
+def _probes(seed: int, steps: int, usual: int, shape: tuple[int, int, int], large: float = 0.5) -> Probes:
+    """Parameters from 0.03 to 10 ** `large`, gradients from 1e-3 to 10, a part of which stays, entries of one tensor
+    ten times apart and more: whatever bends or cuts does so somewhere. Behind these `usual` probes come one each that
+    counts its steps from LATER on, and two each with gradients of about 1e-4 and of about 1e4.
     """
     rng = np.random.default_rng(seed)
     sizes = [*np.logspace(-3, 1, usual), 0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]
     count = len(sizes)
     whole, scale = (count, *shape), np.array(sizes).reshape(-1, 1, 1, 1)
-    p = 10 ** rng.uniform(-1.5, 0.5, (count, 1, 1, 1)) * rng.normal(size=whole)
+    p = 10 ** rng.uniform(-1.5, large, (count, 1, 1, 1)) * rng.normal(size=whole)
     entries, stays = 10 ** rng.uniform(-1.5, 0.5, whole), rng.normal(size=whole)
     g = scale * entries * (rng.normal(size=(steps, *whole)) + 0.5 * stays)
     lr = rng.permutation(np.logspace(-4, -1, count)).reshape(-1, 1, 1, 1)
@@ -88,10 +92,22 @@ def ordinary() -> Probes:
 
 @cache
 def more() -> tuple[Probes, ...]:
-    """What two genomes are compared on that have one effect: more probes and steps, larger tensors, and tiny ones, of
-    which all entries may be alike in something.
+    """What two genomes are compared on that have one effect: more probes and steps, larger parameters, larger
+    tensors, and tiny ones, of which all entries may be alike in something.
     """
-    return _probes(20230215, 8, 42, (2, 8, 8)), _probes(20230216, 8, 90, (2, 1, 2))
+    return (
+        _probes(20230215, 8, 42, (2, 8, 8), 1.5),
+        _probes(20230216, 8, 90, (2, 1, 2)),
+        _probes(20230219, 5, 6, (2, 32, 32), 1.5),
+    )
+
+
+@cache
+def _crossed() -> tuple[Probes, Array]:
+    """Probes, and for every entry another gradient of the last step but one: of the other sign, mostly far larger."""
+    probes = _probes(20230217, 3, 58, SHAPE, 1.5)
+    rng = np.random.default_rng(20230218)
+    return probes, -probes.g[-2] * 10 ** rng.uniform(-0.5, 4.0, probes.p.shape)
 
 
 @cache
@@ -126,11 +142,15 @@ class Effect:
     size: Array
 
     def same(self, other: Effect) -> bool:
-        """True when the two agree but for rounding; what is not finite agrees with what is not finite."""
+        """True when the two agree but for rounding; what is not finite agrees with what is not finite.
+
+        A step is held against the longest up to it: what is left of an average that follows its input to a hundred
+        millionth is nothing, even where gradients have stopped.
+        """
         a, b = np.isfinite(self.size), np.isfinite(other.size)
         if not np.array_equal(a, b):
             return False
-        margin = TOLERANCE * np.maximum(self.size[a], other.size[a]) + FLOOR
+        margin = TOLERANCE * longest(np.where(a, np.maximum(self.size, other.size), 0.0))[a] + FLOOR
         return bool(
             (np.abs(self.size[a] - other.size[a]) <= margin).all()
             and (np.abs(self.projection[a] - other.projection[a]) <= 4 * margin).all()
@@ -144,6 +164,15 @@ class Effect:
             a = float(np.log(size + 1e-7).mean())
             b = float((projection / (size + 1e-7)).mean())
         return (a * 1e3, b * 1e3) if math.isfinite(a) and math.isfinite(b) else (0.0, 0.0)
+
+
+def longest(size: Array) -> Array:
+    """The longest step so far, for every step (the first axis). For others, the first of all, which may be far
+    longer, counts as much as the longest of these.
+    """
+    found = np.maximum.accumulate(np.concatenate([np.minimum(size[:1], size[1:].max(axis=0)), size[1:]]))
+    found[0] = size[0]
+    return found
 
 
 def effect(
@@ -173,6 +202,67 @@ def _effect(
             projection[n] = move @ weights
             size[n] = np.sqrt(np.einsum("ij,ij->i", move, move) / move.shape[1])
     return Effect(projection, size), move
+
+
+class _Last:
+    """The last two steps of a genome on `_crossed` as a function of the first of these gradients."""
+
+    def __init__(self, analysis: Analysis) -> None:
+        self.probes = _slowed(_crossed()[0], analysis.length)
+        self.run = Run(analysis.genome, self.probes)
+        for n, g in enumerate(self.probes.g[:-2]):
+            self.run.step(self.probes.count(n), g)
+        self.before = list(self.run.values)
+
+    def moves(self, g: Array) -> Array:
+        """Both moves of every entry, (2, n, 2, rows, cols)."""
+        run, count = self.run, len(self.probes.g)
+        run.values = list(self.before)
+        places = [run.values[run.p]]
+        for n, gradient in ((count - 2, g), (count - 1, self.probes.g[-1])):
+            places.append(run.step(self.probes.count(n), gradient))
+        return np.stack([np.broadcast_to(b - a, g.shape) for a, b in itertools.pairwise(places)])
+
+
+def _same_edges(one: Analysis, other: Analysis) -> bool:
+    """Whether two genomes of one effect decide alike: where the step of one of them turns, so does that of the other.
+
+    What a sign or a bound hides is seen only close to where it changes, which numbers drawn at random hardly ever
+    are. So gradients are moved to such places by bisection, and both are compared beside these: each entry to where
+    it turns itself, and all of a probe at once to where one of them does, for what reductions hold together.
+    """
+    with np.errstate(all="ignore"):
+        probes, end = _crossed()
+        begin = probes.g[-2]
+        span = np.abs(begin) + np.abs(end)
+        count = len(begin)
+        one_of_each = np.arange(count) * math.prod(SHAPE) + np.arange(count) % math.prod(SHAPE)
+        pair = _Last(one), _Last(other)
+        for (a, b), step, together in itertools.product((pair, pair[::-1]), (0, 1), (False, True)):
+            low, high = begin, end
+            first, last = a.moves(low)[step], a.moves(high)[step]
+            for _ in range(BISECTIONS):
+                middle = 0.5 * (low + high)
+                found = a.moves(middle)[step]
+                near = np.abs(found - first) <= np.abs(found - last)
+                if together:
+                    near = near.reshape(-1)[one_of_each].reshape(-1, 1, 1, 1)
+                low, high = np.where(near, middle, low), np.where(near, high, middle)
+            for beside in BESIDE:
+                g = low + beside * span
+                if not _close(a.moves(g), b.moves(g)):
+                    return False
+    return True
+
+
+def _close(a: Array, b: Array) -> bool:
+    """Whether moves are the same in every entry, as far as rounding lets one say so near an edge."""
+    fine = np.isfinite(a)
+    if not np.array_equal(fine, np.isfinite(b)):
+        return False
+    a, b = np.where(fine, a, 0.0), np.where(fine, b, 0.0)
+    size = np.sqrt(np.mean(a * a, axis=(2, 3, 4), keepdims=True))
+    return bool((np.abs(a - b) <= EDGE * size + FLOOR).all())
 
 
 def _plain(found: Effect, last: Array) -> str | None:
@@ -218,13 +308,6 @@ def stress(
 
     The first step may do anything finite: some methods bring parameters where their own account of them is.
     """
-    return _stress(genome, types, values)[0]
-
-
-def _stress(
-    genome: Genome, types: Mapping[str, Type] | None, values: Mapping[str, float] | None = None
-) -> tuple[str | None, Effect | None]:
-    """The verdict, and the effect in every fourth step of the stress gate unless that was given up early."""
     probes = strained()
     moves = np.empty_like(probes.g)
     kept: list[Array] = []
@@ -237,14 +320,10 @@ def _stress(
             np.subtract(after, before, out=moves[n])
             before = after
             if n == EARLY and (reason := _early(moves[: EARLY + 1])):
-                return reason, None
+                return reason
             if n in (QUIET, HALF, LONG - 1):
                 kept.append(np.array([_largest(run.values[place]) for place in places]))
-        some = moves[::4].reshape(-1, moves.shape[1], math.prod(SHAPE))
-        far = Effect(
-            some @ _weights(some.shape[2]), np.sqrt(np.einsum("ijk,ijk->ij", some, some) / some.shape[2])
-        )
-        return _verdict(moves, kept), far
+        return _verdict(moves, kept)
 
 
 def _drifts(size: Array) -> bool:
@@ -335,8 +414,8 @@ class Analysis:
     """`reason` is why a genome is refused (a key of REASONS), or None.
 
     `genome` is its live part, `hash` that of it, `structure` the hash without the values of hyperparameters. `effect`
-    is what it does on ordinary probes, `far` under stress, both None where a filter in front had the answer. `known`
-    is the hash of the first genome that was seen with these effects, or with this hash; None for one that is new.
+    is what it does on ordinary probes with learning rates over `length`, None where a filter in front had the answer.
+    `known` is the hash of the first genome that was seen with this effect, or with this hash; None for a new one.
     """
 
     reason: str | None
@@ -344,7 +423,7 @@ class Analysis:
     hash: str = ""
     structure: str = ""
     effect: Effect | None = None
-    far: Effect | None = None
+    length: float = 1.0
     known: str | None = None
 
 
@@ -358,7 +437,8 @@ class Sieve:
     """Analyses genomes and remembers them. `counts` says how many each filter, and memory, has answered.
 
     With `by_structure`, a genome that differs from an accepted one in the values of hyperparameters only is answered
-    from memory, too: for a search that tunes these for each structure.
+    from memory, too, and one that does the same with some multiple of the learning rate: for a search that tunes
+    these for each structure.
     """
 
     bounds: Bounds = Bounds()
@@ -392,10 +472,12 @@ class Sieve:
             return replace(like, genome=small, hash=key, known=like.hash)
         types = typed(small)
         found, last = _effect(small, ordinary(), types)
-        reason, far = _plain(found, last), None
-        if reason is None:
-            reason, far = _stress(small, types)
-        made = Analysis(reason, small, key, shape, found, far)
+        reason = _plain(found, last) or stress(small, types)
+        length = 1.0
+        if self.by_structure and reason is None:
+            length = _length(found)
+            found, _ = _effect(small, _slowed(ordinary(), length), types)
+        made = Analysis(reason, small, key, shape, found, length)
         if reason is None and (twin := self.twin(made)) is not None:
             made = replace(made, known=twin.hash)
         self.remember(made)
@@ -410,28 +492,44 @@ class Sieve:
     def remember(self, analysis: Analysis) -> None:
         """Puts an analysis into memory, one of another process or run for example."""
         self.seen[analysis.hash] = analysis
-        if analysis.far is not None and analysis.reason is None and analysis.known is None:
+        if analysis.effect is not None and analysis.reason is None and analysis.known is None:
             self.structures.setdefault(analysis.structure, analysis)
-            assert analysis.effect is not None
             a, b = analysis.effect.cell
             self.cells.setdefault((math.floor(a), math.floor(b)), []).append(analysis)
 
     def twin(self, found: Analysis) -> Analysis | None:
-        """The first genome that was accepted with these effects."""
-        if found.effect is None or found.far is None:
+        """The first genome that was accepted with this effect."""
+        if found.effect is None:
             return None
         for cell in _near(found.effect.cell):
             for other in self.cells.get(cell, ()):
                 assert other.effect is not None
-                assert other.far is not None
-                alike = found.effect.same(other.effect) and found.far.same(other.far)
-                # a sign, or what is cut off, can agree by chance
-                if alike and all(
-                    _effect(found.genome, probes)[0].same(_effect(other.genome, probes)[0])
-                    for probes in more()
-                ):
+                if found.effect.same(other.effect) and _same(found, other):
                     return other
         return None
+
+
+def _same(one: Analysis, other: Analysis) -> bool:
+    """Whether two of one effect, which a sign or what is cut off can bring about by chance, do the same elsewhere."""
+    for probes in (strained(), *more()):
+        pair = (_effect(x.genome, _slowed(probes, x.length))[0] for x in (one, other))
+        if not next(pair).same(next(pair)):
+            return False
+    return _same_edges(one, other)
+
+
+def _length(found: Effect) -> float:
+    """How long a step is for a learning rate of 1, on ordinary numbers: of the first step, if that moves anything."""
+    for size in found.size:
+        length = float(np.median(size[:ORDINARY] / np.ravel(ordinary().lr)[:ORDINARY]))
+        if length > 0:
+            return length
+    return 1.0
+
+
+def _slowed(probes: Probes, length: float) -> Probes:
+    """The same probes with their learning rates divided by `length`."""
+    return probes if length == 1 else replace(probes, lr=probes.lr / length)
 
 
 def _reads(genome: Genome) -> set[object]:

@@ -289,8 +289,8 @@ def _needed(genome: Genome, body: list[Statement], results: dict[str, Ref]) -> G
             number = len(names) + 1
             while f"x{number}" in taken:
                 number += 1
-                taken.add(f"x{number}")
             names[s.name] = f"x{number}"
+            taken.add(names[s.name])
 
     def new(ref: Ref) -> Ref:
         return names.get(ref, ref) if isinstance(ref, str) else ref
