@@ -693,5 +693,5 @@ def _check_loaded(
             listed = ", ".join(map(repr, missing))
             raise ValueError(f"the loaded state dict lacks {listed} in the state of parameter {name}")
         for spec in specs:
-            if spec.level == "group" and group.get(spec.key) is None:
+            if spec.level == "group" and not spec.given and group.get(spec.key) is None:
                 raise ValueError(f"the loaded state dict lacks {spec.key!r} in its group {number}")

@@ -46,7 +46,10 @@ class Definition:
         grads = [[_array(p.grad, s) for p in group["params"]] for group, s in zip(groups, sign, strict=True)]
         flat = inputs(self.optimizer, number).get("inputs", {})
         given = {
-            key: [list(map(_array, part)) for part in self._split(tensors)] for key, tensors in flat.items()
+            key: float(found)
+            if isinstance(found, torch.Tensor)
+            else [list(map(_array, part)) for part in self._split(found)]
+            for key, found in flat.items()
         }
         self.interpreter.step(grads, given)
 

@@ -285,16 +285,26 @@ def inputs(optimizer: Any, number: int) -> Options:
     """What a step is given beside gradients, as arguments: nothing for most, or where nothing reads it."""
     keys = getattr(type(optimizer), "_inputs", ())
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    given = {
-        key: [
-            values(p.shape, p.dtype, key, number, n) if p.grad is not None else None
-            for n, p in enumerate(params)
-        ]
-        for key in keys
-    }
+    given: Options = {}
+    for key in keys:
+        if type(optimizer)._specs[key].level == "group":
+            given[key] = values((), torch.float64, key, number)
+        else:
+            given[key] = [
+                values(p.shape, p.dtype, key, number, n) if p.grad is not None else None
+                for n, p in enumerate(params)
+            ]
     if number % 2:  # now and then what is not read is given, too
         given = {key: tensors for key, tensors in given.items() if key in read(optimizer)}
     return {"inputs": given} if given else {}
+
+
+def altered(given: Options, change: Callable[[Any], Any]) -> Options:
+    """What `inputs` gives, with other tensors for its lists of them; numbers stay."""
+    return {
+        word: {key: x if isinstance(x, Tensor) else [change(y) for y in x] for key, x in found.items()}
+        for word, found in given.items()
+    }
 
 
 def read(optimizer: Any) -> set[str]:

@@ -13,6 +13,7 @@ from tests.contract.subjects import (
     SHAPES,
     Refused,
     Way,
+    altered,
     assert_close,
     built,
     copies,
@@ -90,9 +91,7 @@ def test_narrow_parameters_compute_wide_and_round_once(cls: Any, way: Way) -> No
             q.grad = p.grad.float()
         given = inputs(one, 0)
         one.step(**given)
-        other.step(
-            **({"inputs": {k: [y.float() for y in x] for k, x in given["inputs"].items()}} if given else {})
-        )
+        other.step(**altered(given, torch.Tensor.float))
         for p, q in zip(narrow, wide, strict=True):
             assert torch.equal(p.detach(), q.detach().to(dtype))
             for key, value in one.state[p].items():
@@ -128,12 +127,8 @@ def test_complex_parameters_are_pairs_or_refused(cls: Any, way: Way) -> None:
             continue
         for p, q in zip(params, pairs, strict=True):
             q.grad = torch.view_as_real(p.grad).clone() if p.is_complex() else p.grad.clone()
-        real = {
-            k: [torch.view_as_real(y) if y.is_complex() else y for y in x]
-            for k, x in given.get("inputs", {}).items()
-        }
         optimizer.step(**given)
-        other.step(**({"inputs": real} if real else {}))
+        other.step(**altered(given, lambda y: torch.view_as_real(y) if y.is_complex() else y))
     for p, q in zip(params, pairs, strict=True):
         if not {"ndim", "rows", "cols"} & set(cls._bucket_facts):
             assert_close(torch.view_as_real(p.detach()) if p.is_complex() else p, q)

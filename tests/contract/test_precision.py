@@ -11,6 +11,7 @@ from optdsl.runtime.storage import Split
 from tests.contract.subjects import (
     PLAIN,
     Way,
+    altered,
     assert_close,
     built,
     copies,
@@ -141,9 +142,7 @@ def test_bfloat16_with_the_bits_it_lacks_is_float32(cls: Any, way: Way) -> None:
             q.grad = p.grad.float()
         given = inputs(one, number)
         one.step(**given)
-        other.step(
-            **({"inputs": {k: [y.float() for y in x] for k, x in given["inputs"].items()}} if given else {})
-        )
+        other.step(**altered(given, torch.Tensor.float))
     for p, q in zip(narrow, wide, strict=True):
         pairs = {key: (one.state[p][key], value) for key, value in other.state[q].items()}
         pairs["p"] = Split(p, one.state[p]["p_low"]).open(torch.float32), q.detach()

@@ -333,7 +333,9 @@ def test_groups_are_optimizers_of_their_own(name: str, cls: Any, way: Way) -> No
             mine = [p for group in optimizer.param_groups for p in group["params"]]
             place = {p: n for n, p in enumerate(params)}
             passed = {
-                key: [None if p.grad is None else x[place[tensors[p]]] for p in mine]
+                key: x
+                if isinstance(x, torch.Tensor)
+                else [None if p.grad is None else x[place[tensors[p]]] for p in mine]
                 for key, x in given.get("inputs", {}).items()
             }
             optimizer.step(**({"inputs": passed} if passed else {}))

@@ -75,10 +75,11 @@ def descend(
 
 
 def _step(optimizer: Any, number: int = 0) -> Any:
-    """A step whose inputs, where it needs some, are the gradient."""
-    keys = type(optimizer)._inputs
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return optimizer.step(**({"inputs": {key: [p.grad for p in params] for key in keys}} if keys else {}))
+    """A step whose inputs, where it needs some, are the gradient, or 1 where one number is asked for."""
+    specs = [type(optimizer)._specs[key] for key in type(optimizer)._inputs]
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    given = {spec.key: 1.0 if spec.level == "group" else grads for spec in specs}
+    return optimizer.step(**({"inputs": given} if given else {}))
 
 
 def improves(entry: OptimizerInfo, kwargs: Options, before: float, after: float) -> bool:

@@ -89,6 +89,25 @@ def test_against_the_interpreter(given: Any, flags: dict[str, Any], form: Any) -
     assert all("loss" not in state for state in optimizer.state_dict()["state"].values())
 
 
+@needs_compiler
+@pytest.mark.parametrize("flags", PATHS, ids=str)
+def test_a_checkpoint_has_no_numbers_of_a_step(given: Any, flags: dict[str, Any]) -> None:
+    """It is loaded and goes on as the run that it is of, bit for bit."""
+    params, others = ([torch.nn.Parameter(torch.ones(s, dtype=torch.float64)) for s in SHAPES] for _ in "ab")
+    optimizer, resumed = given(params, **flags), given(others, **flags)
+    for step in range(4):
+        grads, hs, loss, spread = numbers(step)
+        if step == 2:
+            resumed.load_state_dict(optimizer.state_dict())
+            for p, q in zip(params, others, strict=True):
+                q.data.copy_(p.data)
+        for p, q, g in zip(params, others, grads, strict=True):
+            p.grad, q.grad = g.clone(), g.clone()
+        for one in (optimizer, *([resumed] if step >= 2 else [])):
+            one.step(inputs={"loss": loss, "spread": spread, "h": hs})
+    assert all(torch.equal(p, q) for p, q in zip(params, others, strict=True))
+
+
 def test_an_interpreter_misses_what_it_is_not_given() -> None:
     machine = Interpreter(check_text(SPEC).require(), [Group([np.ones(3)])])
     with pytest.raises(Uncomputed, match="loss"):

@@ -59,4 +59,6 @@ def test_float32_is_near_float64(name: str, scales: list[float], path: str) -> N
         measured = trained(name, torch.float32, scales, **options, **flags)
     wanted = trained(name, torch.float64, scales, **options, foreach=False)
     for p, q in zip(measured, wanted, strict=True):
-        torch.testing.assert_close(p.double(), q, rtol=1e-4, atol=1e-6, msg=lambda text: f"seed {SEED}: {text}")
+        torch.testing.assert_close(
+            p.double(), q, rtol=1e-4, atol=1e-6, msg=lambda text: f"seed {SEED}: {text}"
+        )
