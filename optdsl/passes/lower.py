@@ -36,7 +36,7 @@ class _Lowering:
                 arms = [self.side(a, w, expr, condition, assign) for a, w in sides]
                 expr = call("select", condition, *arms)
             elif isinstance(expr, Call) and _is_costly_choice(expr):
-                expr = self.choice(expr, assign.guard, assign.line, assign.source)
+                expr = self.choice(expr, assign.guard, assign.line, assign.source, self.left_alone(assign))
             else:
                 expr = self.expr(expr, assign.guard, assign.line)
             self.body.append(Assign(assign.name, assign.source, expr, assign.guard, assign.line))
@@ -73,14 +73,37 @@ class _Lowering:
             return self.name("joint" if is_joint(result) else "reduced", result, guard, line)
         return result
 
-    def choice(self, expr: Call, guard: Guard, line: int, source: str = "chosen") -> Expr:
-        """`a if c else b` as a branch: each side that costs something is computed under its condition."""
+    def left_alone(self, assign: Assign) -> str | None:
+        """The state, if any, that ends as what is assigned, and is left as it was by one side of that choice."""
+        states = {s.name for s in self.program.states if s.delay is None}
+        for name, value in self.program.results.items():
+            if (
+                name in states
+                and value == assign.var
+                and any(
+                    isinstance(arm, Var) and arm.name == name and _lifted(arm, assign.expr) is arm
+                    for arm in assign.expr.args[1:]
+                )
+            ):
+                return name
+        return None
+
+    def choice(
+        self, expr: Call, guard: Guard, line: int, source: str = "chosen", alone: str | None = None
+    ) -> Expr:
+        """`a if c else b` as a branch: each side that costs something is computed under its condition.
+
+        A side that leaves a state `alone` is not even a copy of it, which would be a use of the state.
+        """
         condition, *arms = expr.args
-        values = []
+        values: list[Expr] = []
         for arm, wanted in zip(arms, (True, False), strict=True):
+            if alone is not None and isinstance(arm, Var) and arm.name == alone:
+                values.append(arm)
+                continue
             inner = (*guard, (condition, wanted))
             value = _lifted(self.expr(arm, inner, line), expr)
-            known = isinstance(value, Var) and any(a.name == value.name for a in self.body)
+            known = alone is None and isinstance(value, Var) and any(a.name == value.name for a in self.body)
             if not known and not value.type.is_host:
                 value = self.name(source, value, inner, line)
             values.append(value)

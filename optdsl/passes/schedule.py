@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from optdsl.core.ops import CORE, Rule
 from optdsl.core.record import record
@@ -281,6 +281,24 @@ def _ends(sweeps: Sequence[int]) -> list[int]:
     return sorted({*sweeps[:1], *sweeps[-1:]})
 
 
+@record
+class _Fixed:
+    """What a sweep has whatever is stored when: for each value the loop in which it can be computed, the reductions
+    over elements by that loop, the rows that are computed and the last loop that one of them waits for, and the rest
+    of the sweep. `row_reads` are rows that are read outside of loops.
+    """
+
+    phases: Mapping[str, int]
+    reduces: Mapping[int, list[Value]]
+    rows: list[Value]
+    here: set[str]
+    end: int
+    row_reduces: tuple[Value, ...]
+    row_stores: tuple[tuple[str, Expr], ...]
+    row_reads: set[str]
+    kept: tuple[str, ...]
+
+
 class _Infeasible(Exception):
     pass
 
@@ -316,10 +334,12 @@ class _Scheduler:
         #: Sweeps that are over when the value is computed, and the sweep in which a reduction is formed.
         self.time: dict[str, int] = {}
         self.formed: dict[str, int] = {}
-        self.made: dict[object, Sweep] = {}
-        #: For each sweep the loop in which each value can be computed, and what it leaves of rows.
-        self.phases: dict[int, dict[str, int]] = {}
+        #: By what a choice says about it, a sweep and how many arrays it reads and writes; None if it cannot be.
+        self.made: dict[object, tuple[Sweep, int] | None] = {}
+        #: What every choice has in common: of each sweep, what it leaves of rows, and the plan around the sweeps.
+        self.fixed: dict[int, _Fixed] = {}
         self.crossings: dict[int, set[str]] = {}
+        self.frame: Callable[[tuple[Sweep, ...]], Plan] | None = None
         #: The sweep behind which the library runs.
         self.handover = -1
         library = self.flat.library
@@ -444,13 +464,23 @@ class _Scheduler:
         """The best plan with these reductions delayed, and what it is judged by."""
         self.set_times(delayed)
         best: tuple[tuple[int, ...], Plan] | None = None
+        plain: dict[str, int] | None = None
         for choice in self.choices():
+            self.built += 1
+            if choice.scratch is None:
+                plain = None
+            elif plain is not None and plain.get(choice.scratch[0], -1) <= choice.scratch[1]:
+                continue  # nothing computes it anew, so that it would be stored for nothing
             try:
-                plan = self.build(choice)
+                sweeps, streams = self.build(choice)
             except _Infeasible:
                 continue
-            streams = plan.streams
+            if choice.scratch is None and self.mode == OVERWRITE:
+                plain = {
+                    v.name: k for k, sweep in enumerate(sweeps) for loop in sweep.loops for v in loop.body
+                }
             if best is None or streams <= best[0][0]:
+                plan = self.around(sweeps)
                 key = (streams, _weight(plan), sum(choice.stores.values()))
                 if best is None or key < best[0]:
                     best = (key, plan)
@@ -495,12 +525,23 @@ class _Scheduler:
 
     # ---- one plan ---------------------------------------------------------------------------------------
 
-    def build(self, choice: _Choice) -> Plan:
-        """The plan of a choice. Raises _Infeasible where an array is needed that is gone."""
-        self.built += 1
+    def build(self, choice: _Choice) -> tuple[tuple[Sweep, ...], int]:
+        """The sweeps of a choice, and how many arrays they read and write.
+
+        Raises _Infeasible where an array is needed that is gone.
+        """
         if any(self.at(self.elements[name]) > k for name, k in choice.stores.items()):
             raise _Infeasible
-        sweeps = tuple(self.sweep(k, choice) for k in range(self.count))
+        made = [self.sweep(k, choice) for k in range(self.count)]
+        return tuple(sweep for sweep, _ in made), sum(streams for _, streams in made)
+
+    def around(self, sweeps: tuple[Sweep, ...]) -> Plan:
+        """The plan that has these sweeps."""
+        if self.frame is None:
+            self.frame = self._around()
+        return self.frame(sweeps)
+
+    def _around(self) -> Callable[[tuple[Sweep, ...]], Plan]:
         scalars = tuple(
             tuple(
                 v for v in self.values.values()
@@ -521,9 +562,10 @@ class _Scheduler:
         slots = list(self.flat.slot_exprs)
         if any(v.draw is not None for v in self.values.values()):
             slots.append(var("t", host(Kind.INT)))
-        return Plan(
+        handover = self._handover(used)
+        return lambda sweeps: Plan(
             tuple(slots), tuple(self.flat.host_states), arrays, sweeps, scalars, stores,
-            rows, self.flat.vector, self.flat.slot_name, self._handover(used),
+            rows, self.flat.vector, self.flat.slot_name, handover,
         )  # fmt: skip
 
     def _handover(self, used: set[str]) -> Handover | None:
@@ -534,16 +576,21 @@ class _Scheduler:
         outputs = tuple(name for name in library.outputs if name in used)
         return Handover(self.handover, tuple(self.flat.handed.items()), outputs, library.kept)
 
-    def sweep(self, k: int, choice: _Choice) -> Sweep:
-        """Sweep k of a choice."""
+    def sweep(self, k: int, choice: _Choice) -> tuple[Sweep, int]:
+        """Sweep k of a choice, and how many arrays it reads and writes. Raises _Infeasible."""
         key = (
             k,
             tuple((s > k) - (s < k) for s in choice.stores.values()),
             choice.scratch and (choice.scratch[0], (choice.scratch[1] > k) - (choice.scratch[1] < k)),
         )
         if key not in self.made:
-            self.made[key] = self._sweep(k, choice)
-        return self.made[key]
+            self.made[key] = None
+            sweep = self._sweep(k, choice)
+            self.made[key] = sweep, len(sweep.reads) + len(sweep.writes)
+        found = self.made[key]
+        if found is None:
+            raise _Infeasible
+        return found
 
     def _sweep(self, k: int, choice: _Choice) -> Sweep:
         stored, lost = self._memory(k, choice)
@@ -551,52 +598,50 @@ class _Scheduler:
         if choice.scratch is not None and choice.scratch[1] == k:
             value = self.values[choice.scratch[0]]
             stores.append(("g", var(value.name, _element(value))))
-        reduces = [
-            v for v in self.values.values()
-            if v.reduction is not None and v.reduction.operand is Place.ELEMENT
-            and self.formed[v.name] == k
-        ]  # fmt: skip
-        if k not in self.phases:
-            self.phases[k] = {}
-            for value in self.values.values():
-                self.phases[k][value.name] = self._phase(value, self.phases[k], k)
-        phases = self.phases[k]
-        last = max(
-            [0]
-            + [self._phase_of(e, phases) for _, e in stores]
-            + [self._phase_of(v.expr, phases) for v in reduces]
-        )
+        fixed = self._fixed(k)
+        phases = fixed.phases
+        last = max([0, *(self._phase_of(e, phases) for _, e in stores), *fixed.reduces])
         loops = []
-        row_reads: set[str] = set()
+        row_reads = set(fixed.row_reads)
         for j in range(last + 1):
-            now = [v for v in reduces if self._phase_of(v.expr, phases) == j]
             out = stores if j == last else []
-            loop, rows = self.loop(now, out, stored, lost)
+            loop, rows = self.loop(fixed.reduces.get(j, []), out, stored, lost)
             row_reads |= rows
             loops.append(loop)
-        rows_now = [v for v in self.values.values() if v.place is Place.ROWS and self.time[v.name] == k]
-        end = max([last + 1] + [phases[v.name] for v in rows_now])
-        if end > last + 1:
+        if fixed.end > last + 1:
             raise AssertionError("a row is reduced after the last loop")
-        lines = tuple(tuple(v for v in rows_now if phases[v.name] == j) for j in range(last + 2))
-        row_reduces = tuple(
-            v for v in self.values.values()
-            if v.reduction is not None and v.reduction.operand is Place.ROWS and self.formed[v.name] == k
-        )  # fmt: skip
-        final = k == self.count - 1
-        row_stores = tuple(
+        lines = tuple(tuple(v for v in fixed.rows if phases[v.name] == j) for j in range(last + 2))
+        row_loads = tuple((name, name) for name in self._ordered(row_reads - fixed.here))
+        return Sweep(tuple(loops), lines, row_loads, fixed.row_reduces, fixed.row_stores, fixed.kept)
+
+    def _fixed(self, k: int) -> _Fixed:
+        """What sweep k has whatever is stored when."""
+        if k in self.fixed:
+            return self.fixed[k]
+        phases: dict[str, int] = {}
+        for value in self.values.values():
+            phases[value.name] = self._phase(value, phases, k)
+        reduces: dict[int, list[Value]] = {}
+        row_reduces: list[Value] = []
+        for value in self.values.values():
+            if value.reduction is not None and self.formed[value.name] == k:
+                if value.reduction.operand is Place.ELEMENT:
+                    reduces.setdefault(self._phase_of(value.expr, phases), []).append(value)
+                elif value.reduction.operand is Place.ROWS:
+                    row_reduces.append(value)
+        rows = [v for v in self.values.values() if v.place is Place.ROWS and self.time[v.name] == k]
+        row_stores = [
             (name, expr) for name, expr in self.flat.results.items()
-            if final and self.flat.arrays[name].place is Place.ROWS
+            if k == self.count - 1 and self.flat.arrays[name].place is Place.ROWS
+        ]  # fmt: skip
+        read = [*(v.expr for v in (*rows, *row_reduces)), *(expr for _, expr in row_stores)]
+        here = {v.name for v in rows}
+        self.fixed[k] = _Fixed(
+            phases, reduces, rows, here, max((phases[v.name] for v in rows), default=0),
+            tuple(row_reduces), tuple(row_stores), set().union(*map(self._row_names, read)),
+            tuple(sorted(here & self._crossing(k))),
         )  # fmt: skip
-        for value in (*rows_now, *row_reduces):
-            row_reads |= self._row_names(value.expr)
-        for _, expr in row_stores:
-            row_reads |= self._row_names(expr)
-        here = {v.name for v in rows_now}
-        row_loads = tuple((name, name) for name in self._ordered(row_reads - here))
-        return Sweep(
-            tuple(loops), lines, row_loads, row_reduces, row_stores, tuple(sorted(here & self._crossing(k)))
-        )
+        return self.fixed[k]
 
     def _crossing(self, k: int) -> set[str]:
         """Row values of sweep k that something later reads."""

@@ -1,15 +1,20 @@
-"""What the language reference says of winsorised gradients, against the definition entry by entry."""
+"""Winsorised gradients, of any number of samples as the language reference says, and of eight by a transform.
+
+Both against the definition, entry by entry.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import optdsl
+from tests.support import needs_compiler
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "language.md"
 SEED = 20261129
@@ -39,3 +44,31 @@ def test_the_lines_of_the_reference(c: float, shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(-p.detach().numpy(), winsorised(given, c), rtol=1e-12, err_msg=f"seed {SEED}")
     if c == 0.0:
         np.testing.assert_allclose(-p.detach().numpy(), given.sum(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"foreach": False}, {"foreach": True}, pytest.param({"fused": True}, marks=needs_compiler)],
+    ids=str,
+)
+@pytest.mark.parametrize("c", [0.0, 0.1, 0.2, 0.3, 0.5])
+def test_the_transform(c: float, flags: dict[str, Any]) -> None:
+    """Around AdamW as well as around SGD; some gradients are equal, some of either sign of 0, one is infinite."""
+    random = np.random.default_rng(SEED)
+    start = random.standard_normal((5, 7))
+    for cls in (optdsl.load("winsorised_sgd"), optdsl.load("adamw", with_="winsorise")):
+        plain = optdsl.load("sgd" if "SGD" in cls.__name__ else "adamw")
+        p, q = (torch.nn.Parameter(torch.from_numpy(start.copy())) for _ in "pq")
+        ours = cls([p], lr=0.1, weight_decay=0.1, c=c, **flags)
+        theirs = plain([q], lr=0.1, weight_decay=0.1, foreach=False)
+        for _ in range(3):
+            samples = np.round(random.standard_normal((8, 5, 7)), 1)
+            samples[random.random(samples.shape) < 0.1] = -0.0
+            samples[3, 0, 0] = np.inf if c > 0.1 else 7.0
+            p.grad = torch.full_like(p, 3.0)
+            ours.step(inputs={f"s{n}": [torch.from_numpy(x.copy())] for n, x in enumerate(samples, 1)})
+            q.grad = torch.from_numpy(winsorised(samples, c))
+            theirs.step()
+            np.testing.assert_allclose(
+                p.detach().numpy(), q.detach().numpy(), rtol=1e-12, err_msg=f"seed {SEED}"
+            )
