@@ -320,7 +320,9 @@ class GroupLasso(Optimizer):
     def _live(group: dict[str, Any], facts: Facts) -> tuple[str, ...]:
         """Keys of the states that the branches taken use."""
         fista = group["fista"]
-        keys: tuple[str, ...] = ("iterate",)
+        keys: tuple[str, ...] = ()
+        if fista:
+            keys += ("iterate",)
         if fista:
             keys += ("momentum_count",)
         return keys
@@ -377,10 +379,8 @@ class GroupLasso(Optimizer):
         if fista:
             x_ = p
             s = s_next
+            state["iterate"] = x_
             state["momentum_count"] = s_next
-        else:
-            x_ = state["iterate"]
-        state["iterate"] = x_
         return p_1
 
     @staticmethod
@@ -440,10 +440,8 @@ class GroupLasso(Optimizer):
         if fista:
             x_ = p
             s = s_next
+            state["iterate"] = x_
             state["momentum_count"] = s_next
-        else:
-            x_ = state["iterate"]
-        state["iterate"] = x_
         return p_1
 
     @staticmethod
@@ -464,7 +462,6 @@ class GroupLasso(Optimizer):
         numel = facts.numel
         cols = facts.cols
         whole = p
-        x_ = state["iterate"]
         p = foreach.add_scaled(p, g, -lr)
         threshold = lr * penalty
         if rowwise:
@@ -492,17 +489,16 @@ class GroupLasso(Optimizer):
             ),
         )
         if fista:
+            x_ = state["iterate"]
             s = state["momentum_count"]
             s_next = (1 + host.sqrt(1 + 4 * host.pow_(s, 2))) / 2
             y_1 = foreach.add_scaled(p, foreach.sub(p, x_), host.div(s - 1, s_next))
-            p_1 = y_1
             x_ = p
+            p = y_1
             s = s_next
+            state["iterate"] = x_
             state["momentum_count"] = s_next
-        else:
-            p_1 = p
-        state["iterate"] = x_
-        return p_1
+        return p
 
     @staticmethod
     def _view(

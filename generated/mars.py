@@ -312,11 +312,13 @@ class MARS(Optimizer):
         mars_type = group["mars_type"]
         optimize_1d = group["optimize_1d"]
         ndim = facts.ndim
-        keys: tuple[str, ...] = ("exp_avg", "last_grad")
+        keys: tuple[str, ...] = ("exp_avg",)
         if not ((optimize_1d or ndim == 2) and mars_type == "mars-lion"):
             keys += ("exp_avg_sq",)
         if not ((optimize_1d or ndim == 2) and mars_type == "mars-lion") and amsgrad:
             keys += ("max_exp_avg_sq",)
+        if optimize_1d or ndim == 2:
+            keys += ("last_grad",)
         return keys
 
     @staticmethod
@@ -343,14 +345,15 @@ class MARS(Optimizer):
         weight_decay_1d = group["weight_decay_1d"]
         ndim = facts.ndim
         m = state["exp_avg"]
-        prev = state["last_grad"]
         reduced = optimize_1d or ndim == 2
         b1 = beta1 if reduced else beta1_1d
         b2 = beta2 if reduced else beta2_1d
         if reduced:
+            prev = state["last_grad"]
             c = g + gamma * beta1 / (1 - beta1) * (g - prev)
             c = c / c.square().sum().sqrt().clamp(min=1)
             prev = g
+            state["last_grad"] = prev
         else:
             c = g
         m = b1 * m + (1 - b1) * c
@@ -371,7 +374,6 @@ class MARS(Optimizer):
             p - (lr if reduced else lr * lr_1d_factor) * (u + (weight_decay if reduced else weight_decay_1d) * p)
         )
         state["exp_avg"] = m
-        state["last_grad"] = prev
         return p
 
     @staticmethod
@@ -398,17 +400,18 @@ class MARS(Optimizer):
         weight_decay_1d = group["weight_decay_1d"]
         ndim = facts.ndim
         m = state["exp_avg"]
-        prev = state["last_grad"]
         reduced = optimize_1d or ndim == 2
         b1 = beta1 if reduced else beta1_1d
         b2 = beta2 if reduced else beta2_1d
         if reduced:
+            prev = state["last_grad"]
             c = foreach.add_scaled(g, foreach.sub(g, prev), gamma * beta1 / (1 - beta1))
             c = foreach.div(
                 c,
                 foreach.maximum(foreach.sqrt_([x.sum() for x in foreach.square(c)]), 1),
             )
             prev = g
+            state["last_grad"] = prev
         else:
             c = g
         m = foreach.add_scaled_(foreach.mul_(m, b1), c, 1 - b1)
@@ -438,7 +441,6 @@ class MARS(Optimizer):
             -(lr if reduced else lr * lr_1d_factor),
         )
         state["exp_avg"] = m
-        state["last_grad"] = prev
         return p
 
     @staticmethod
@@ -465,15 +467,16 @@ class MARS(Optimizer):
         weight_decay_1d = group["weight_decay_1d"]
         ndim = facts.ndim
         m = state["exp_avg"]
-        prev = state["last_grad"]
         reduced = optimize_1d or ndim == 2
         b1 = beta1 if reduced else beta1_1d
         b2 = beta2 if reduced else beta2_1d
         if reduced:
+            prev = state["last_grad"]
             c = foreach.add_scaled(g, foreach.sub(g, prev), gamma * beta1 / (1 - beta1))
             prev = g
             reduced_1 = yield Joint("sum", "tensor", 0, foreach.square(c))
             c = foreach.div(c, foreach.maximum(foreach.sqrt(reduced_1), 1))
+            state["last_grad"] = prev
         else:
             c = g
         m = foreach.add_scaled_(foreach.mul(b1, m), c, 1 - b1)
@@ -503,7 +506,6 @@ class MARS(Optimizer):
             -(lr if reduced else lr * lr_1d_factor),
         )
         state["exp_avg"] = m
-        state["last_grad"] = prev
         return p
 
     @staticmethod
