@@ -412,6 +412,7 @@ def test_list(tmp_path, capsys):
     assert "Adam with decoupled weight decay" in adamw[6]
     page = good(command("list", "--markdown", cwd=tmp_path))
     assert page == (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8"), "run `make generate`"
+    assert "As pytorch\\_optimizer's Tiger." in page  # escaped once
     assert main(["list", "--names"]) == 0
     assert capsys.readouterr().out.split() == NAMES == [path.stem for path in SHIPPED]
 

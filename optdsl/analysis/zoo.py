@@ -8,7 +8,7 @@ from pathlib import Path
 
 from optdsl import driver
 from optdsl.analysis.explain import explain
-from optdsl.analysis.prose import cell, code, prose
+from optdsl.analysis.prose import cell, code
 from optdsl.analysis.setting import Setting
 from optdsl.check import check_path
 from optdsl.core.record import record
@@ -101,10 +101,10 @@ def markdown(entries: Sequence[Entry]) -> str:
         columns = (
             code(e.name),
             code(e.cls),
-            cell(prose(e.summary)) + more,
+            cell(e.summary) + more,
             " ".join(map(code, e.states)) or "-",
             *(_number(x) for x in (e.state_bytes, e.moved, e.sweeps, e.launches)),
-            cell(prose(e.cite)),
+            cell(e.cite),
         )
         lines.append(f"| {' | '.join(columns)} |")
     return _HEAD.format(count=len(entries)) + "\n".join(lines) + "\n"

@@ -50,29 +50,34 @@ class Behaviour:
         found = _moves(genome, ordinary(), self.lr)
         if not _same(self.ordinary, found):
             factor = _factor(self.ordinary[0], found[0])
-            if factor is None:
+            made = None if factor is None else _with(genome, {LR: factor * rate(genome)})
+            if made is None or not _same(self.ordinary, _moves(made, ordinary(), self.lr)):
                 return None
-            genome = _with_rate(genome, factor * genome.hypers[0].one)
-            if not _same(self.ordinary, _moves(genome, ordinary(), self.lr)):
-                return None
+            genome = made
         return genome if _same(self.strained, _moves(genome, strained(), self.lr)) else None
 
 
 def behaviour(genome: Genome, lr: float | None = None) -> Behaviour:
     """The behaviour of a genome, where probes have their learning rates for the default `lr` (its own if None)."""
-    lr = genome.hypers[0].one if lr is None else lr
+    lr = rate(genome) if lr is None else lr
     return Behaviour(_moves(genome, ordinary(), lr), _moves(genome, strained(), lr), lr)
 
 
 def _moves(genome: Genome, probes: Probes, lr: float) -> Array:
     """The moves on probes whose learning rates are meant for the default `lr`."""
-    ratio = genome.hypers[0].one / lr if lr else 1.0
+    ratio = rate(genome) / lr if lr else 1.0
     return moves(genome, probes if ratio == 1 else replace(probes, lr=probes.lr * ratio))
 
 
-def _with_rate(genome: Genome, lr: float) -> Genome:
-    """`genome` with another default of the learning rate, which is its first hyperparameter."""
-    return replace(genome, hypers=(replace(genome.hypers[0], default=lr), *genome.hypers[1:]))
+def rate(genome: Genome) -> float:
+    """The default of the learning rate, which is the first hyperparameter."""
+    return float(genome.hypers[0].one)
+
+
+def _with(genome: Genome, values: Mapping[str, float]) -> Genome | None:
+    """`genome` with other defaults, or None where one of them is not in its interval."""
+    inside = [h.interval is None or values[h.name] in h.interval for h in genome.hypers if h.name in values]
+    return genome.with_values(values) if all(inside) else None
 
 
 def _factor(a: Array, b: Array) -> float | None:
@@ -226,7 +231,7 @@ def _absorbed(genome: Genome) -> Iterator[Genome]:
     """Candidates without a constant factor, which goes into the learning rate; what that is multiplied by elsewhere,
     such as a weight decay, has it taken out again.
     """
-    values: dict[Ref, float] = {h.name: h.one for h in genome.hypers if h.name != LR}
+    values = {h.name: float(h.one) for h in genome.hypers if h.name != LR}
     reads = Counter(a for s in genome.body for a in s.args)
     rates = [a for s in genome.body if s.op == "mul" and LR in s.args for a in s.args]
     decays = [a for a in rates if a in values and reads[a] == 1]
@@ -238,14 +243,12 @@ def _absorbed(genome: Genome) -> Iterator[Genome]:
             if factor is None or factor <= 0 or not isinstance(x, str):
                 continue
             factor = factor if s.op == "mul" else 1 / factor
-            made = replaced(genome, s.name, x)
-            made = _with_rate(made, made.hypers[0].one * factor)
             for decay in decays:
                 if decay not in s.args:
-                    hypers = tuple(
-                        replace(h, default=h.one / factor) if h.name == decay else h for h in made.hypers
-                    )
-                    yield replace(made, hypers=hypers)
+                    new = {LR: rate(genome) * factor, decay: values[decay] / factor}
+                    made = _with(replaced(genome, s.name, x), new)
+                    if made is not None:
+                        yield made
 
 
 def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
@@ -262,7 +265,7 @@ def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
                 yield replaced(genome, s.name, x)
             for op in _ONE:
                 if (op, (x,)) != (s.op, s.args) and _equals(value, OPS[op].numpy(seen[x])):
-                    yield _with(genome, s, replace(s, op=op, args=(x,), over=None))
+                    yield _instead(genome, s, replace(s, op=op, args=(x,), over=None))
         if types[s.name] != element():
             continue
         alike = [n for n in readable if types[n] == element()]
@@ -273,7 +276,7 @@ def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
             sign = OPS["sign"].numpy(seen[x])
             for factor in factors:
                 if _equals(value, _times(seen[factor], sign)):
-                    yield _with(
+                    yield _instead(
                         genome,
                         s,
                         Statement(f"sign {x}", "sign", (x,)),
@@ -289,7 +292,7 @@ def _equal(genome: Genome, types: Mapping[str, Type]) -> Iterator[Genome]:
             if w < 0.5:
                 x, y, w = y, x, round(1 - w, 15)
             name = next((h.name for h in genome.hypers if h.one == w), None) or named("c", genome.taken())
-            made = _with(genome, s, replace(s, op="mix", args=(name, x, y), over=None))
+            made = _instead(genome, s, replace(s, op="mix", args=(name, x, y), over=None))
             if all(h.name != name for h in genome.hypers):
                 made = replace(
                     made, hypers=(*made.hypers, Hyper(name, name, Kind.FLOAT, w, Interval(0.0, 1.0)))
@@ -321,7 +324,7 @@ def _weight(value: Array, x: Array, y: Array) -> float | None:
     return round(w, 15) if fits and 0 < w < 1 else None
 
 
-def _with(genome: Genome, s: Statement, *others: Statement) -> Genome:
+def _instead(genome: Genome, s: Statement, *others: Statement) -> Genome:
     """`genome` with other statements in the place of one."""
     at = genome.body.index(s)
     known = {x.name for x in genome.body[:at]}

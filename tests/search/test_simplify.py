@@ -15,7 +15,7 @@ from optdsl.check import check_text
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import SpecError
 from optdsl.lang.formatter import format_text
-from optdsl.search.simplify import behaviour, simplify
+from optdsl.search.simplify import behaviour, rate, simplify
 from optdsl.search.space import Genome, Sieve, digest, effect, live, settle, to_spec
 from optdsl.search.space.mutate import tunable
 from optdsl.search.space.probe import Probes, moves
@@ -86,8 +86,8 @@ def test_what_only_constants_go_into_is_one_and_factors_are_part_of_the_learning
     whole = live(tunable(spec(step, "")))
     found = simplify(whole)
     assert len(found.body) == statements, str(found)
-    assert found.hypers[0].one == pytest.approx(lr, rel=1e-11)
-    a, b = moves(whole, probes(5, lr=1e-3)), moves(found, probes(5, lr=found.hypers[0].one))
+    assert rate(found) == pytest.approx(lr, rel=1e-11)
+    a, b = moves(whole, probes(5, lr=1e-3)), moves(found, probes(5, lr=rate(found)))
     np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-12)
     assert simplify(found) == found
 
@@ -128,7 +128,7 @@ def test_simplifying_is_idempotent_and_keeps_the_effect() -> None:
             before, removed = before + len(genome.body), removed + len(genome.body) - len(found.body)
             assert simplify(found) == found, f"seed {seed}\n{genome}"
             # as far as the simplifier looks: steps agree where the original has numbers
-            a, b = behaviour(genome), behaviour(found, genome.hypers[0].one)
+            a, b = behaviour(genome), behaviour(found, rate(genome))
             size = np.sqrt(np.mean(a.ordinary**2, axis=(2, 3, 4), keepdims=True))
             known = np.isfinite(a.ordinary)
             near = np.abs(a.ordinary - b.ordinary) <= 1e-5 * np.maximum(size, 1e-8)
