@@ -166,12 +166,13 @@ def test_a_compiled_step_compiles_nothing_anew(cls: Any, way: Way) -> None:
                 give(who, number)
                 owner = optimizer if who is params else plain
                 owner.param_groups[0].update({key: rate / (1 + number) for key, rate in rates.items()})
-                call(**inputs(owner, number))
+                call(**inputs(owner, 2 * number))  # all of them, so that calls are alike
             if number == 1:  # the first step may be unlike the others
                 traced = dict(counters["frames"])
         assert dict(counters["frames"]) == traced
     assert not differences(everything(optimizer), everything(plain))
-    whole = torch.compile(lambda: optimizer.step(**inputs(optimizer, 4)), backend="eager", fullgraph=True)
+    given = inputs(optimizer, 4)
+    whole = torch.compile(lambda: optimizer.step(**given), backend="eager", fullgraph=True)
     before = everything(optimizer)
     with pytest.raises(torch._dynamo.exc.Unsupported, match=r"Optimizer\.step"):
         whole()
