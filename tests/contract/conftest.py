@@ -48,6 +48,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE in item.path.parents:
             spec = item.callspec.params.get("name") if hasattr(item, "callspec") else None
+            spec = spec if isinstance(spec, str) else None  # there may be none that a test is for
             item.add_marker(pytest.mark.contract)
             item.add_marker(
                 pytest.mark.xdist_group(f"contract of {spec}")

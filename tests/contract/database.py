@@ -67,7 +67,8 @@ def _errors(cls: Any, device: Any, dtype: Any) -> list[ErrorOptimizerInput]:
     words = {"lr": "learning rate: ", "eps": "epsilon value: "}
     for hyper in cls._hypers:
         if hyper.kind == "float" and not hyper.parts and not inside(hyper, -1.0):
-            regex = f"Invalid {words.get(hyper.name, f'{hyper.name} value: ')}-1.0"
+            usual = f"{hyper.name} parameter at index 0: " if hyper.many else f"{hyper.name} value: "
+            regex = f"Invalid {words.get(hyper.name, usual)}-1.0"
             value = [-1.0] if hyper.many else -1.0
             wrong = OptimizerInput(params=None, kwargs={hyper.name: value}, desc=hyper.name)
             found.append(ErrorOptimizerInput(wrong, error_type=ValueError, error_regex=regex))

@@ -83,7 +83,8 @@ def test_narrow_parameters_compute_wide_and_round_once(cls: Any, way: Way) -> No
     """The first step of a bfloat16 or float16 parameter is the float32 one, rounded to nearest; so are its states."""
     for dtype in (torch.bfloat16, torch.float16):
         narrow = parameters(PLAIN, (dtype,))
-        _begins_exactly(cls, narrow[0], dtype)
+        for p in narrow:
+            _begins_exactly(cls, p, dtype)
         wide = [torch.nn.Parameter(p.detach().float()) for p in narrow]
         one, other = (built(cls, p, way, **usual(cls)) for p in (narrow, wide))
         give(narrow, 0)
