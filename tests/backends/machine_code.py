@@ -75,9 +75,9 @@ def complaints(job: dict[str, Any], found: dict[str, int]) -> list[str]:
     """What of one function is not as it should be.
 
     Expected of all: no stack, no spills. Of passes over elements: each array is loaded and stored in the main path by
-    128 bits at a time, as often as the plan says. Of those that reduce nothing: 64 registers at most (128 of AMD's, which
-    are twice as many for as many threads, and where more than eight arrays are loaded), no shared memory, nothing in
-    double precision.
+    128 bits at a time, as often as the plan says. Of those that reduce nothing: 64 registers at most (128 where more
+    than eight arrays are loaded, and of AMD's, which are twice as many for as many threads), no shared memory,
+    nothing in double precision.
     """
     wrong = [f"{name} {found[name]}" for name in ("stack", "spills") if found[name]]
     loads, stores = job["loads"], job["stores"]
