@@ -58,7 +58,7 @@ def stepper(method: str, store: Any, short: bool, shapes: Sequence[Shape]) -> Ca
         p.grad = (torch.randn(shape, generator=generator) * size.view(shape)).to(dtype)
         params.append(p)
     options = {} if store is None else {"store": store}
-    rule = optdsl.load(method)
+    rule: Any = optdsl.load(method)
     optimizer = rule(params, lr=1e-3, weight_decay=0.01, fused=True, **OPTIONS.get(method, {}), **options)
     return optimizer.step
 

@@ -10,6 +10,7 @@
 #endif
 
 #define CODE_BLOCK 256 /* numbers with one scale */
+#define PIECE 512      /* numbers that are worked on at a time, if none are in codes */
 #define SIMD_ _Pragma("omp simd")
 
 /* Numbers are told apart by sign and magnitude, counted from 2^-24 in units of float32; beyond 1.25 they are not. */
@@ -424,21 +425,24 @@ static void coded_chunk_(const Kernel *k, const i64 *x, int s, i64 begin, i64 en
     }
     i64 row[CELLS];
     Held held[AT_MOST];
-    __attribute__((aligned(64))) double buffers[AT_MOST][CODE_BLOCK];
+    __attribute__((aligned(64))) double buffers[AT_MOST * PIECE];
     int count = 0;
+    /* A block at a time. The processor fetches only a little of what follows in the other arrays, and does so while a block
+     * is decoded and encoded: with larger pieces it would wait for memory, with nothing to do. */
+    i64 piece = PIECE;
     memcpy(row, x, (size_t)cells * sizeof *row);
     for (int a = 0; a < k->arrays; a++)
         if (used >> a & 1) {
-            held[count] = (Held){
-                a, k->reads[s] >> a & 1, k->writes[s] >> a & 1, AT(const Code, x, cells + 2 * a + 1),
-                AT(char, x, ARRAYS + a), AT(char, x, cells + 2 * a), buffers[count],
+            const Code *const code = AT(const Code, x, cells + 2 * a + 1);
+            held[count++] = (Held){
+                a, k->reads[s] >> a & 1, k->writes[s] >> a & 1, code,
+                AT(char, x, ARRAYS + a), AT(char, x, cells + 2 * a), 0,
             };
-            count++;
+            if (code->bits <= 8) piece = CODE_BLOCK;
         }
-    /* A block at a time. The processor fetches only a little of what follows in the other arrays, and does so while a block
-     * is decoded and encoded: with larger pieces it would wait for memory, with nothing to do. */
-    for (i64 first = begin; first < end || first == begin; first += CODE_BLOCK) {
-        const i64 n = end - first < CODE_BLOCK ? end - first : CODE_BLOCK;
+    for (int h = 0; h < count; h++) held[h].buffer = buffers + h * piece;
+    for (i64 first = begin; first < end || first == begin; first += piece) {
+        const i64 n = end - first < piece ? end - first : piece;
         double part[64];
         for (int h = 0; h < count; h++) {
             if (held[h].read) decode_(&held[h], k->real, first, n);
