@@ -60,7 +60,8 @@ def stepper(method: str, store: Any, short: bool, shapes: Sequence[Shape]) -> Ca
     options = {} if store is None else {"store": store}
     rule: Any = optdsl.load(method)
     optimizer = rule(params, lr=1e-3, weight_decay=0.01, fused=True, **OPTIONS.get(method, {}), **options)
-    return optimizer.step
+    step: Callable[[], Any] = optimizer.step
+    return step
 
 
 def compare(case: tuple[str, Any, bool], shapes: Sequence[Shape], seconds: float) -> dict[str, float]:
