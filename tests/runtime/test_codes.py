@@ -23,11 +23,28 @@ SOURCE = """
 #include "table.h"
 #include "philox.h"
 #include "codes.h"
+/* block by block, as the driver has it */
+#define EACH_BLOCK(codes, scales) for (i64 b = 0; b < n; b += CODE_BLOCK) { \
+        const i64 m = n - b < CODE_BLOCK ? n - b : CODE_BLOCK; \
+        const Held h = {0, 1, 1, c, (char *)codes, (char *)scales, buffer};
 #define BOTH(real) \
     EXPORT void put_##real(const real *x, uint8_t *codes, float *scales, const Code *c, i64 n) \
-    { encode_##real##_(x, codes, scales, c, n); } \
+    { \
+        __attribute__((aligned(64))) double buffer[CODE_BLOCK]; \
+        EACH_BLOCK(codes, scales) \
+            memcpy(buffer, x + b, (size_t)m * sizeof *x); \
+            measure_(&h, sizeof *x, b, m); \
+            encode_(&h, sizeof *x, b, m, 0); \
+        } \
+    } \
     EXPORT void get_##real(const uint8_t *codes, const float *scales, const Code *c, i64 n, real *out) \
-    { decode_##real##_(codes, scales, c, n, out); }
+    { \
+        __attribute__((aligned(64))) double buffer[CODE_BLOCK]; \
+        EACH_BLOCK(codes, scales) \
+            decode_(&h, sizeof *out, b, m); \
+            memcpy(out + b, buffer, (size_t)m * sizeof *out); \
+        } \
+    }
 BOTH(float) BOTH(double)
 """
 #: Flags of the compiler: all that the processor has, and only what every one has.

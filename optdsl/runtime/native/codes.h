@@ -10,7 +10,7 @@
 #endif
 
 #define CODE_BLOCK 256 /* numbers with one scale */
-#define PIECE 512      /* numbers that are worked on at a time */
+#define PIECE 512      /* numbers that are worked on at a time, if none are in codes */
 #define SIMD_ _Pragma("omp simd")
 
 /* Numbers are told apart by sign and magnitude, counted from 2^-24 in units of float32; beyond 1.25 they are not. */
@@ -28,6 +28,7 @@
 typedef struct {
     i64 bits, zero /* or the site where an array draws */, root, pieces, positive; /* the last three as 0 or 1 */
     float steps, least;
+    char unused[16]; /* all that follows lies within lines of the cache */
     int32_t split[16];
     float factor[16], shift[16], top[16];
     float value[256];
@@ -89,16 +90,7 @@ ONE_BY_ONE(double, int64_t, INT64_MAX, double_)
 
 #ifdef WIDE
 #define EACH_(q) _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++)
-typedef struct {
-    __m512i bytes[4][4];
-} Decoder;
-INLINE Decoder decoder_(const Code *c)
-{
-    Decoder d;
-    EACH_(p) EACH_(q) d.bytes[p][q] = _mm512_loadu_si512(c->bytes[p] + 64 * q);
-    return d;
-}
-INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, int half, float *out)
+INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Code *c, int half, float *out)
 {
     /* 4 neighbours have the place that they keep when bytes become numbers within 16 bytes */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -110,10 +102,12 @@ INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Decoder *d, i
     }
     k = _mm512_permutexvar_epi32(order, k);
     const __mmask64 upper = _mm512_movepi8_mask(k);
-    EACH_(p) byte[p] = _mm512_mask_blend_epi8(
-        upper,
-        _mm512_permutex2var_epi8(d->bytes[p][0], k, d->bytes[p][1]),
-        _mm512_permutex2var_epi8(d->bytes[p][2], k, d->bytes[p][3]));
+    EACH_(p) {
+        __m512i part[4];
+        EACH_(q) part[q] = _mm512_loadu_si512(c->bytes[p] + 64 * q);
+        byte[p] = _mm512_mask_blend_epi8(
+            upper, _mm512_permutex2var_epi8(part[0], k, part[1]), _mm512_permutex2var_epi8(part[2], k, part[3]));
+    }
     pair[0] = _mm512_unpacklo_epi8(byte[0], byte[1]), pair[1] = _mm512_unpacklo_epi8(byte[2], byte[3]);
     pair[2] = _mm512_unpackhi_epi8(byte[0], byte[1]), pair[3] = _mm512_unpackhi_epi8(byte[2], byte[3]);
     EACH_(q) {
@@ -139,41 +133,41 @@ INLINE Encoder encoder_(const Code *c)
         _mm512_add_epi32(_mm512_mullo_epi32(i, _mm512_set1_epi32(0x08080808)), _mm512_set1_epi32(0x06040200)),
     };
 }
-/* Codes of numbers x, where inverse is 1 / scale, nearly; 0 if one is too close to call. */
-INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int half, int pieces, int root, int positive,
-                        uint8_t *codes)
+/* Codes of numbers x, where inverse is 1 / scale, nearly. The mask says which may be wrong, being too close to call: bit
+ * 2 * i stands for the numbers i, i + 16, i + 32 and i + 48.
+ *
+ * Four registers take every step together: few operations may wait for others, as the processor has room for no more. */
+INLINE __mmask32 encode_wide_(const float *x, __m512 inverse, const Encoder *e, int half, int pieces, int root, int positive,
+                              uint8_t *codes)
 {
-    __m512i near = _mm512_set1_epi32(-1), found[4];
-    EACH_(q) {
-        const __m512 y = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * q), inverse);
-        const __m512 size = positive ? _mm512_max_ps(y, e->least) : _mm512_range_ps(y, e->least, 0xb);
-        __m512 factor = e->factor, shift = e->shift, u = size;
-        __m512i top = e->top;
-        if (pieces) {
-            const __m512i b = _mm512_castps_si512(size);
-            const __m512i piece = _mm512_srli_epi32(
-                _mm512_add_epi32(b, _mm512_permutexvar_epi32(_mm512_srli_epi32(b, 24), e->split)), 24);
-            factor = _mm512_permutexvar_ps(piece, factor);
-            shift = _mm512_permutexvar_ps(piece, shift);
-            top = _mm512_permutexvar_epi32(piece, top);
-        }
-        if (root) u = _mm512_sqrt_ps(_mm512_fmsub_ps(size, e->steps, _mm512_set1_ps(0.25f)));
-        /* base + k lies between two powers of two, so that k ends in bit 16, or for `positive` in 15; the rest is behind
-         * the point */
-        __m512i t = _mm512_castps_si512(_mm512_fmadd_ps(u, factor, shift));
-        if (positive) t = _mm512_add_epi32(t, t);
-        near = _mm512_min_epu16(near, t);
-        if (pieces) t = _mm512_min_epu32(t, top);
-        if (!positive) /* the sign of y */
-            t = _mm512_ternarylogic_epi32(t, _mm512_castps_si512(y), _mm512_set1_epi32(INT32_MAX), 0xe4);
-        found[q] = t;
+    __m512 y[4], size[4], factor[4], shift[4], u[4];
+    __m512i b[4], piece[4], top[4], t[4];
+    EACH_(q) y[q] = _mm512_mul_ps(_mm512_loadu_ps(x + 16 * q), inverse);
+    EACH_(q) size[q] = positive ? _mm512_max_ps(y[q], e->least) : _mm512_range_ps(y[q], e->least, 0xb);
+    EACH_(q) factor[q] = e->factor, shift[q] = e->shift, u[q] = size[q];
+    if (pieces) {
+        EACH_(q) b[q] = _mm512_castps_si512(size[q]);
+        EACH_(q) piece[q] = _mm512_srli_epi32(b[q], 24);
+        EACH_(q) piece[q] = _mm512_permutexvar_epi32(piece[q], e->split);
+        EACH_(q) piece[q] = _mm512_srli_epi32(_mm512_add_epi32(b[q], piece[q]), 24);
+        EACH_(q) factor[q] = _mm512_permutexvar_ps(piece[q], e->factor);
+        EACH_(q) shift[q] = _mm512_permutexvar_ps(piece[q], e->shift);
+        EACH_(q) top[q] = _mm512_permutexvar_epi32(piece[q], e->top);
     }
-    if (_mm512_cmplt_epu16_mask(near, _mm512_set1_epi16(2 * MARGIN))) return 0;
-    const __m512i a = _mm512_permutex2var_epi16(found[0], e->upper, found[1]);
-    const __m512i b = _mm512_permutex2var_epi16(found[2], e->upper, found[3]);
-    __m512i k = _mm512_permutex2var_epi8(a, e->lower, b);
+    if (root) EACH_(q) u[q] = _mm512_sqrt_ps(_mm512_fmsub_ps(size[q], e->steps, _mm512_set1_ps(0.25f)));
+    /* base + k lies between two powers of two, so that k ends in bit 16, or for `positive` in 15; the rest is behind the
+     * point */
+    EACH_(q) t[q] = _mm512_castps_si512(_mm512_fmadd_ps(u[q], factor[q], shift[q]));
+    if (positive) EACH_(q) t[q] = _mm512_add_epi32(t[q], t[q]);
+    const __m512i near = _mm512_min_epu16(_mm512_min_epu16(t[0], t[1]), _mm512_min_epu16(t[2], t[3]));
+    if (pieces) EACH_(q) t[q] = _mm512_min_epu32(t[q], top[q]);
+    if (!positive) /* the sign of y */
+        EACH_(q) t[q] = _mm512_ternarylogic_epi32(t[q], _mm512_castps_si512(y[q]), _mm512_set1_epi32(INT32_MAX), 0xe4);
+    const __m512i first = _mm512_permutex2var_epi16(t[0], e->upper, t[1]);
+    const __m512i last = _mm512_permutex2var_epi16(t[2], e->upper, t[3]);
+    __m512i k = _mm512_permutex2var_epi8(first, e->lower, last);
     if (!positive) {
-        const __mmask64 negative = _mm512_kunpackd(_mm512_movepi16_mask(b), _mm512_movepi16_mask(a));
+        const __mmask64 negative = _mm512_kunpackd(_mm512_movepi16_mask(last), _mm512_movepi16_mask(first));
         k = _mm512_mask_subs_epu8(_mm512_add_epi8(e->zero, k), negative, e->zero, k);
     }
     if (!half) _mm512_storeu_si512(codes, k);
@@ -181,75 +175,71 @@ INLINE int encode_wide_(const float *x, __m512 inverse, const Encoder *e, int ha
         k = _mm512_maddubs_epi16(k, _mm512_set1_epi16(0x1001));
         _mm256_storeu_si256((void *)codes, _mm512_cvtepi16_epi8(k));
     }
-    return 1;
+    return _mm512_cmplt_epu16_mask(near, _mm512_set1_epi16(2 * MARGIN));
 }
-#endif
-
-/* ---- n numbers, from the start of a block ---- */
-
-#define BLOCKS(b, m) for (i64 b = 0, m; m = n - b < CODE_BLOCK ? n - b : CODE_BLOCK, b < n; b += CODE_BLOCK)
-
-static void decode_double_(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 n,
-                           double *restrict out)
+/* What scale_of_float_ says of a whole block. */
+INLINE float scale_of_wide_(const float *x)
+{
+    const __m512i size = _mm512_set1_epi32(INT32_MAX);
+    __m512i most[4];
+    EACH_(q) most[q] = _mm512_and_si512(size, _mm512_loadu_si512(x + 16 * q));
+    _Pragma("GCC unroll 3") for (int i = WIDE; i < CODE_BLOCK; i += WIDE)
+        EACH_(q) most[q] = _mm512_max_epi32(most[q], _mm512_and_si512(size, _mm512_loadu_si512(x + i + 16 * q)));
+    const int32_t b = _mm512_reduce_max_epi32(
+        _mm512_max_epi32(_mm512_max_epi32(most[0], most[1]), _mm512_max_epi32(most[2], most[3])));
+    float found;
+    memcpy(&found, &b, 4);
+    return found;
+}
+/* Has the table decide on what was too close to call. */
+static __attribute__((noinline)) void settle_(const float *x, float scale, const Code *c, const __mmask32 *near, i64 n,
+                                              uint8_t *codes)
 {
     const int half = c->bits == 4;
-    BLOCKS(b, m) decode_some_double_(codes + (b >> half), scales[b / CODE_BLOCK], c, m, out + b);
-}
-static void decode_float_(const uint8_t *restrict codes, const float *restrict scales, const Code *restrict c, i64 n,
-                          float *restrict out)
-{
-#ifdef WIDE
-    const Decoder d = decoder_(c);
-#endif
-    const int half = c->bits == 4;
-    BLOCKS(b, m) {
-        const float scale = scales[b / CODE_BLOCK];
-        i64 i = 0;
-#ifdef WIDE
-        for (; i + WIDE <= m; i += WIDE)
-            decode_wide_(codes + ((b + i) >> half), _mm512_set1_ps(scale), &d, half, out + b + i);
-#endif
-        decode_some_float_(codes + ((b + i) >> half), scale, c, m - i, out + b + i);
-    }
-}
-static void encode_double_(const double *restrict x, uint8_t *restrict codes, float *restrict scales,
-                           const Code *restrict c, i64 n)
-{
-    const int half = c->bits == 4;
-    BLOCKS(b, m) {
-        const float scale = scales[b / CODE_BLOCK] = scale_of_double_(x + b, m);
-        encode_some_double_(x + b, scale, c, m, codes + (b >> half));
-    }
-}
-INLINE void encode_kind_(const float *restrict x, uint8_t *restrict codes, const float *restrict scales,
-                         const Code *restrict c, i64 n, int pieces, int root, int positive)
-{
-#ifdef WIDE
-    const Encoder e = encoder_(c);
-#endif
-    const int half = c->bits == 4;
-    BLOCKS(b, m) {
-        const float scale = scales[b / CODE_BLOCK];
-        i64 i = 0;
-#ifdef WIDE
-        const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
-        if (scale == 0 || (scale > 0x1p-100f && scale < 0x1p100f))
-            for (; i + WIDE <= m; i += WIDE) {
-                uint8_t *const to = codes + ((b + i) >> half);
-                if (!encode_wide_(x + b + i, inverse, &e, half, pieces, root, positive, to))
-                    encode_some_float_(x + b + i, scale, c, WIDE, to);
+    for (i64 b = 0; b < n; b += WIDE)
+        for (__mmask32 left = near[b / WIDE]; left; left &= left - 1)
+            for (i64 i = b + __builtin_ctz(left) / 2; i < b + WIDE; i += 16) {
+                const int k = code_of_(c, x[i] / scale);
+                uint8_t *const to = codes + (i >> half);
+                *to = (uint8_t)(!half ? k : i & 1 ? (*to & 15) | k << 4 : (*to & 240) | k);
             }
-#endif
-        encode_some_float_(x + b + i, scale, c, m - i, codes + ((b + i) >> half));
-    }
 }
-static void encode_float_(const float *restrict x, uint8_t *restrict codes, float *restrict scales,
-                          const Code *restrict c, i64 n)
+#endif
+
+/* ---- n numbers of a block, from its start ---- */
+
+static void decode_float_(const uint8_t *restrict codes, float scale, const Code *restrict c, i64 n, float *restrict out)
 {
-    BLOCKS(b, m) scales[b / CODE_BLOCK] = scale_of_float_(x + b, m);
+    i64 i = 0;
+    const int half = c->bits == 4;
+#ifdef WIDE
+    for (; i + WIDE <= n; i += WIDE) decode_wide_(codes + (i >> half), _mm512_set1_ps(scale), c, half, out + i);
+#endif
+    if (i < n) decode_some_float_(codes + (i >> half), scale, c, n - i, out + i);
+}
+INLINE void encode_kind_(const float *restrict x, float scale, const Code *restrict c, i64 n, uint8_t *restrict codes,
+                         int pieces, int root, int positive)
+{
+    i64 i = 0;
+    const int half = c->bits == 4;
+#ifdef WIDE
+    if (scale == 0 || (scale > 0x1p-100f && scale < 0x1p100f)) {
+        const Encoder e = encoder_(c);
+        const __m512 inverse = _mm512_set1_ps(scale > 0 ? 1 / scale : 0);
+        __mmask32 near[CODE_BLOCK / WIDE], any = 0;
+        for (; i + WIDE <= n; i += WIDE)
+            any |= near[i / WIDE] =
+                encode_wide_(x + i, inverse, &e, half, pieces, root, positive, codes + (i >> half));
+        if (__builtin_expect(any != 0, 0)) settle_(x, scale, c, near, i, codes);
+    }
+#endif
+    if (i < n) encode_some_float_(x + i, scale, c, n - i, codes + (i >> half));
+}
+static void encode_float_(const float *restrict x, float scale, const Code *restrict c, i64 n, uint8_t *restrict codes)
+{
     /* a loop for each kind */
 #define KIND_(pieces, root) \
-    (c->positive ? encode_kind_(x, codes, scales, c, n, pieces, root, 1) : encode_kind_(x, codes, scales, c, n, pieces, root, 0))
+    (c->positive ? encode_kind_(x, scale, c, n, codes, pieces, root, 1) : encode_kind_(x, scale, c, n, codes, pieces, root, 0))
     if (c->pieces) KIND_(1, 0);
     else if (c->root) KIND_(0, 1);
     else KIND_(0, 0);
@@ -361,56 +351,57 @@ static void rest_(const float *restrict x, uint16_t *restrict high, uint16_t *re
         low[i] = (h & 0x7f80) == 0x7f80 ? 0 : nearest_half_(left);
     }
 }
-static void decode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, double *buffer)
+/* An array that a sweep reads or writes and that has numbers in a buffer only. */
+typedef struct {
+    int array, read, written;
+    const Code *code;
+    char *stored, *beside; /* of its first element: codes or a number in bfloat16, scales or what is beside it */
+    double *buffer;
+} Held;
+
+static void decode_(const Held *h, int real, i64 first, i64 n)
 {
-    const Code *const c = AT(const Code, x, cells + 2 * a + 1);
-    if (c->bits == AT_RANDOM) {
-        const uint16_t *const at = AT(const uint16_t, x, ARRAYS + a) + first;
-        if (real == 4) widen_float_(at, n, (float *)buffer);
-        else widen_double_(at, n, buffer);
-        return;
-    }
-    if (c->bits == WITH_REST) {
-        const uint16_t *const rest = AT(const uint16_t, x, cells + 2 * a) + first;
-        sum_(AT(const uint16_t, x, ARRAYS + a) + first, rest, n, (float *)buffer);
-        return;
-    }
-    if (c->bits > 8) {
-        const char *const low = AT(const char, x, cells + 2 * a) + first * (c->bits - 16) / 8;
-        join_(AT(const uint16_t, x, ARRAYS + a) + first, low, c->bits, n, (float *)buffer);
-        return;
-    }
-    const uint8_t *const codes = AT(const uint8_t, x, ARRAYS + a) + first * c->bits / 8;
-    const float *const scales = AT(const float, x, cells + 2 * a) + first / CODE_BLOCK;
-    if (real == 4) decode_float_(codes, scales, c, n, (float *)buffer);
-    else decode_double_(codes, scales, c, n, buffer);
+    const i64 bits = h->code->bits;
+    const uint16_t *const at = (const uint16_t *)h->stored + first;
+    if (bits <= 8) {
+        const uint8_t *const codes = (const uint8_t *)h->stored + first * bits / 8;
+        const float scale = ((const float *)h->beside)[first / CODE_BLOCK];
+        if (real == 4) decode_float_(codes, scale, h->code, n, (float *)h->buffer);
+        else decode_some_double_(codes, scale, h->code, n, h->buffer);
+    } else if (bits == AT_RANDOM) {
+        if (real == 4) widen_float_(at, n, (float *)h->buffer);
+        else widen_double_(at, n, h->buffer);
+    } else if (bits == WITH_REST) sum_(at, (const uint16_t *)h->beside + first, n, (float *)h->buffer);
+    else join_(at, h->beside + first * (bits - 16) / 8, bits, n, (float *)h->buffer);
 }
-static void encode_(const i64 *x, int cells, int a, int real, i64 first, i64 n, const double *buffer)
+/* The scale of a block, which its codes need. */
+static void measure_(const Held *h, int real, i64 first, i64 n)
 {
-    const Code *const c = AT(const Code, x, cells + 2 * a + 1);
-    if (c->bits == AT_RANDOM) {
-        uint16_t *const at = AT(uint16_t, x, ARRAYS + a) + first;
+    float *const scale = (float *)h->beside + first / CODE_BLOCK;
+    if (h->code->bits > 8) return;
+    if (real == 8) *scale = scale_of_double_(h->buffer, n);
+#ifdef WIDE
+    else if (n == CODE_BLOCK) *scale = scale_of_wide_((const float *)h->buffer);
+#endif
+    else *scale = scale_of_float_((const float *)h->buffer, n);
+}
+static void encode_(const Held *h, int real, i64 first, i64 n, const i64 *x)
+{
+    const i64 bits = h->code->bits;
+    uint16_t *const at = (uint16_t *)h->stored + first;
+    if (bits <= 8) {
+        uint8_t *const codes = (uint8_t *)h->stored + first * bits / 8;
+        const float scale = ((const float *)h->beside)[first / CODE_BLOCK];
+        if (real == 4) encode_float_((const float *)h->buffer, scale, h->code, n, codes);
+        else encode_some_double_(h->buffer, scale, h->code, n, codes);
+    } else if (bits == AT_RANDOM) {
         u32 tile[WORDS];
         const u32 step = (u32)*AT(float, x, STEP) + 1;
-        const u32 *const words = draw_(tile, (uint64_t)x[SEED], step, (u32)x[INDEX], (u32)c->zero, first, n);
-        if (real == 4) round_float_((const float *)buffer, words, n, at);
-        else round_double_(buffer, words, n, at);
-        return;
-    }
-    if (c->bits == WITH_REST) {
-        uint16_t *const rest = AT(uint16_t, x, cells + 2 * a) + first;
-        rest_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, rest, n);
-        return;
-    }
-    if (c->bits > 8) {
-        char *const low = AT(char, x, cells + 2 * a) + first * (c->bits - 16) / 8;
-        split_((const float *)buffer, AT(uint16_t, x, ARRAYS + a) + first, low, c->bits, n);
-        return;
-    }
-    uint8_t *const codes = AT(uint8_t, x, ARRAYS + a) + first * c->bits / 8;
-    float *const scales = AT(float, x, cells + 2 * a) + first / CODE_BLOCK;
-    if (real == 4) encode_float_((const float *)buffer, codes, scales, c, n);
-    else encode_double_(buffer, codes, scales, c, n);
+        const u32 *const words = draw_(tile, (uint64_t)x[SEED], step, (u32)x[INDEX], (u32)h->code->zero, first, n);
+        if (real == 4) round_float_((const float *)h->buffer, words, n, at);
+        else round_double_(h->buffer, words, n, at);
+    } else if (bits == WITH_REST) rest_((const float *)h->buffer, at, (uint16_t *)h->beside + first, n);
+    else split_((const float *)h->buffer, at, h->beside + first * (bits - 16) / 8, bits, n);
 }
 
 /* How the partial results of parts of a chunk become one. */
@@ -433,26 +424,39 @@ static void coded_chunk_(const Kernel *k, const i64 *x, int s, i64 begin, i64 en
         return;
     }
     i64 row[CELLS];
-    __attribute__((aligned(64))) double buffers[AT_MOST][PIECE];
+    Held held[AT_MOST];
+    __attribute__((aligned(64))) double buffers[AT_MOST * PIECE];
+    int count = 0;
+    /* A block at a time. The processor fetches only a little of what follows in the other arrays, and does so while a block
+     * is decoded and encoded: with larger pieces it would wait for memory, with nothing to do. */
+    i64 piece = PIECE;
     memcpy(row, x, (size_t)cells * sizeof *row);
-    for (i64 first = begin; first < end || first == begin; first += PIECE) {
-        const i64 n = end - first < PIECE ? end - first : PIECE;
+    for (int a = 0; a < k->arrays; a++)
+        if (used >> a & 1) {
+            const Code *const code = AT(const Code, x, cells + 2 * a + 1);
+            held[count++] = (Held){
+                a, k->reads[s] >> a & 1, k->writes[s] >> a & 1, code,
+                AT(char, x, ARRAYS + a), AT(char, x, cells + 2 * a), 0,
+            };
+            if (code->bits <= 8) piece = CODE_BLOCK;
+        }
+    for (int h = 0; h < count; h++) held[h].buffer = buffers + h * piece;
+    for (i64 first = begin; first < end || first == begin; first += piece) {
+        const i64 n = end - first < piece ? end - first : piece;
         double part[64];
-        for (int a = 0, b = 0; a < k->arrays; a++) {
-            if (!(used >> a & 1)) continue;
-            double *const buffer = buffers[b++];
-            if (k->reads[s] >> a & 1) decode_(x, cells, a, k->real, first, n, buffer);
-            row[ARRAYS + a] = (i64)(intptr_t)buffer - first * k->real;
+        for (int h = 0; h < count; h++) {
+            if (held[h].read) decode_(&held[h], k->real, first, n);
+            row[ARRAYS + held[h].array] = (i64)(intptr_t)held[h].buffer - first * k->real;
         }
         k->sweep[s](row, first, first + n, k->width ? part : out);
         for (int r = 0; r < k->width && k->folds[s][r] >= 0; r++) {
             if (first == begin) out[r] = part[r];
             else joined_(k->folds[s][r], &out[r], part[r]);
         }
-        for (int a = 0, b = 0; a < k->arrays; a++) {
-            if (!(used >> a & 1)) continue;
-            const double *const buffer = buffers[b++];
-            if (k->writes[s] >> a & 1) encode_(x, cells, a, k->real, first, n, buffer);
-        }
+        /* all scales first, as each takes a while to be known */
+        for (int h = 0; h < count; h++)
+            if (held[h].written) measure_(&held[h], k->real, first, n);
+        for (int h = 0; h < count; h++)
+            if (held[h].written) encode_(&held[h], k->real, first, n, x);
     }
 }

@@ -15,6 +15,9 @@ _LOWEST, _BUCKETS = 0x33800000, 3104
 #: Numbers of a piece of an exponent or two: 1.0 is in the last of these.
 _PLACES, _LAST = 16, 63
 
+#: Bytes in a line of the cache.
+_LINE = 64
+
 #: MARGIN of codes.h.
 _MARGIN = 8 / 65536
 
@@ -49,13 +52,21 @@ def table_of(code: Code | Half) -> Any:
     base = 256.0 if code.positive else 128.0
     factor, shift = columns[0], [x + base + _MARGIN for x in columns[1]]
     tops = (torch.tensor(top) + base + 0.5).view(torch.int32).to(torch.int64) << code.positive
-    return ctypes.create_string_buffer(
-        struct.pack("5q2f", code.bits, code.zero, root, not even, code.positive, steps, least)
+    return _aligned(
+        struct.pack("5q2f16x", code.bits, code.zero, root, not even, code.positive, steps, least)
         + struct.pack("16i32f16I", *split, *factor, *shift, *tops.tolist())
         + values.numpy().tobytes()
         + values.view(torch.uint8).view(256, 4).T.contiguous().numpy().tobytes()
         + _buckets(code.bounds.cpu()).numpy().tobytes()
     )
+
+
+def _aligned(content: bytes) -> Any:
+    """A buffer with this content that starts where a line of the cache does."""
+    memory = ctypes.create_string_buffer(len(content) + _LINE - 1)
+    found = (ctypes.c_char * len(content)).from_buffer(memory, -ctypes.addressof(memory) % _LINE)
+    found.raw = content
+    return found
 
 
 def _buckets(bounds: Tensor) -> Tensor:
