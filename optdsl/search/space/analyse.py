@@ -96,9 +96,9 @@ def more() -> tuple[Probes, ...]:
     tensors, and tiny ones, of which all entries may be alike in something.
     """
     return (
-        _probes(20230215, 8, 42, (2, 8, 8), 1.5),
+        _probes(20230215, 8, 42, (2, 8, 8), 1.0),
         _probes(20230216, 8, 90, (2, 1, 2)),
-        _probes(20230219, 5, 6, (2, 32, 32), 1.5),
+        _probes(20230219, 5, 6, (2, 32, 32), 1.0),
     )
 
 
