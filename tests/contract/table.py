@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -98,7 +99,7 @@ class Table:
 def _general(reason: str) -> str:
     """A reason without the name of the class in front and without what is said of one parameter."""
     name, _, rest = reason.partition(" ")
-    rest = rest.split(" for parameter ")[0]
+    rest = re.sub(r" for parameter \d+, of shape \([^)]*\),", "", rest)
     return f"{'NAME:' if name.endswith(':') else 'NAME'} {rest}"
 
 
