@@ -30,8 +30,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "native": {"fused": True},
     "triton": {},
 }
-#: Specs without kernels: matrices, or as many rounds as an option says.
-NO_KERNELS = {"frank_wolfe_spectral", "wgsef_sgd"}
 PATHS = [
     "loop",
     "foreach",
@@ -296,7 +294,7 @@ def test_trajectory(method: str, case: str, path: str) -> None:
     run = replay(method, case)
     params = [torch.nn.Parameter(x) for x in tensors(run.start)]
     groups = [{"params": [p], **group} for p, group in zip(params, run.groups, strict=False)] or params
-    flags = {} if run.spec in NO_KERNELS and path == "native" else FLAGS[path]
+    flags = FLAGS[path]
     with interpreted() if path == "triton" else contextlib.nullcontext():
         optimizer = optdsl.load(run.spec)(groups, **run.options, **flags)
         for step, wanted in enumerate(run.wanted):
