@@ -477,7 +477,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         launcher = self._launcher
         if launcher is None and type(self) not in _Kernels.missing:
             native = importlib.import_module("optdsl.runtime.native.launch")
-            launcher = self._launcher = native.Launcher(self, self._native)
+            launcher = self._launcher = native.Launcher(type(self), self._native)
         if launcher is not None:
             left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, states)
             for reason in launcher.lacking.values():
