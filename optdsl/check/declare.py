@@ -40,6 +40,10 @@ def hypers_of(spec: syn.Spec, report: Reporter) -> list[Hyper]:
             message = f"the parts of `{shown(item.name)}` are {' and '.join(kinds)}"
             report("E0209", item.default_span, message, "write them alike, as in `(a: 1.0, b: 0.5)`")
             fine = False
+        elif item.parts and kinds[0] not in ("int", "float"):
+            message = f"the parts of `{shown(item.name)}` are no numbers, but each a {kinds[0]}"
+            report("E0209", item.default_span, message, "write each on a line of its own")
+            fine = False
         for (name, default, span), allowed in zip(rows, item.ranges or (item.range,), strict=True):
             assert default is not None
             kind = kind_of(default)

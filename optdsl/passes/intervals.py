@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from optdsl.ir.expr import Call, Const, Expr, Var
@@ -21,14 +21,17 @@ _FACTS = {
 
 
 class Intervals:
-    """The interval of host expressions of one program. Assumes hyperparameters inside their intervals."""
+    """The interval of host expressions of one program. Assumes hyperparameters inside their intervals.
 
-    def __init__(self, program: Program) -> None:
+    Unless all are as the constructor takes them (`at_first`), a learning rate may be 0 though its interval leaves
+    that out: a scheduler may turn it down.
+    """
+
+    def __init__(self, program: Program, at_first: bool = False) -> None:
         self.inputs: dict[str, Interval] = dict(_FACTS)
         for hyper in program.hypers:
             if hyper.interval is not None:
-                # a scheduler may turn a learning rate down to 0 though its range leaves that out
-                closed = hyper.name == "lr" and hyper.interval.low == 0
+                closed = hyper.name == "lr" and hyper.interval.low == 0 and not at_first
                 self.inputs[hyper.name] = (
                     replace(hyper.interval, low_open=False) if closed else hyper.interval
                 )
@@ -89,6 +92,38 @@ class Intervals:
             case "count_upto", [_, _]:
                 return Interval(0.0, math.inf)
         return ANYTHING
+
+
+def divides_by_lr(program: Program) -> bool:
+    """Whether a step divides by a host value that is 0 where a scheduler turns the learning rate down to 0, and at no
+    learning rate that the constructor takes.
+    """
+    first, later = Intervals(program, at_first=True), Intervals(program)
+    found: set[Expr] = set()
+    waiting = list(program.expressions())
+    while waiting:
+        expr = waiting.pop()
+        if not isinstance(expr, Call) or expr in found:
+            continue
+        found.add(expr)
+        waiting += expr.args
+        if expr.op == "div" and any(
+            first.never_zero(factor) and not later.never_zero(factor)
+            for factor in _factors(expr.args[1], first.definitions)
+        ):
+            return True
+    return False
+
+
+def _factors(expr: Expr, definitions: Mapping[str, Expr]) -> Iterator[Expr]:
+    """The host values that make an expression 0 where they are."""
+    if expr.type.is_host:
+        yield expr
+    elif isinstance(expr, Var) and expr.name in definitions:
+        yield from _factors(definitions[expr.name], definitions)
+    elif isinstance(expr, Call) and expr.op == "mul":
+        for arg in expr.args:
+            yield from _factors(arg, definitions)
 
 
 def _positive(a: Interval) -> bool:

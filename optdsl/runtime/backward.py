@@ -3,7 +3,7 @@
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -37,7 +37,7 @@ def step_in_backward(
     scheduler; parameter groups may be added; its state dict is that of all parameters, and is exchanged freely with
     optimizers that do not step in backward. `step()` finds no gradients and does nothing, but runs hooks of steps,
     and lets schedulers see that it was called. Keep the optimizer: when it is gone, its parameters are ordinary ones
-    again.
+    again. A parameter takes the steps of one such optimizer, the last that was made for it.
 
     A rule for this sees one tensor at a time; norms and other reductions of one tensor are no obstacle. What needs
     all gradients at the same time cannot be had, and it is not noticed when it is tried:
@@ -47,6 +47,9 @@ def step_in_backward(
     - `clip_grad_norm_`, and whatever else is done to gradients between `backward()` and `step()`, finds none. A hook
       of a parameter (`p.register_hook`) can change its gradient, and transforms such as `clip_by_value` or `agc` can.
     - `DistributedDataParallel` averages gradients later; only a model that is one already is refused.
+    - A parameter in several `checkpoint(..., use_reentrant=True)` gets a gradient, and a step, for each of them. That
+      is refused when it happens, but is seen only if a parameter outside of them has got its gradient before. With
+      `use_reentrant=False` gradients are added up first.
 
     Args:
         model: a module, of which all parameters are trained, or what an optimizer takes as its first argument. Frozen
@@ -107,6 +110,38 @@ class Hooks:
             )
 
 
+class Running(threading.local):
+    """The backward that runs in this thread, and which parameters have had their gradient in it.
+
+    A backward may run another one inside, as checkpoints do that are reentrant.
+    """
+
+    def __init__(self) -> None:
+        self.had: set[Tensor] = set()
+        self._end: Any = lambda: None
+
+    def first(self, p: Tensor) -> bool:
+        """Whether no gradient of this parameter came before, since a gradient of any came in this backward."""
+        if self._end() is None:  # that of the last gradient is over, or failed
+            self.had.clear()
+            if torch._C._current_graph_task_id() == -1:
+                return True  # gradients that are computed by compiled code do not say when they are all there
+
+            def end() -> None:
+                self.had.clear()
+
+            torch.autograd.Variable._execution_engine.queue_callback(end)  # torch holds it for as long
+            self._end = weakref.ref(end)
+        if p in self.had:
+            return False
+        self.had.add(p)
+        return True
+
+
+#: All that take steps in backward now.
+_LIVING: "weakref.WeakSet[InBackward]" = weakref.WeakSet()
+
+
 class InBackward:
     """What takes the steps of one optimizer when gradients arrive, and belongs to it.
 
@@ -118,7 +153,9 @@ class InBackward:
         self._places: dict[Tensor, Place] = {}
         self._hooks = Hooks()
         self._lock = threading.Lock()  # gradients on two devices may come at the same time
+        self._running = Running()
         self.attend()
+        _LIVING.add(self)
         end = weakref.finalize(optimizer, self._hooks.remove, type(optimizer).__name__)
         end.atexit = False
 
@@ -141,12 +178,32 @@ class InBackward:
             if (method := weak()) is not None:
                 method(p)
 
-        for p in self._places:
-            if id(p) not in self._hooks.of:
+        for gone in self._hooks.of.keys() - set(map(id, self._places)):  # another tensor may get this id
+            self._hooks.of.pop(gone).remove()
+        new = [p for p in self._places if id(p) not in self._hooks.of]
+        for other in [other for other in _LIVING if other is not self]:
+            other.leave(new)
+        for p in new:
+            if p.is_floating_point() or p.is_complex():  # others never get gradients
                 frozen = not p.requires_grad
                 p.requires_grad_()  # torch hooks no others
                 self._hooks.of[id(p)] = p.register_post_accumulate_grad_hook(arrived)
                 p.requires_grad_(not frozen)
+
+    def leave(self, params: Sequence[Tensor]) -> None:
+        """Leaves to another optimizer those of its parameters that are among these."""
+        left = [self._hooks.of.pop(id(p)) for p in params if id(p) in self._hooks.of]
+        for handle in left:
+            handle.remove()
+        if left:
+            self._hooks.used = True  # for what is left there is this warning
+            name = type(self._optimizer).__name__
+            warnings.warn(
+                f"{len(left)} parameters took the steps of another optimizer ({name}) in backward until now; they "
+                "take those of the new one alone",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     def _locate(self) -> None:
         """Finds the places of all parameters."""
@@ -172,6 +229,12 @@ class InBackward:
                 self._locate()
                 place = self._place(p)
             if place is not None:
+                if not self._running.first(p):
+                    raise RuntimeError(
+                        f"{type(self._optimizer).__name__}: a second gradient of parameter {place.index}, of shape "
+                        f"{tuple(p.shape)}, came in one backward, and its step is taken already; a parameter in "
+                        "several checkpoints needs `use_reentrant=False`, which adds gradients up first"
+                    )
                 self._optimizer._step_alone(p, place)
                 self._hooks.used = True
                 p.grad = None

@@ -16,6 +16,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from optdsl.runtime.checks import (
+    Hyper,
     check,
     check_flags,
     check_seed,
@@ -231,6 +232,17 @@ class Optimizer(Rule, torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
+    def _check_changed(self, hyper: Hyper, value: Any) -> Any:
+        """Raises unless a step can be taken with what an option is now; returns it as the group should keep it."""
+        if hyper.name != "lr" or not self._divides_by_lr:
+            return check(hyper, value, changed=True)
+        try:
+            return check(hyper, value)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; {type(self).__name__} divides by it, so that a schedule must begin and end above 0"
+            ) from None
+
     def _tensor_options(self, number: int, group: dict[str, Any]) -> tuple[str, ...]:
         """Checks the options that changed since the last step; names those that hold tensors."""
         values = self._options_in(group)
@@ -240,12 +252,12 @@ class Optimizer(Rule, torch.optim.Optimizer):
             if names and not (group["capturable"] or group["differentiable"]):  # they are read anyway
                 for hyper in self._hypers:
                     if hyper.name in names:
-                        check(hyper, group[hyper.name], changed=True)
+                        self._check_changed(hyper, group[hyper.name])
             return names
         changed = set()
         for position, hyper in enumerate(self._hypers):
             if known is None or values[position] is not known[0][position]:
-                group[hyper.name] = check(hyper, values[position], changed=True)
+                group[hyper.name] = self._check_changed(hyper, values[position])
                 changed.add(hyper.name)
         check_flags(type(self).__name__, group, self._why_not_captured(group), self._why_not_fused())
         check_store(self, group)
@@ -477,7 +489,7 @@ class Optimizer(Rule, torch.optim.Optimizer):
         launcher = self._launcher
         if launcher is None and type(self) not in _Kernels.missing:
             native = importlib.import_module("optdsl.runtime.native.launch")
-            launcher = self._launcher = native.Launcher(self, self._native)
+            launcher = self._launcher = native.Launcher(type(self), self._native)
         if launcher is not None:
             left: Sequence[Collection[int] | None] | None = launcher.step(groups, firsts, states)
             for reason in launcher.lacking.values():

@@ -48,6 +48,9 @@ class Rule:
     #: Whether the step branches on the learning rate: in a tensor it may then not be left to a device.
     _branches_on_lr: ClassVar[bool] = False
 
+    #: Whether the step divides by the learning rate, which may then not be turned down to 0.
+    _divides_by_lr: ClassVar[bool] = False
+
     #: Whether a state begins as something that the gradient says; one that is scaled must not get there.
     _starts_from_gradient: ClassVar[bool] = False
 

@@ -52,6 +52,7 @@ def test_the_default_decides_the_kind(default: str, kind: Kind, value: object) -
         ('h = 1.0 in {"a", "b"}', "E0205", '{"a", "b"}'),
         ("h = (a: 1.0, b: 2)", "E0209", "(a: 1.0, b: 2)"),
         ("h = (a: true, b: 2.0)", "E0209", "(a: true, b: 2.0)"),
+        ("h = (a: true, b: false)", "E0209", "(a: true, b: false)"),
         ("h = (a: 0.5, b: 2.0) in [0, 1)", "E0203", "b"),
         ("h = (a: 1, b: 0) in [0, 1)", "E0205", "[0, 1)"),
         ("h = (a: 0.5 in (0, 1), b: 0.5 in (1, 2))", "E0203", "b"),
@@ -110,6 +111,12 @@ def test_a_tuple_whose_parts_have_ranges_of_their_own() -> None:
     built = program(hyper("h = (a: 0.5 in (0, 1), b: 1.5)", "p = p - a * b * g"))
     assert [h.interval for h in built.hypers][1] is None
     assert to_opt(program(to_opt(built))) == to_opt(built)
+
+
+def test_choices_are_no_parts() -> None:
+    """A class would not take its own defaults."""
+    parts = '(a: "x" in {"x", "y"}, b: "y" in {"y"})'
+    only(hyper(f"h = {parts}", "if a == b:\n    p = p - g"), "E0209", parts)
 
 
 def test_a_hyperparameter_with_a_mistake_can_be_used() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.utils.checkpoint import checkpoint
 
 import optdsl
 from optdsl.runtime import step_in_backward
@@ -228,6 +229,125 @@ def test_copies_are_ordinary_and_nothing_is_kept_alive() -> None:
     assert not any(reference() is not None for reference in held)
     weight.sum().backward()
     assert weight.grad is not None  # without its optimizer it is an ordinary parameter
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("flags", WAYS)
+def test_an_optimizer_is_freed_as_soon_as_nobody_has_it(flags: dict[str, Any], early: bool) -> None:
+    """Not when the garbage collector comes: until then, its steps would be taken."""
+    (model,) = models(1)
+    cls = optdsl.load("adamw")
+    optimizer = step_in_backward(model, cls, **flags) if early else cls(model.parameters(), **flags)
+    for number in range(2):
+        ordinary(model, optimizer, number)
+    held = weakref.ref(optimizer)
+    gc.collect()
+    gc.disable()
+    try:
+        del optimizer
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_the_last_optimizer_takes_the_steps() -> None:
+    """Also while the first one is still there."""
+    one, other = models()
+    first = step_in_backward(one, optdsl.load("adamw"), lr=0.5)
+    with pytest.warns(
+        RuntimeWarning, match=r"^6 parameters took the steps of another optimizer \(AdamW\) in backward"
+    ):
+        last = step_in_backward(one.layers, optdsl.load("lion"), weight_decay=0.1)
+    groups = [
+        optdsl.load("lion")(other.layers.parameters(), weight_decay=0.1),
+        optdsl.load("adamw")(
+            [p for p in other.parameters() if all(p is not q for q in other.layers.parameters())], lr=0.5
+        ),
+    ]
+    for number in range(2):
+        loss_of(one, number).backward()
+        loss_of(other, number).backward()
+        for optimizer in groups:
+            optimizer.step()
+            optimizer.zero_grad()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert not first.state.keys() & last.state.keys()
+
+
+def test_frozen_integers_are_let_be() -> None:
+    (model,) = models(1)
+    codes = nn.Parameter(torch.arange(3, dtype=torch.int8), requires_grad=False)
+    optimizer = step_in_backward([codes, *model.parameters()], optdsl.load("adamw"))
+    loss_of(model, 0).backward()
+    assert optimizer.state[model.embed.weight]["step"] == 1
+    assert codes.tolist() == [0, 1, 2]
+
+
+class Repeated(nn.Module):
+    """One layer twice, each time in a checkpoint, and one behind it."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.layer, self.last, self.reentrant = nn.Linear(5, 5), nn.Linear(5, 5), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = checkpoint(self.layer, x, use_reentrant=self.reentrant).tanh()
+        return self.last(x)
+
+
+def test_checkpoints() -> None:
+    torch.manual_seed(0)
+    one, x = Repeated(False), torch.ones(2, 5, requires_grad=True)
+    other, third = copy.deepcopy(one), copy.deepcopy(one)
+    plain = optdsl.load("adamw")(one.parameters(), weight_decay=0.1)
+    early = step_in_backward(other, optdsl.load("adamw"), weight_decay=0.1)
+    for _ in range(3):
+        plain.zero_grad()
+        one(x).sum().backward()
+        plain.step()
+        other(x).sum().backward()
+    assert_same(kept(one, plain), kept(other, early))
+
+    third.reentrant = True
+    late = step_in_backward(third, optdsl.load("adamw"), weight_decay=0.1)
+    message = r"^AdamW: a second gradient of parameter [01], of shape \(5(, 5|,)\), came in one backward, .*`use_reen"
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=message):
+            third(x).sum().backward()
+    third.zero_grad()
+    third.last(third.layer(x)).sum().backward()  # a backward that failed leaves nothing behind
+    assert [int(late.state[p]["step"]) for p in third.last.parameters()] == [3, 3]
+
+
+def test_a_hook_that_fails_in_the_middle() -> None:
+    """Each parameter has taken its whole step or none, and goes on."""
+    one, other = models()
+    plain = optdsl.load("adamw")(one.parameters(), weight_decay=0.1)
+    early = step_in_backward(other, optdsl.load("adamw"), weight_decay=0.1)
+
+    def fails(gradient: Tensor) -> None:
+        raise ZeroDivisionError
+
+    for number in range(4):
+        handle = other.layers[2].weight.register_hook(fails) if number == 2 else None
+        if handle is None:
+            loss_of(other, number).backward()
+        else:
+            with pytest.raises(ZeroDivisionError):
+                loss_of(other, number).backward()
+            handle.remove()
+        plain.zero_grad()
+        loss_of(one, number).backward()
+        if number == 2:
+            stepped = [early.state[q]["step"] == 3 if q in early.state else False for q in other.parameters()]
+            assert 0 < sum(stepped) < sum(p.grad is not None for p in one.parameters())
+            assert all(q.grad is None for q in other.parameters())
+            for p, taken in zip(one.parameters(), stepped, strict=True):
+                p.grad = p.grad if taken else None
+        plain.step()
+    assert_same(kept(one, plain), kept(other, early))
 
 
 def test_an_optimizer_that_nobody_keeps() -> None:

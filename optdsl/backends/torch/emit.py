@@ -21,6 +21,7 @@ from optdsl.ir.expr import Call, Const, Expr, call, const, variables
 from optdsl.ir.program import Hyper, Program, State, is_static, number
 from optdsl.ir.text import to_opt
 from optdsl.passes import shards
+from optdsl.passes.intervals import divides_by_lr
 from optdsl.passes.lower import lower
 from optdsl.passes.rules import rewrite
 from optdsl.passes.signs import never_negative
@@ -273,6 +274,8 @@ class _Module:
             lines.append(f"_not_capturable = {quoted(reason)}")
         elif self.steered_by_lr():
             lines.append("_branches_on_lr = True")
+        if divides_by_lr(program):
+            lines.append("_divides_by_lr = True")
         if any(s.init is not None and "g" in variables(s.init) for s in program.states):
             lines.append("_starts_from_gradient = True")
         if program.joint:

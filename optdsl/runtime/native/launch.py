@@ -286,7 +286,10 @@ def _mode(group: GroupStep, row: Row) -> int:
 
 
 class Launcher:
-    """The native part of the steps of one optimizer; holds nothing but what can be made again."""
+    """The native part of the steps of one optimizer; holds nothing but what can be made again.
+
+    It does not hold the optimizer, which is then freed as soon as nobody has it; `rule` is its class.
+    """
 
     def __init__(self, rule: Any, native: Native) -> None:
         self.rule = rule
@@ -331,6 +334,7 @@ class Launcher:
                 table.stage_out()
             for batch in table.batches:
                 batch.finish(group)
+                del batch.group  # which holds the optimizer
             torch.autograd.graph.increment_version(table.params)
             if 2 in table.mode_of:  # gradients were written to
                 torch.autograd.graph.increment_version(
@@ -811,7 +815,7 @@ def _check_scaling(
     batches = [batch for _, table in active for batch in table.batches]
     if any(table is None or table.skipped for table in tables) or not all(b.counts_here for b in batches):
         raise RuntimeError(
-            f"{type(rule).__name__}: a parameter or a state is not such as the kernels take, and only they take the "
+            f"{rule.__name__}: a parameter or a state is not such as the kernels take, and only they take the "
             "scaling of gradients back; use `fused=False`, with which the scaler does it"
         )
 
