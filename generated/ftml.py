@@ -61,6 +61,7 @@ class FTML(Optimizer):
         State("z", "element"),
     )
     _shards = "local"
+    _divides_by_lr = True
     _native = Native(
         c="ftml.c",
         c_sha256="c333cce89d87ef89088215e16fa443e2278f1a2db38914a0d1c563b8b9fab5b2",

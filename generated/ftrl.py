@@ -62,6 +62,7 @@ class FTRL(Optimizer):
         State("n", "element", positive=True),
     )
     _shards = "local"
+    _divides_by_lr = True
     _native = Native(
         c="ftrl.c",
         c_sha256="f4623999835f75f6a511d920351cc3b2ab72c2451c654d307eacafdf1dd7b433",
