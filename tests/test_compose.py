@@ -337,7 +337,7 @@ def test_the_output_does_not_depend_on_the_hash_seed(tmp_path: Path) -> None:
 
 
 def test_a_learning_rate_of_zero_where_the_range_leaves_it_out(tmp_path: Path) -> None:
-    """Schedulers may end there: a division by it gives an infinity and raises nothing."""
+    """Schedulers may end there, unless the step divides by it: that is refused, with nothing changed."""
     (tmp_path / "r.opt").write_text(
         "optimizer R:\n    hyper:\n        lr = 1e-3 in (0, inf)\n    step:\n        p = p - g / ((1 - 0.9^t) / lr)\n"
     )
@@ -346,8 +346,10 @@ def test_a_learning_rate_of_zero_where_the_range_leaves_it_out(tmp_path: Path) -
         optimizer = optdsl.load(tmp_path / "r.opt")([p], **flags)
         optimizer.param_groups[0]["lr"] = 0.0
         p.grad = torch.ones(3)
-        optimizer.step()
+        with pytest.raises(ValueError, match=r"learning rate: 0\.0 .*R divides by it"):
+            optimizer.step()
         assert torch.equal(p, torch.ones(3))
+        assert not optimizer.state
 
 
 def test_options_that_are_fixed_or_lists(tmp_path: Path) -> None:

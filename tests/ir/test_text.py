@@ -178,8 +178,6 @@ def test_tuples_survive() -> None:
     hypers = (
         *(Hyper(f"beta{n}", "betas", Kind.FLOAT, n / 10, interval, (), "decay rates") for n in (1, 2, 3)),
         *(Hyper(f"n{n}", "ns", Kind.INT, n, None) for n in (1, 2)),
-        *(Hyper(f"on{n}", "switches", Kind.BOOL, n == 1) for n in (1, 2)),
-        *(Hyper(f"how{n}", "ways", Kind.CHOICE, "a", None, ("a", "b")) for n in (1, 2)),
     )
     program = step(hypers=(LR, *hypers))
     assert reread(program).hypers == program.hypers
