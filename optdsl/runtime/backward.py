@@ -64,6 +64,7 @@ def step_in_backward(
     if not issubclass(optimizer, Optimizer):
         raise TypeError(f"{optimizer.__name__} is no class that optdsl has generated")
     make: Any = optimizer
+    made: AnyOptimizer
     if isinstance(model, torch.nn.Module):
         made = make(model.parameters(), **options)
         if any(isinstance(part, torch.nn.parallel.DistributedDataParallel) for part in model.modules()):
@@ -71,7 +72,7 @@ def step_in_backward(
     else:
         made = make(model, **options)
     made._in_backward = InBackward(made)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _refusal(rule: Rule, reason: str) -> RuntimeError:

@@ -385,19 +385,20 @@ def resharded(rule: Any, group: Mapping[str, Any], p: Any, key: str, value: Any)
     """A loaded state of which the whole is given, or parts as another run had them, as this parameter has it."""
     if not isinstance(value, Tensor):
         return value
+    whole: Any = value
     level = level_of(rule, key)
     if not sharded(p) or level is None:
-        return value.full_tensor() if sharded(value) else value  # type: ignore[attr-defined]
+        return whole.full_tensor() if sharded(whole) else whole
     from torch.distributed.tensor import DTensor, Replicate
 
     spec = rule._specs.get(key)
     mesh = p.device_mesh
     placements = layout_of(p).placed(level, spec is not None and kept(spec, group, p).delay is not None)
-    if sharded(value) and value.device_mesh != mesh:  # type: ignore[attr-defined]
-        value = value.full_tensor()  # type: ignore[attr-defined]
-    if not sharded(value):
-        value = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return value.redistribute(mesh, placements)
+    if sharded(whole) and whole.device_mesh != mesh:
+        whole = whole.full_tensor()
+    if not sharded(whole):
+        whole = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(mesh, placements)
 
 
 def level_of(rule: Any, key: str) -> str | None:
@@ -410,10 +411,10 @@ def level_of(rule: Any, key: str) -> str | None:
 
 def local(x: Any) -> Tensor:
     """What this process has of a DTensor: the same object each time, which `to_local` does not promise."""
-    found: Any = x._local_tensor
+    found: Tensor = x._local_tensor
     if hasattr(found, "wait"):  # it is still on its way
         found = found.wait()
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _gradient(rule: Any, p: Any) -> Tensor | None:
@@ -427,10 +428,10 @@ def _gradient(rule: Any, p: Any) -> Tensor | None:
     return _placed_as(name, "gradient", p, grad)
 
 
-def _given(rule: Any, key: str, p: Any, x: Any) -> Tensor:
+def _given(rule: Any, key: str, p: Any, x: Any) -> Any:
     """The part of an input that belongs to the part of a parameter. Raises ValueError."""
     if not sharded(p):
-        return x  # type: ignore[no-any-return]
+        return x
     name = type(rule).__name__
     if not sharded(x):
         raise ValueError(f"{name}: the input {key!r} of a sharded parameter is a plain tensor")
