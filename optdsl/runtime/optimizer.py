@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from operator import is_, itemgetter
@@ -309,12 +309,41 @@ class Optimizer(Rule, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.set_grad_enabled(self.defaults["differentiable"]), _without_autocast():
+        first = self._divides_by_lr and not self.state
+        with (
+            torch.set_grad_enabled(self.defaults["differentiable"]),
+            _without_autocast(),
+            self._standing_still() if first else _NOTHING,
+        ):
             if self._scaled_on_host():
                 self._advance_unscaled(inputs)
             else:
                 self._advance(inputs)
         return loss
+
+    @contextlib.contextmanager
+    def _standing_still(self) -> Iterator[None]:
+        """Lets a first step without any learning rate or gradient make states, where the rule divides by the rate.
+
+        `torch.distributed.checkpoint` takes such a step to learn which states there are, and means to move nothing.
+        """
+        rates = [group["lr"] for group in self.param_groups]
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(map(float, rates)) or any(p.grad.any() for p in params):
+            yield
+            return
+        before = [p.detach().clone() for p in params]
+        try:
+            for group in self.param_groups:
+                group["lr"] = self.defaults["lr"]
+            yield
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+            for p, old in zip(params, before, strict=True):
+                p.copy_(old)
+                if LOW in self.state.get(p, {}):
+                    self.state[p][LOW].zero_()
 
     def _check_step(self) -> None:
         """Raises RuntimeError unless a step can be taken now."""

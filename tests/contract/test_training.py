@@ -87,6 +87,7 @@ def test_every_scheduler_is_obeyed(name: str, cls: Any, way: Way) -> None:
     """As the definition is told what is in the groups."""
     if not any(hyper.name == "lr" for hyper in cls._hypers):
         raise Refused(f"{cls.__name__} has no learning rate")
+    ended = False
     for kind, schedule in SCHEDULERS.items():
         params = parameters(SMALL)
         groups = [{"params": params[:1], "lr": 0.02}, {"params": params[1:]}]
@@ -97,11 +98,18 @@ def test_every_scheduler_is_obeyed(name: str, cls: Any, way: Way) -> None:
         for number in range(5):
             rates.add(float(optimizer.param_groups[0]["lr"]))
             give(params, number)
+            if 0.0 in rates and cls._divides_by_lr:
+                with pytest.raises(ValueError, match=f"{cls.__name__} divides by it"):
+                    step(optimizer, number)
+                ended = True
+                break
             definition.step(number)
             step(optimizer, number)
             advance(scheduler)
         definition.assert_followed(kind)
         assert len(rates) > 1, kind
+    if ended:
+        raise Refused(f"{cls.__name__} divides by the learning rate")
 
 
 @ways("foreach", "native")

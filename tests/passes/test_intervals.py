@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import lr_scheduler
 
 import optdsl
 from optdsl.driver import simplify
 from optdsl.passes.intervals import divides_by_lr
+from optdsl.runtime.storage import LOW
 from tests.check.helpers import program, spec
 
 
@@ -69,3 +71,31 @@ def test_a_schedule_that_comes_to_0_is_refused(flags: dict[str, Any], tmp_path: 
     train()
     assert torch.isfinite(p).all()
     assert optimizer.state[p]["step"] == 3
+
+
+@pytest.mark.parametrize("rate", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_states_are_made_at_a_rate_of_0(flags: dict[str, Any], rate: Any, tmp_path: Path) -> None:
+    """By a first step with gradients of zeros, as torch.distributed.checkpoint takes one; it moves nothing."""
+    text = spec("m = m + g / lr\np = (1 - lr) * p - lr * lr * m", "lr = 0.1 in (0, inf)", "m = 1")
+    (tmp_path / "t.opt").write_text(text)
+    model = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = optdsl.load(tmp_path / "t.opt")(
+        model.parameters(), lr=rate, store={"p": "bf16+kahan"}, **flags
+    )
+    saved = get_optimizer_state_dict(model, optimizer)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert {name: values["m"].tolist() for name, values in saved["state"].items()} == {
+        "weight": [[1.0] * 3] * 2,
+        "bias": [1.0] * 2,
+    }
+    assert not any(values[LOW].any() for values in saved["state"].values())
+    assert optimizer.param_groups[0]["lr"] is rate
+    other = optdsl.load(tmp_path / "t.opt")(model.parameters(), lr=rate, store={"p": "bf16+kahan"}, **flags)
+    other.param_groups[0]["lr"] = 0.0
+    next(model.parameters()).grad = torch.ones(2, 3, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="T divides by it"):
+        other.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert not other.state
