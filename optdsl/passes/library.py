@@ -126,7 +126,7 @@ def _searched(assign: Assign) -> bool:
 def _named(program: Program) -> Program:
     """`program` with names for what is beyond kernels, where it is an operand of something that is not."""
     taken = {a.name.partition(".")[0] for a in program.body} | {s.name for s in program.states}
-    part = _unused("part", taken | {h.name for h in program.hypers})
+    part = _unused_prefix("part", taken | {h.name for h in program.hypers})
     body: list[Assign] = []
 
     def named(expr: Expr, guard: Guard, line: int, whole: bool) -> Expr:
@@ -151,7 +151,8 @@ def _named(program: Program) -> Program:
     return program.with_body(tuple(body), results)
 
 
-def _unused(name: str, taken: Iterable[str]) -> str:
+def _unused_prefix(name: str, taken: Iterable[str]) -> str:
+    """`name`, made longer until no name in `taken` begins with it."""
     while any(other.startswith(name) for other in taken):
         name += "_"
     return name
@@ -190,7 +191,7 @@ class _Divider:
         names = {a.name.partition(".")[0] for a in program.body}
         names |= {h.name for h in program.hypers} | {h.argument for h in program.hypers}
         names |= {s.name for s in program.states} | {s.key for s in program.states}
-        self.work = _unused("work", names)
+        self.work = _unused_prefix("work", names)
         self.guards: dict[str, Guard] = {a.name: a.guard for a in program.body}
         self.body: list[Assign] = []  # of the program for kernels
         self.states: list[State] = []
