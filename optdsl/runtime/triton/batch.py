@@ -206,7 +206,9 @@ class TritonBatch(Batch):
         self.moving_at = self.moving.data_ptr()
         self.parameters_here = self.moving[: 8 * count].view(torch.int64)
         changing = self.gradients if self.counts_here else self.changing
-        self.changing_here = self.moving[8 * count :][: 8 * count if self.counts_here else None].view(changing.dtype)
+        self.changing_here = self.moving[8 * count :][: 8 * count if self.counts_here else None].view(
+            changing.dtype
+        )
         self.changing_there = changing
         #: The numbers of the host, and where they go in the type that is computed in.
         kept = 1 + self.kernel.slots
