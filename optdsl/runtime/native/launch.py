@@ -766,7 +766,8 @@ class Meeting:
 def _stages(
     batches: Sequence[tuple[int, Batch]],
 ) -> Iterator[tuple[list[tuple[Batch, int, int]], list[Meeting]]]:
-    """In which order batches, each with its group's number, run and meet: stretches of sweeps as (batch, first, last + 1), then meetings.
+    """In which order batches, each with its group's number, run and meet: by turns stretches of sweeps, each as
+    (batch, first, last + 1), and meetings.
 
     All batches whose kernels reach a site are reduced together there, lowest site first.
     """

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,13 +24,14 @@ import triton.language as tl
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
+from optdsl.runtime.host import Notes, Symbol, Unwritten
 from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
 from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
 from optdsl.runtime.storage import Code, Half
-from optdsl.runtime.triton import counting
+from optdsl.runtime.triton import counting, numbers
 from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
 
@@ -146,9 +148,7 @@ class TritonBatch(Batch):
         self.types = {f"T{cell}": _TYPES[name] for cell, name in enumerate(rows[0].types)}
         self.types |= {f"T{cell}": type_of(code) for cell, code in self.codes.items()}
         self._shape()
-        # what is made here is written to in later steps, in whatever mode they run
-        with torch.inference_mode(False), torch.no_grad():
-            self._allocate()
+        self._allocate()
 
     def _kernel(self, group: GroupStep, native: Native) -> int:
         nothing = ctypes.c_void_p()
@@ -193,9 +193,9 @@ class TritonBatch(Batch):
         self.numbers_of_row = 1 + self.kernel.slots + bool(self.rounded)
         real = self.rows[0].real
         sets = count if self.counts_here else len(self.cohorts)
-        numbers = sets * self.numbers_of_row * real.itemsize
+        size = sets * self.numbers_of_row * real.itemsize
         # addresses of gradients, then numbers, in one piece of memory so that one copy brings both
-        self.changing = torch.zeros(8 * count + numbers, dtype=torch.uint8, device=self.device)
+        self.changing = torch.zeros(8 * count + size, dtype=torch.uint8, device=self.device)
         self.gradients = self.changing[: 8 * count].view(torch.int64)
         self.slots = self.changing[8 * count :].view(real).view(sets, self.numbers_of_row)
         self.rows_here = torch.zeros(count, self.width, dtype=torch.int64, device=self.device)
@@ -224,6 +224,21 @@ class TritonBatch(Batch):
         if self.counts_here:
             self.counts = torch.zeros(count, dtype=torch.float64, device=self.device)
             self.columns = self.slots.unbind(1)
+            self.program_of = self._sent(torch.tensor(self.cohort_of, device=CPU))
+            words = numbers.HEAD + self.kernel.slots
+            self.programs_here = torch.zeros(len(self.cohorts), words, dtype=torch.int64, device=self.device)
+            self.of_numbers = {
+                "REAL": self.real,
+                "SLOTS": self.kernel.slots,
+                "WORDS": words,
+                "PITCH": self.numbers_of_row,
+                "REGISTERS": numbers.REGISTERS,
+                "ROWS": numbers.ROWS,
+                "num_warps": 4,
+            }
+            #: The options that the programs are written for, and how many operations they have, None for no programs.
+            self.programs_of: list[Any] = []
+            self.operations: int | None = None
             #: The numbers in the columns, by cohort and column, where one and the same is there for all rows.
             self.put: dict[tuple[int, int], Any] = {}
             hosts = len(self.kernel.host_states)
@@ -439,6 +454,49 @@ class TritonBatch(Batch):
         if self.rounded:
             self.columns[-1].copy_(self.counts)
         self.new_hosts = self.hosts.clone() if hosts else self.hosts
+        if not self._computed():
+            self._compute()
+
+    def _computed(self) -> bool:
+        """Has one program compute the numbers, and says whether there is one.
+
+        None knows tensors among the options, or host-level states; and a graph shall go on with the numbers that it
+        was captured with.
+        """
+        group = self.group
+        if group.tensor_options or self.kernel.host_states or self.captured:
+            return False
+        values = [group.group[hyper.name] for hyper in group.rule._hypers]
+        known = self.programs_of
+        if len(known) != len(values) or not all(map(operator.is_, known, values)):
+            self.operations = self._write_programs()
+            self.programs_of = values
+        if self.operations is None:
+            return False
+        self.put.clear()
+        rows = len(self.rows)
+        arguments = (self.programs_here, self.program_of, self.counts, self.slots, rows, self.operations)
+        launch(numbers.compute, -(-rows // numbers.ROWS), arguments, self.of_numbers)
+        return True
+
+    def _write_programs(self) -> int | None:
+        """Sends the programs of all cohorts; how many operations the longest has, None if there are none."""
+        data, longest = bytearray(), 0
+        try:
+            for cohort in self.cohorts:
+                notes = Notes()
+                _, slots, _ = self.group.rule._kernel(self.group.group, Symbol(notes, 0), cohort.facts, {})
+                words, count = numbers.written(notes, slots)
+                data += words
+                longest = max(longest, count)
+        except Unwritten:
+            return None
+        self._copy(self.programs_here, torch.frombuffer(data, dtype=torch.int64).view_as(self.programs_here))
+        return longest
+
+    def _compute(self) -> None:
+        """Computes the numbers by torch."""
+        hosts = len(self.kernel.host_states)
         options = self.group.options_on(self.device)
         alone = len(self.cohorts) == 1
         for number, (cohort, rows) in enumerate(zip(self.cohorts, self.members, strict=True)):
