@@ -103,13 +103,13 @@ class Symbol:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
-        """What torch asks for its functions; a tensor of one number everywhere is the number here."""
+        """What torch's functions ask for."""
+        notes = next(x.notes for x in args if isinstance(x, Symbol))
         if function is torch.full_like and not kwargs:
-            return args[1]
+            return Symbol(notes, notes.place(args[1]))
         name = _NAMES.get(function)
         if name is None or kwargs:
             raise Unwritten
-        notes = next(x.notes for x in args if isinstance(x, Symbol))
         return notes.note(name, *args)
 
 

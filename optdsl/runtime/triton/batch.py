@@ -447,7 +447,7 @@ class TritonBatch(Batch):
         launch(counting.count, len(self.rows), arguments, self._counting_settings())
         if self.captured:  # a graph may have run in between, which put there what it was captured with
             self.put.clear()
-        sign = -1.0 if self.group.maximize else 1.0
+        sign: float | Tensor = -1.0 if self.group.maximize else 1.0
         if self.group.scale is not None:
             sign = sign / self.group.scale.to(self.device, torch.float64)
         self._put(0, 0, sign, None)

@@ -4,8 +4,9 @@ What a rule computes of a step count would take a dozen operations of torch, eac
 written down once, by giving the rule a `Symbol` as the count, and one Triton function runs what is written.
 """
 
-import ctypes
+import struct
 from collections.abc import Sequence
+from itertools import chain
 
 import triton
 import triton.language as tl
@@ -23,24 +24,17 @@ ROWS = 16
 _OPERATIONS = {name: n for n, name in enumerate(("add", "sub", "mul", "div", "pow", "sqrt", "min", "max"))}
 
 
-def written(notes: Notes, results: Sequence[Symbol | float]) -> tuple[ctypes.Array[ctypes.c_int64], int]:
+def written(notes: Notes, results: Sequence[Symbol | float]) -> tuple[bytes, int]:
     """A program and how many operations it has. Raises Unwritten for one that is too long."""
     places = [notes.place(result) for result in results]
-    count = len(notes.operations)
-    if len(notes.registers) >= REGISTERS or count > REGISTERS:
+    count, spare = len(notes.operations), REGISTERS - len(notes.registers)
+    if spare < 1 or count > REGISTERS:
         raise Unwritten("it is too long")
-    words = (ctypes.c_int64 * (HEAD + len(places)))()
-    registers = (ctypes.c_double * REGISTERS).from_buffer(words)
-    registers[: len(notes.registers)] = notes.registers
-    at = REGISTERS
-    for name, x, y, to in notes.operations:
-        words[at : at + 4] = [_OPERATIONS[name], x, y, to]
-        at += 4
+    code = [(_OPERATIONS[name], x, y, to) for name, x, y, to in notes.operations]
     # another program may be longer: what it would do here, nobody reads
-    for spare in range(at, HEAD, 4):
-        words[spare : spare + 4] = [0, 0, 0, REGISTERS - 1]
-    words[HEAD:] = places
-    return words, count
+    code += [(0, 0, 0, REGISTERS - 1)] * (REGISTERS - count)
+    registers = struct.pack(f"{REGISTERS}d", *notes.registers, *[0.0] * spare)
+    return registers + struct.pack(f"{4 * REGISTERS + len(places)}q", *chain(*code), *places), count
 
 
 @triton.jit
