@@ -12,11 +12,116 @@ floats. `+ - *` and comparisons need no function.
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Scalar = float | Tensor
+
+
+class Unwritten(Exception):
+    """What is computed of a `Symbol` is nothing that can be written down."""
+
+
+class Notes:
+    """What is computed of one number that is not known: operations on registers, the first of which holds it."""
+
+    def __init__(self) -> None:
+        #: What the registers begin as, and (name, operand, operand, register of the result) in their order.
+        self.registers = [0.0]
+        self.operations: list[tuple[str, int, int, int]] = []
+
+    def place(self, x: Any) -> int:
+        """The register of a number."""
+        if isinstance(x, Symbol):
+            return x.place
+        self.registers.append(_real(x))
+        return len(self.registers) - 1
+
+    def note(self, name: str, x: Any, y: Any = 0.0) -> "Symbol":
+        """The result of an operation."""
+        operands = self.place(x), self.place(y)
+        result = Symbol(self, self.place(0.0))
+        self.operations.append((name, *operands, result.place))
+        return result
+
+
+def _unwritten(*_: Any) -> Any:
+    raise Unwritten
+
+
+class Symbol:
+    """A number that only a device knows, in the place of a tensor; what is computed of it goes to its notes.
+
+    Raises Unwritten for an operation that has no name there.
+    """
+
+    __slots__ = ("notes", "place")
+
+    def __init__(self, notes: Notes, place: int) -> None:
+        self.notes, self.place = notes, place
+
+    def __add__(self, y: Any) -> "Symbol":
+        return self.notes.note("add", self, y)
+
+    def __radd__(self, x: Any) -> "Symbol":
+        return self.notes.note("add", x, self)
+
+    def __sub__(self, y: Any) -> "Symbol":
+        return self.notes.note("sub", self, y)
+
+    def __rsub__(self, x: Any) -> "Symbol":
+        return self.notes.note("sub", x, self)
+
+    def __mul__(self, y: Any) -> "Symbol":
+        return self.notes.note("mul", self, y)
+
+    def __rmul__(self, x: Any) -> "Symbol":
+        return self.notes.note("mul", x, self)
+
+    def __truediv__(self, y: Any) -> "Symbol":
+        return self.notes.note("div", self, y)
+
+    def __rtruediv__(self, x: Any) -> "Symbol":
+        return self.notes.note("div", x, self)
+
+    def __pow__(self, y: Any) -> "Symbol":
+        return self.notes.note("pow", self, y)
+
+    def __rpow__(self, x: Any) -> "Symbol":
+        return self.notes.note("pow", x, self)
+
+    def __neg__(self) -> "Symbol":
+        return self.notes.note("mul", -1.0, self)
+
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __bool__ = __float__ = __int__ = __index__ = (
+        _unwritten
+    )
+    __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __abs__ = __and__ = __or__ = __getattr__ = _unwritten
+    __hash__ = None  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+        """What torch's functions ask for."""
+        notes = next(x.notes for x in args if isinstance(x, Symbol))
+        if function is torch.full_like and not kwargs:
+            return Symbol(notes, notes.place(args[1]))
+        name = _NAMES.get(function)
+        if name is None or kwargs:
+            raise Unwritten
+        return notes.note(name, *args)
+
+
+_NAMES: dict[Any, str] = {
+    torch.div: "div",
+    torch.pow: "pow",
+    torch.sqrt: "sqrt",
+    torch.minimum: "min",
+    torch.maximum: "max",
+}
+#: What stands in the place of a number that the host does not have.
+_THERE = (Tensor, Symbol)
 
 
 def _real(x: float) -> float:
@@ -29,7 +134,7 @@ def _real(x: float) -> float:
 
 def _apply(scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor], x: Scalar) -> Scalar:
     """A function of one number: outside its domain nan, beyond the range inf."""
-    if isinstance(x, Tensor):
+    if isinstance(x, _THERE):
         return tensor(x)
     try:
         return scalar(_real(x))
@@ -41,15 +146,15 @@ def _apply(scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor],
 
 def _pair(x: Scalar, y: Scalar) -> tuple[Tensor, Tensor]:
     """Both as tensors, when one of them is one: by a fill, which a CUDA graph can record."""
-    if isinstance(x, Tensor):
-        return x, y if isinstance(y, Tensor) else torch.full_like(x, y)
-    assert isinstance(y, Tensor)
+    if isinstance(x, _THERE):
+        return x, y if isinstance(y, _THERE) else torch.full_like(x, y)
+    assert isinstance(y, _THERE)
     return torch.full_like(y, x), y
 
 
 def div(x: Scalar, y: Scalar) -> Scalar:
     """x / y."""
-    if isinstance(x, Tensor) or isinstance(y, Tensor):
+    if isinstance(x, _THERE) or isinstance(y, _THERE):
         return torch.div(*_pair(x, y))  # by a number torch would multiply with its reciprocal
     a, b = _real(x), _real(y)
     if b != 0.0:
@@ -61,7 +166,7 @@ def div(x: Scalar, y: Scalar) -> Scalar:
 
 def mod(x: Scalar, y: Scalar) -> Scalar:
     """Remainder of x / y with the sign of y; nan for y = 0."""
-    if isinstance(x, Tensor) or isinstance(y, Tensor):
+    if isinstance(x, _THERE) or isinstance(y, _THERE):
         return x % y
     try:
         return x % y
@@ -71,9 +176,9 @@ def mod(x: Scalar, y: Scalar) -> Scalar:
 
 def pow_(x: Scalar, y: Scalar) -> Scalar:
     """x to the power y."""
-    if isinstance(x, Tensor):
+    if isinstance(x, _THERE):
         return torch.pow(*_pair(x, y))  # for some numbers as exponents torch would take roots, wrong at -0
-    if isinstance(y, Tensor):
+    if isinstance(y, _THERE):
         return torch.pow(x, y)
     a, b = _real(x), _real(y)
     odd = math.isfinite(b) and math.fmod(b, 2.0) in (1.0, -1.0)
@@ -89,7 +194,7 @@ def pow_(x: Scalar, y: Scalar) -> Scalar:
 
 def abs_(x: Scalar) -> Scalar:
     """|x|."""
-    return x.abs() if isinstance(x, Tensor) else abs(x)
+    return x.abs() if isinstance(x, _THERE) else abs(x)
 
 
 def square(x: Scalar) -> Scalar:
@@ -159,7 +264,7 @@ def atan(x: Scalar) -> Scalar:
 
 def atan2(y: Scalar, x: Scalar) -> Scalar:
     """Angle of the point (x, y)."""
-    if isinstance(y, Tensor) or isinstance(x, Tensor):
+    if isinstance(y, _THERE) or isinstance(x, _THERE):
         return torch.atan2(*_pair(y, x))
     return math.atan2(_real(y), _real(x))
 
@@ -176,7 +281,7 @@ def erf(x: Scalar) -> Scalar:
 
 def sigmoid(x: Scalar) -> Scalar:
     """1 / (1 + e^-x)."""
-    if isinstance(x, Tensor):
+    if isinstance(x, _THERE):
         return torch.sigmoid(x)
     return div(1.0, 1.0 + exp(-_real(x)))
 
@@ -203,7 +308,7 @@ def round_(x: Scalar) -> Scalar:
 
 def sign(x: Scalar) -> Scalar:
     """-1, 0 or 1; 0 for nan, as torch has it."""
-    if isinstance(x, Tensor):
+    if isinstance(x, _THERE):
         return torch.sign(x)
     sign = (x > 0) - (x < 0)
     return sign if isinstance(x, int) else float(sign)
@@ -211,14 +316,14 @@ def sign(x: Scalar) -> Scalar:
 
 def minimum(x: Scalar, y: Scalar) -> Scalar:
     """The smaller of two numbers; nan if one of them is nan."""
-    if isinstance(x, Tensor) or isinstance(y, Tensor):
+    if isinstance(x, _THERE) or isinstance(y, _THERE):
         return torch.minimum(*_pair(x, y))
     return x if x != x or x <= y else y
 
 
 def maximum(x: Scalar, y: Scalar) -> Scalar:
     """The larger of two numbers; nan if one of them is nan."""
-    if isinstance(x, Tensor) or isinstance(y, Tensor):
+    if isinstance(x, _THERE) or isinstance(y, _THERE):
         return torch.maximum(*_pair(x, y))
     return x if x != x or x >= y else y
 
@@ -235,16 +340,16 @@ def lerp(a: Scalar, b: Scalar, weight: Scalar) -> Scalar:
 
 def where(condition: bool | Tensor, a: Scalar, b: Scalar) -> Scalar:
     """`a` where the condition holds, else `b`."""
-    if not isinstance(condition, Tensor):
+    if not isinstance(condition, _THERE):
         return a if condition else b
-    if not (isinstance(a, Tensor) or isinstance(b, Tensor)):
+    if not (isinstance(a, _THERE) or isinstance(b, _THERE)):
         a = torch.full_like(condition, a, dtype=torch.float64)
     return torch.where(condition, *_pair(a, b))
 
 
 def entry(values: Sequence[float], i: Scalar) -> Scalar:
     """Entry i of a list, which counts from 1: i rounded down, the first below it and the last above; nan for nan."""
-    if isinstance(i, Tensor):
+    if isinstance(i, _THERE):
         index = torch.nan_to_num(i.floor(), nan=1.0).clamp(1.0, float(len(values))).to(torch.int64)
         # an index in brackets would wait for the device, where it is one number
         return torch.where(i.isnan(), math.nan, torch.take(_on_device(values, i.device), index - 1))
@@ -255,7 +360,7 @@ def entry(values: Sequence[float], i: Scalar) -> Scalar:
 
 def count_upto(values: Sequence[float], x: Scalar) -> Scalar:
     """How many numbers of a list are at most x."""
-    if isinstance(x, Tensor):
+    if isinstance(x, _THERE):
         return (_on_device(values, x.device) <= x.unsqueeze(-1)).sum(-1).to(torch.float64)
     return sum(value <= x for value in values)
 
@@ -281,12 +386,12 @@ def _on_device(values: Sequence[float], device: torch.device) -> Tensor:
 
 def isfinite(x: Scalar) -> bool | Tensor:
     """False for nan and the infinities."""
-    return torch.isfinite(x) if isinstance(x, Tensor) else math.isfinite(_real(x))
+    return torch.isfinite(x) if isinstance(x, _THERE) else math.isfinite(_real(x))
 
 
 def nan_to_num(x: Scalar) -> Scalar:
     """0 for nan, the largest finite number of its sign for an infinity."""
-    if isinstance(x, Tensor):
+    if isinstance(x, _THERE):
         return torch.nan_to_num(x)
     a = _real(x)
     largest = 1.7976931348623157e308
@@ -305,4 +410,4 @@ def logical_or(x: bool | Tensor, y: bool | Tensor) -> bool | Tensor:
 
 def logical_not(x: bool | Tensor) -> bool | Tensor:
     """It does not hold."""
-    return torch.logical_not(x) if isinstance(x, Tensor) else not x
+    return torch.logical_not(x) if isinstance(x, _THERE) else not x

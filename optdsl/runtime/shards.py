@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.states import TRAINED, Facts, State, facts_of, kept, shape_of, sharded
+from optdsl.runtime.states import TRAINED, Facts, State, facts_of, kept, shape_of, sharded, sharded_type
 from optdsl.runtime.storage import CODES, LOW
 
 ParamState = dict[str, Any]
@@ -284,7 +284,8 @@ class Parts:
         self, groups: Sequence[GroupStep], states: Mapping[Tensor, ParamState], gradients: bool = True
     ) -> bool:
         """Puts local parts in place of sharded parameters, their gradients, states and inputs; False without any."""
-        if not any(sharded(p) for group in groups for p in group.group["params"]):
+        types = {kind for group in groups for kind in set(map(type, group.group["params"]))}
+        if not any(map(sharded_type, types)):
             self.states, self.layouts = {}, {}
             return False
         seen: dict[Tensor, ParamState] = {}

@@ -123,7 +123,12 @@ def as_real(x: Tensor) -> Tensor:
 
 def sharded(x: Any) -> bool:
     """Whether `x` is a DTensor, told without importing torch.distributed."""
-    return type(x) is not Tensor and hasattr(x, "full_tensor")
+    return sharded_type(type(x))
+
+
+def sharded_type(kind: type) -> bool:
+    """Whether this is the type of DTensors."""
+    return kind is not Tensor and hasattr(kind, "full_tensor")
 
 
 def state_dtype(spec: State, p: Tensor) -> torch.dtype:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import optdsl
+from optdsl.runtime import host
 from optdsl.runtime import optimizer as optimizer_module
 from optdsl.runtime.native import launch
 from optdsl.runtime.native.build import BuildError
@@ -21,7 +24,9 @@ from tests.support import ROOT, lacking, module_of, needs_compiler
 pytestmark = [needs_compiler, needs_triton]
 batch = importlib.import_module("optdsl.runtime.triton.batch") if HERE else None
 
-ADAMW, LION, LAMB, NADAM, SGD = (optdsl.load(name) for name in ("adamw", "lion", "lamb", "nadam", "sgd"))
+ADAMW, ADAMP, LION, LAMB, NADAM, SGD = (
+    optdsl.load(name) for name in ("adamw", "adamp", "lion", "lamb", "nadam", "sgd")
+)
 #: Steps counted by the host, and on the device.
 COUNTING: tuple[dict[str, Any], ...] = ({}, {"fused": True}, {"capturable": True})
 SHAPES = ((), (7,), (0,), (40, 33), (1024,))
@@ -110,6 +115,105 @@ def test_counting_on_the_device_gives_the_same(cls: Any) -> None:
             optimizer.step()
         runs.append(params)
     close(*runs)
+
+
+@pytest.mark.parametrize("cls", [ADAMW, ADAMP], ids=lambda cls: cls.__name__)
+def test_numbers_of_the_device_follow_the_options(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options that change, and back again, a scale of gradients too; one program for each kind of tensor."""
+    settings: list[dict[str, Any]] = [
+        {},
+        {"lr": 0.5},
+        {"lr": 0.25, "weight_decay": 0.0},
+        {"betas": (0.0, 0.5), "maximize": True},
+        {"lr": torch.tensor(0.125)},
+        {"lr": 0.125},
+        {"maximize": False},
+    ]
+    runs, launched = [], Seen(monkeypatch)
+    for flags in ({}, {"fused": True}):
+        params = parameters()
+        optimizer = cls(params, weight_decay=0.1, **flags)
+        for number, changed in enumerate(settings):
+            optimizer.param_groups[0].update(changed)
+            give(params, number, 4.0 if flags and number == 5 else 1.0)
+            if flags and number == 5:
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+            names = launched.step(optimizer)
+            assert ("compute" in names) == (bool(flags) and number != 4)  # 4: the rate is in a tensor
+            if flags and number == 5:
+                del optimizer.grad_scale, optimizer.found_inf
+        runs.append(params)
+    close(*runs)
+
+
+#: What may be written down of a step count, and something of each kind that may not.
+WRITTEN: tuple[Any, ...] = (
+    lambda t: t,
+    lambda t: 0.1,
+    lambda t: -0.0 * t,
+    lambda t: -t,
+    lambda t: 3.5 - (t - 2),
+    lambda t: host.div(0.5, 1 - 0.9**t),
+    lambda t: host.div(t - 1.0, t - 1.0),
+    lambda t: host.div(t, 0.0),
+    lambda t: 1.0 / host.sqrt(1 - 0.999**t),
+    lambda t: host.sqrt(1.5 - t),
+    lambda t: host.pow_(t, -0.8),
+    lambda t: host.pow_(1.0 - t, 3),
+    lambda t: host.minimum(t / 100.0, 1.0),
+    lambda t: host.clamp(2.0 * t, 3.0, 5),
+    lambda t: host.maximum(host.sqrt(1.5 - t), t),
+    lambda t: 1e308 * t,
+)
+UNWRITTEN: tuple[Any, ...] = (
+    lambda t: t > 3,
+    lambda t: t == 1,
+    lambda t: 1.0 if t else 0.0,
+    lambda t: math.sqrt(t),
+    lambda t: host.exp(t),
+    lambda t: host.entry((1.0, 2.0), t),
+    lambda t: host.floor(t),
+    lambda t: abs(t),
+    lambda t: t % 2,
+    lambda t: functools.reduce(lambda x, _: x + 1.0, range(64), t),
+)
+
+
+def test_programs_give_what_the_host_computes() -> None:
+    """Two programs of different lengths side by side, for rows with counts of their own, in either type."""
+    numbers = importlib.import_module("optdsl.runtime.triton.numbers")
+    chosen = (WRITTEN, WRITTEN[:2] * 8)
+    made = []
+    for functions in chosen:
+        notes = host.Notes()
+        made.append(numbers.written(notes, [function(host.Symbol(notes, 0)) for function in functions]))
+    programs = torch.frombuffer(bytearray(b"".join(words for words, _ in made)), dtype=torch.int64)
+    operations, slots, rows = max(count for _, count in made), len(WRITTEN), 37
+    counts = torch.arange(1, rows + 1, dtype=torch.float64) ** 3
+    owners = torch.arange(rows) % 2
+    for real, dtype in ((batch.tl.float32, torch.float32), (batch.tl.float64, torch.float64)):
+        found = torch.full((rows, 2 + slots), 7.0, dtype=dtype)
+        settings = {
+            **{"REAL": real, "SLOTS": slots, "WORDS": programs.numel() // 2, "PITCH": 2 + slots},
+            **{"REGISTERS": numbers.REGISTERS, "ROWS": numbers.ROWS, "num_warps": 4},
+        }
+        arguments = (programs, owners, counts, found, rows, operations)
+        batch.launch(numbers.compute, -(-rows // numbers.ROWS), arguments, settings)
+        wanted = [
+            [7.0, *(float(function(int(t))) for function in chosen[owner]), 7.0]
+            for t, owner in zip(counts.tolist(), owners.tolist(), strict=True)
+        ]
+        expected = torch.tensor(wanted, dtype=torch.float64).to(dtype)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0.0, equal_nan=True)
+        assert torch.equal(found.signbit() & ~found.isnan(), expected.signbit() & ~expected.isnan())
+
+
+@pytest.mark.parametrize("function", UNWRITTEN)
+def test_what_is_no_program(function: Any) -> None:
+    numbers = importlib.import_module("optdsl.runtime.triton.numbers")
+    notes = host.Notes()
+    with pytest.raises(host.Unwritten):
+        numbers.written(notes, [function(host.Symbol(notes, 0))])
 
 
 def test_a_tensor_as_rate_stays_one() -> None:
@@ -261,6 +365,20 @@ def test_who_supports_scaling() -> None:
     mine.found_inf = torch.zeros(())
     with pytest.raises(RuntimeError, match="not such as the kernels take"):
         mine.step()
+
+
+@pytest.mark.parametrize("flags", COUNTING[:2], ids=str)
+def test_a_first_step_in_inference_mode(flags: dict[str, Any]) -> None:
+    """What it made is written to in later steps, joint reductions too."""
+    ours, theirs = parameters(), parameters()
+    mine, peer = LAMB(ours, weight_decay=0.1, **flags), LAMB(theirs, weight_decay=0.1, **flags)
+    for number in range(2):
+        for params in (ours, theirs):
+            give(params, number)
+        with torch.inference_mode(number == 0):
+            mine.step()
+        peer.step()
+        close(ours, theirs)
 
 
 def test_kernels_of_another_compilation_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import importlib
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -303,6 +303,8 @@ class Launcher:
         self._known_address = 0
         self._known_refs: list[Any] = []
         self._count = 0
+        #: Batches with joint reductions, each with its group's number, and the order in which they run and meet.
+        self._stages: tuple[list[tuple[int, Batch]], list[Any]] | None = None
 
     def step(
         self, groups: Sequence[GroupStep], firsts: Sequence[int], states: MutableMapping[Tensor, ParamState]
@@ -365,7 +367,9 @@ class Launcher:
             if table is None or not fits:
                 had = set(states) if had is None else had
                 try:
-                    table = self._make(group, first, states)
+                    # what is made here is written to in later steps, in whatever mode they run
+                    with torch.inference_mode(False), torch.no_grad():
+                        table = self._make(group, first, states)
                 except RuntimeError:  # the step is not taken, so states that began with it are none
                     for p in [p for p in states if p not in had]:
                         del states[p]
@@ -696,68 +700,109 @@ class Launcher:
 
     # ---- joint reductions -------------------------------------------------------------------------------
 
-    @staticmethod
-    def _run_jointly(batches: Sequence[tuple[GroupStep, Batch]], threads: int) -> None:
-        """Runs all batches from one joint barrier to the next.
-
-        All batches whose kernels reach a site are reduced together there, lowest site first.
-        """
-        position = [0] * len(batches)
-        waiting: list[list[tuple[int, int, int, str, str, str]]] = [[] for _ in batches]
-
-        def advance(number: int) -> None:
-            batch = batches[number][1]
-            start, joints = position[number], batch.kernel.joints
-            stop = min((j[0] + 1 for j in joints if j[0] >= start), default=batch.kernel.sweeps + 1)
-            batch.run(start, stop, threads)
-            position[number] = stop
-            waiting[number] = [j for j in joints if j[0] == stop - 1]
-
-        for number in range(len(batches)):
-            advance(number)
-        while any(waiting):
-            site = min(joint[2] for joints in waiting for joint in joints)
-            _meet(batches, waiting, site)
-            for number, joints in enumerate(waiting):
-                if any(j[2] == site for j in joints):
-                    waiting[number] = [j for j in joints if j[2] != site]
-                    if not waiting[number]:
-                        advance(number)
+    def _run_jointly(self, batches: Sequence[tuple[GroupStep, Batch]], threads: int) -> None:
+        """Runs all batches from one joint barrier to the next."""
+        order = [(group.number, batch) for group, batch in batches]
+        if self._stages is None or self._stages[0] != order:
+            self._stages = order, list(_stages(order))
+        for stretches, meetings in self._stages[1]:
+            for batch, start, stop in stretches:
+                batch.run(start, stop, threads)
+            for meeting in meetings:
+                meeting.hold()
 
 
-def _meet(
-    batches: Sequence[tuple[GroupStep, Batch]],
-    waiting: Sequence[Sequence[tuple[int, int, int, str, str, str]]],
-    site: int,
-) -> None:
-    """Reduces what all batches have at `site`, and gives each the result."""
-    meetings: dict[int | None, list[tuple[Batch, tuple[int, int, int, str, str, str]]]] = {}
-    for (group, batch), joints in zip(batches, waiting, strict=True):
-        for joint in joints:
-            if joint[2] == site:
-                meetings.setdefault(group.number if joint[3] == "group" else None, []).append((batch, joint))
-    for parties in meetings.values():
-        kind = parties[0][1][4]
-        if kind == "kth_largest":
-            _rank(site, parties)
-            continue
-        if not all(isinstance(batch, CpuBatch) for batch, _ in parties):
-            _meet_on_device(kind, parties)
-            continue
+class Meeting:
+    """One joint reduction of the partial results of some batches."""
+
+    def __init__(self, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
+        """`parties` are batches, each with its joint reduction as `Kernel.joints` has it."""
+        self.parties = parties
+        _, joint = parties[0]
+        self.site, self.kind = joint[2], joint[4]
+        self.on_host = all(isinstance(batch, CpuBatch) for batch, _ in parties)
+        self.counts = [[_count_of(row, joint[5]) for row in batch.rows] for batch, joint in parties]
+        self.count = sum(map(sum, self.counts))
+        self.partials = [batch.folded.select(1, joint[1]) for batch, joint in parties]
+        self.results = [batch.shared.select(0, batch.kernel.joints.index(joint)) for batch, joint in parties]
+
+    def hold(self) -> None:
+        """Reduces what the batches have, and gives each the result."""
+        value: Any
+        if self.kind == "kth_largest":
+            value = _ranked(self.site, self.parties)
+        elif self.on_host:
+            value = self._on_host()
+        else:
+            value = self._on_device()
+        for result in self.results:
+            if isinstance(value, Tensor):
+                result.copy_(value)
+            else:
+                result.fill_(value)
+
+    def _on_host(self) -> float:
         entries: list[tuple[int, float, int]] = []
-        for batch, joint in parties:
-            partials = batch.folded[:, joint[1]].tolist()
-            for row, partial in zip(batch.rows, partials, strict=True):
-                if count := _count_of(row, joint[5]):
+        for (batch, _), partials, counts in zip(self.parties, self.partials, self.counts, strict=True):
+            for row, partial, count in zip(batch.rows, partials.tolist(), counts, strict=True):
+                if count:
                     entries.append((row.index, partial, count))
         entries.sort()
-        value = _together(kind, entries)
-        for batch, joint in parties:
-            batch.shared[batch.kernel.joints.index(joint)] = value
+        return _together(self.kind, entries)
+
+    def _on_device(self) -> Tensor:
+        """The same without waiting for any device: all partial results go to one."""
+        device = next(batch.device for batch, _ in self.parties if not isinstance(batch, CpuBatch))
+        found = self.partials[0]
+        if len(self.partials) > 1:
+            found = torch.cat([x.to(device, non_blocking=True) for x in self.partials])
+        if self.kind == "max":
+            return found.amax()
+        if self.kind == "min":
+            return found.amin()
+        return found.sum() / self.count if self.kind == "mean" else found.sum()
 
 
-def _rank(site: int, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
-    """Gives all batches the k-th largest of what their arrays hold; the first tensor says what k is."""
+def _stages(
+    batches: Sequence[tuple[int, Batch]],
+) -> Iterator[tuple[list[tuple[Batch, int, int]], list[Meeting]]]:
+    """In which order batches, each with its group's number, run and meet: by turns stretches of sweeps, each as
+    (batch, first, last + 1), and meetings.
+
+    All batches whose kernels reach a site are reduced together there, lowest site first.
+    """
+    position = [0] * len(batches)
+    waiting: list[list[tuple[int, int, int, str, str, str]]] = [[] for _ in batches]
+
+    def advance(number: int) -> tuple[Batch, int, int]:
+        batch = batches[number][1]
+        start, joints = position[number], batch.kernel.joints
+        stop = min((j[0] + 1 for j in joints if j[0] >= start), default=batch.kernel.sweeps + 1)
+        position[number] = stop
+        waiting[number] = [j for j in joints if j[0] == stop - 1]
+        return batch, start, stop
+
+    stretches = [advance(number) for number in range(len(batches))]
+    while any(waiting):
+        site = min(joint[2] for joints in waiting for joint in joints)
+        parties: dict[int | None, list[tuple[Batch, tuple[int, int, int, str, str, str]]]] = {}
+        for (owner, batch), joints in zip(batches, waiting, strict=True):
+            for joint in joints:
+                if joint[2] == site:
+                    whose = owner if joint[3] == "group" else None
+                    parties.setdefault(whose, []).append((batch, joint))
+        yield stretches, list(map(Meeting, parties.values()))
+        stretches = []
+        for number, joints in enumerate(waiting):
+            if any(j[2] == site for j in joints):
+                waiting[number] = [j for j in joints if j[2] != site]
+                if not waiting[number]:
+                    stretches.append(advance(number))
+    yield stretches, []
+
+
+def _ranked(site: int, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> Any:
+    """The k-th largest of what the arrays of all batches hold; the first tensor says what k is."""
     entries: list[tuple[int, Tensor]] = []
     ranks: list[tuple[int, Tensor]] = []
     for batch, joint in parties:
@@ -768,24 +813,7 @@ def _rank(site: int, parties: Sequence[tuple[Batch, tuple[int, int, int, str, st
     k = min(ranks, key=operator.itemgetter(0))[1]
     device = entries[0][1].device
     every = torch.cat([x.reshape(-1).to(device, torch.float64, non_blocking=True) for _, x in entries])
-    value = tensor_kth_largest(every, k.to(device, non_blocking=True) if device.type != "cpu" else k.item())
-    for batch, joint in parties:
-        batch.shared[batch.kernel.joints.index(joint)] = value
-
-
-def _meet_on_device(kind: str, parties: Sequence[tuple[Batch, tuple[int, int, int, str, str, str]]]) -> None:
-    """The same without waiting for any device: all partial results go to one."""
-    device = next(batch.device for batch, _ in parties if not isinstance(batch, CpuBatch))
-    each = [batch.folded[:, joint[1]].to(device, non_blocking=True) for batch, joint in parties]
-    found = each[0] if len(each) == 1 else torch.cat(each)
-    if kind in ("max", "min"):
-        value = found.amax() if kind == "max" else found.amin()
-    else:
-        value = found.sum()
-    if kind == "mean":
-        value = value / sum(_count_of(row, joint[5]) for batch, joint in parties for row in batch.rows)
-    for batch, joint in parties:
-        batch.shared[batch.kernel.joints.index(joint)] = value
+    return tensor_kth_largest(every, k.to(device, non_blocking=True) if device.type != "cpu" else k.item())
 
 
 def _count_of(row: Row, operand: str) -> int:

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import operator
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,13 +24,14 @@ import triton.language as tl
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
+from optdsl.runtime.host import Notes, Symbol, Unwritten
 from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
 from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
 from optdsl.runtime.states import fit
 from optdsl.runtime.storage import Code, Half
-from optdsl.runtime.triton import counting
+from optdsl.runtime.triton import counting, numbers
 from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
 
@@ -134,9 +136,6 @@ class TritonBatch(Batch):
         """Raises BuildError."""
         if native.kernels[number].by_rows:
             self.chunk = 4 * BLOCK
-        #: Addresses of parameters, then of gradients, and the same memory as a tensor.
-        self.moving = (ctypes.c_int64 * (2 * len(rows)))()
-        self.moving_here = torch.frombuffer(self.moving, dtype=torch.int64).view(2, len(rows))
         super().__init__(group, native, number, rows)
         #: Inputs come with each step and may lie elsewhere then, and so do delayed states.
         self.takes_inputs = any(row.given or row.rings for row in rows)
@@ -149,9 +148,7 @@ class TritonBatch(Batch):
         self.types = {f"T{cell}": _TYPES[name] for cell, name in enumerate(rows[0].types)}
         self.types |= {f"T{cell}": type_of(code) for cell, code in self.codes.items()}
         self._shape()
-        # what is made here is written to in later steps, in whatever mode they run
-        with torch.inference_mode(False), torch.no_grad():
-            self._allocate()
+        self._allocate()
 
     def _kernel(self, group: GroupStep, native: Native) -> int:
         nothing = ctypes.c_void_p()
@@ -180,7 +177,8 @@ class TritonBatch(Batch):
         self.of_between = {"BLOCK": BLOCK, "num_warps": 4}
         if not INTERPRETED and not torch.version.hip:
             self.of_between |= REGISTERS_BETWEEN
-        self.known_settings: dict[tuple[int, bool, bool], Mapping[str, Any]] = {}
+        #: What is launched is compiled with, once it is known.
+        self.known_settings: dict[tuple[Any, ...], Mapping[str, Any]] = {}
 
     def _allocate(self) -> None:
         """What the device has of the table: rows, chunks, addresses of gradients, numbers."""
@@ -195,25 +193,54 @@ class TritonBatch(Batch):
         self.numbers_of_row = 1 + self.kernel.slots + bool(self.rounded)
         real = self.rows[0].real
         sets = count if self.counts_here else len(self.cohorts)
-        numbers = sets * self.numbers_of_row * real.itemsize
+        size = sets * self.numbers_of_row * real.itemsize
         # addresses of gradients, then numbers, in one piece of memory so that one copy brings both
-        self.changing = torch.zeros(8 * count + numbers, dtype=torch.uint8, device=self.device)
+        self.changing = torch.zeros(8 * count + size, dtype=torch.uint8, device=self.device)
         self.gradients = self.changing[: 8 * count].view(torch.int64)
         self.slots = self.changing[8 * count :].view(real).view(sets, self.numbers_of_row)
         self.rows_here = torch.zeros(count, self.width, dtype=torch.int64, device=self.device)
         owners = torch.tensor(range(count) if self.counts_here else self.cohort_of, device=CPU)
         self.slots_at = self.slots.data_ptr() + owners * (self.numbers_of_row * real.itemsize)
-        #: The numbers that the device gets, and what they are in the type that is computed in.
-        self.numbers_sent = self.numbers[:, : 1 + self.kernel.slots]
-        self.numbers_made = torch.empty(len(self.cohorts), self.numbers_of_row, dtype=real, device=CPU)
-        #: Addresses of parameters and gradients, and numbers, as the device has them.
-        self.sent_addresses = self.sent_numbers = b""
+        #: Addresses of parameters, and what changes as the device is to have it, in one piece of memory.
+        self.moving = torch.zeros(8 * count + self.changing.numel(), dtype=torch.uint8, device=CPU)
+        self.moving_at = self.moving.data_ptr()
+        self.parameters_here = self.moving[: 8 * count].view(torch.int64)
+        changing = self.gradients if self.counts_here else self.changing
+        self.changing_here = self.moving[8 * count :][: 8 * count if self.counts_here else None].view(
+            changing.dtype
+        )
+        self.changing_there = changing
+        #: The numbers of the host, and where they go in the type that is computed in.
+        kept = 1 + self.kernel.slots
+        self.numbers_kept = self.numbers[:, :kept], self.numbers[:, -1]
+        made = self.moving[16 * count :].view(real).view(sets, self.numbers_of_row)
+        self.numbers_made = made[:, :kept], made[:, -1]
+        #: What the device has: addresses of parameters and inputs, and what changes.
+        self.sent = self.sent_changing = b""
         #: Pinned memory that captured graphs copy from, and some to be had while one is captured.
         self.captured: list[Tensor] = []
         self.spares: list[Tensor] = []
         self.states_aligned = all(row.aligned() for row in self.rows)
         if self.counts_here:
             self.counts = torch.zeros(count, dtype=torch.float64, device=self.device)
+            self.columns = self.slots.unbind(1)
+            self.program_of = self._sent(torch.tensor(self.cohort_of, device=CPU))
+            words = numbers.HEAD + self.kernel.slots
+            self.programs_here = torch.zeros(len(self.cohorts), words, dtype=torch.int64, device=self.device)
+            self.of_numbers = {
+                "REAL": self.real,
+                "SLOTS": self.kernel.slots,
+                "WORDS": words,
+                "PITCH": self.numbers_of_row,
+                "REGISTERS": numbers.REGISTERS,
+                "ROWS": numbers.ROWS,
+                "num_warps": 4,
+            }
+            #: The options that the programs are written for, and how many operations they have, None for no programs.
+            self.programs_of: list[Any] = []
+            self.operations: int | None = None
+            #: The numbers in the columns, by cohort and column, where one and the same is there for all rows.
+            self.put: dict[tuple[int, int], Any] = {}
             hosts = len(self.kernel.host_states)
             self.hosts = torch.zeros(hosts, count, dtype=torch.float64, device=self.device)
             self.members = [
@@ -268,61 +295,52 @@ class TritonBatch(Batch):
         for as long as the optimizer is there.
         """
         if self._capturing():
-            self.sent_addresses = b""
+            self.sent = self.sent_changing = b""
             kept = self.group.rule.__dict__.setdefault("_captured", [])
             if self not in kept:
                 kept.append(self)
             try:
                 self._send()
             finally:
-                self.sent_addresses = b""
+                self.sent = self.sent_changing = b""
         else:
             self._send()
 
     def _send(self) -> None:
         half = 8 * len(self.rows)
-        addresses = ctypes.string_at(self.moving, 2 * half)
+        addresses = ctypes.string_at(self.moving_at, half)
         if self.takes_inputs:
             addresses += ctypes.string_at(self.address, 8 * len(self.table))
-        moved = addresses != self.sent_addresses
+        moved = addresses != self.sent
         if moved:
-            others = addresses[:half] + addresses[2 * half :]
-            if others != self.sent_addresses[:half] + self.sent_addresses[2 * half :]:
-                rows = self.cells.clone()
-                rows[:, SLOTS] = self.slots_at
-                rows[:, ARRAYS] = self.moving_here[0]
-                for number in self.rounded:
-                    rows[:, self.behind + 2 * number] = (
-                        self.slots_at + (1 + self.kernel.slots) * self.slots.itemsize
-                    )
-                self._copy(self.rows_here, rows)
-            self.sent_addresses = addresses
+            rows = self.cells.clone()
+            rows[:, SLOTS] = self.slots_at
+            rows[:, ARRAYS] = self.parameters_here
+            for number in self.rounded:
+                rows[:, self.behind + 2 * number] = (
+                    self.slots_at + (1 + self.kernel.slots) * self.slots.itemsize
+                )
+            self._copy(self.rows_here, rows)
+            self.sent = addresses
+        if not self.counts_here:
+            self.numbers_made[0].copy_(self.numbers_kept[0])
+            if self.rounded:
+                self.numbers_made[1].copy_(self.numbers_kept[1] + 1.0)
+        changing = ctypes.string_at(self.moving_at + half, self.changing_here.nbytes)
+        if moved or changing != self.sent_changing:
+            self._copy(self.changing_there, self.changing_here)
+            self.sent_changing = changing
             # the lowest bytes, those of multiples of 16 left out
-            self.aligned = self.states_aligned and not addresses[: 2 * half : 8].translate(None, _ALIGNED)
-        if self.counts_here:
-            if moved:
-                self._copy(self.gradients, self.moving_here[1])
-            if self.group.capturable and self.device.type != "cpu" and not self._capturing():
-                self._provide()
-            return
-        self.numbers_made[:, : 1 + self.kernel.slots].copy_(self.numbers_sent)
-        if self.rounded:
-            self.numbers_made[:, -1].copy_(self.numbers[:, -1] + 1.0)
-        size = self.changing.numel()
-        numbers = ctypes.string_at(self.numbers_made.data_ptr(), size - half)
-        if moved or numbers != self.sent_numbers:
-            self.sent_numbers = numbers
-            pin = self.device.type != "cpu"
-            data = torch.empty(size, dtype=torch.uint8, device=CPU, pin_memory=pin)
-            ctypes.memmove(data.data_ptr(), ctypes.addressof(self.moving) + half, half)
-            ctypes.memmove(data.data_ptr() + half, self.numbers_made.data_ptr(), size - half)
-            self._copy(self.changing, data)
+            odd = (addresses[:half:8] + changing[:half:8]).translate(None, _ALIGNED)
+            self.aligned = self.states_aligned and not odd
+        if self.counts_here and self.group.capturable and self.device.type != "cpu" and not self._capturing():
+            self._provide()
 
     def places(self, position: int) -> Iterator[int]:
         """Where the driver puts the addresses of a row: those of the parameter and its gradient, which may move, lie
         apart.
         """
-        apart = ctypes.addressof(self.moving) + 8 * position
+        apart = self.moving_at + 8 * position
         yield apart
         yield apart + 8 * len(self.rows)
         yield from islice(super().places(position), 2, None)
@@ -413,48 +431,113 @@ class TritonBatch(Batch):
         function = self.between[k]
         if function is None or not (fold or compute):
             return
-        settings = {**self.settings, **self.of_between, "FOLD": fold, "COMPUTE": compute}
+        mark = "between", fold, compute, self.skip is None
+        settings = self.known_settings.get(mark)
+        if settings is None:
+            settings = {**self.settings, **self.of_between, "FOLD": fold, "COMPUTE": compute}
+            self.known_settings[mark] = settings
         launch(function, len(self.rows), (self.rows_here, self.skip), settings)
 
     # ---- steps counted on the device ----------------------------------------------------------------------
 
     def _count(self) -> None:
         """Counts the step, and computes its numbers."""
-        settings = {k: v for k, v in self.settings.items() if k != "REAL"}
         hosts = len(self.kernel.host_states)
-        first = ARRAYS + 2 + len(self.kernel.arrays)
         arguments = (self.rows_here, self.counts, self.hosts, self.skip, len(self.rows))
-        launch(counting.count, len(self.rows), arguments, {**settings, "FIRST": first, "HOSTS": hosts})
-        sign = -1.0 if self.group.maximize else 1.0
-        if self.group.scale is None:
-            self.slots[:, 0].fill_(sign)
-        else:
-            self.slots[:, 0].copy_(sign / self.group.scale.to(self.device, torch.float64))
+        launch(counting.count, len(self.rows), arguments, self._counting_settings())
+        if self.captured:  # a graph may have run in between, which put there what it was captured with
+            self.put.clear()
+        sign: float | Tensor = -1.0 if self.group.maximize else 1.0
+        if self.group.scale is not None:
+            sign = sign / self.group.scale.to(self.device, torch.float64)
+        self._put(0, 0, sign, None)
         if self.rounded:
-            self.slots[:, -1].copy_(self.counts)
+            self.columns[-1].copy_(self.counts)
         self.new_hosts = self.hosts.clone() if hosts else self.hosts
+        if not self._computed():
+            self._compute()
+
+    def _computed(self) -> bool:
+        """Has one program compute the numbers, and says whether there is one.
+
+        None knows tensors among the options, or host-level states; and a graph shall go on with the numbers that it
+        was captured with.
+        """
+        group = self.group
+        if group.tensor_options or self.kernel.host_states or self.captured:
+            return False
+        values = [group.group[hyper.name] for hyper in group.rule._hypers]
+        known = self.programs_of
+        if len(known) != len(values) or not all(map(operator.is_, known, values)):
+            self.operations = self._write_programs()
+            self.programs_of = values
+        if self.operations is None:
+            return False
+        self.put.clear()
+        rows = len(self.rows)
+        arguments = (self.programs_here, self.program_of, self.counts, self.slots, rows, self.operations)
+        launch(numbers.compute, -(-rows // numbers.ROWS), arguments, self.of_numbers)
+        return True
+
+    def _write_programs(self) -> int | None:
+        """Sends the programs of all cohorts; how many operations the longest has, None if there are none."""
+        data, longest = bytearray(), 0
+        try:
+            for cohort in self.cohorts:
+                notes = Notes()
+                _, slots, _ = self.group.rule._kernel(self.group.group, Symbol(notes, 0), cohort.facts, {})
+                words, count = numbers.written(notes, slots)
+                data += words
+                longest = max(longest, count)
+        except Unwritten:
+            return None
+        self._copy(self.programs_here, torch.frombuffer(data, dtype=torch.int64).view_as(self.programs_here))
+        return longest
+
+    def _compute(self) -> None:
+        """Computes the numbers by torch."""
+        hosts = len(self.kernel.host_states)
+        options = self.group.options_on(self.device)
         alone = len(self.cohorts) == 1
-        for cohort, members in zip(self.cohorts, self.members, strict=True):
-            t = self.counts if alone else self.counts[members]
-            old = {
-                name: values if alone else values[members]
-                for name, values in zip(cohort.names, self.hosts, strict=True)
-            }
-            _, slots, new = self.group.rule._kernel(self.group.options_on(self.device), t, cohort.facts, old)
+        for number, (cohort, rows) in enumerate(zip(self.cohorts, self.members, strict=True)):
+            members = None if alone else rows
+            t = self.counts if alone else self.counts[rows]
+            old: dict[str, Any] = {}
+            if hosts:
+                for name, values in zip(cohort.names, self.hosts, strict=True):
+                    old[name] = values if alone else values[rows]
+            _, slots, new = self.group.rule._kernel(options, t, cohort.facts, old)
             for column, value in enumerate(slots, 1):
-                _put(self.slots[:, column], None if alone else members, value)
+                self._put(number, column, value, members)
             for row, value in enumerate(new):
-                _put(self.new_hosts[row], None if alone else members, value)
+                _put(self.new_hosts[row], members, value)
+
+    def _put(self, cohort: int, column: int, value: Any, members: Tensor | None) -> None:
+        """Writes a number to a column, for the rows of a cohort, unless it is there."""
+        if isinstance(value, Tensor):
+            self.put.pop((cohort, column), None)
+        elif value and self.put.get((cohort, column)) == value:  # two zeros may differ in their signs
+            return
+        else:
+            self.put[cohort, column] = value
+        _put(self.columns[column], members, value)
+
+    def _counting_settings(self) -> Mapping[str, Any]:
+        """What `count` and `keep` are compiled with."""
+        mark = "counting", self.skip is None
+        settings = self.known_settings.get(mark)
+        if settings is None:
+            first, hosts = ARRAYS + 2 + len(self.kernel.arrays), len(self.kernel.host_states)
+            known = {name: value for name, value in self.settings.items() if name != "REAL"}
+            settings = self.known_settings[mark] = {**known, "FIRST": first, "HOSTS": hosts}
+        return settings
 
     def _keep_hosts(self) -> None:
         """Leaves the host-level states as they are from now on."""
-        hosts = len(self.kernel.host_states)
-        if hosts:
-            settings = {k: v for k, v in self.settings.items() if k != "REAL"}
-            first = ARRAYS + 2 + len(self.kernel.arrays)
+        if self.kernel.host_states:
             arguments = (self.rows_here, self.new_hosts, self.skip, len(self.rows))
             with self._on_device():
-                launch(counting.keep, len(self.rows), arguments, {**settings, "FIRST": first, "HOSTS": hosts})
+                launch(counting.keep, len(self.rows), arguments, self._counting_settings())
 
     def finish(self, group: GroupStep) -> None:
         """What is left to do behind the last sweep: group-level states, and the next step count."""
@@ -477,11 +560,10 @@ class TritonBatch(Batch):
 def _put(target: Tensor, members: Tensor | None, value: Any) -> None:
     """Writes a number, or one for each, to some entries."""
     if isinstance(value, Tensor):
-        value = value.to(target.dtype)
         if members is None:
             target.copy_(value)
         else:
-            target[members] = value
+            target[members] = value.to(target.dtype)
     elif members is None:
         target.fill_(fit(value, target))
     else:
