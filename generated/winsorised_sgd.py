@@ -23,26 +23,50 @@ class WinsorisedSGD(Optimizer):
 
     One step (`p` parameter, `g` gradient, `t` this parameter's step count from 1)::
 
-        k = round(7 * c)
-        shared = (1.0 if s1 < s1 else 0.0) + (1.0 if s2 < s1 else 0.0) + (1.0 if s3 < s1 else 0.0) + (1.0 if s4 < s1 else 0.0) + (1.0 if s5 < s1 else 0.0) + (1.0 if s6 < s1 else 0.0) + (1.0 if s7 < s1 else 0.0) + (1.0 if s8 < s1 else 0.0)
-        shared_1 = (1.0 if s1 < s2 else 0.0) + (1.0 if s2 < s2 else 0.0) + (1.0 if s3 < s2 else 0.0) + (1.0 if s4 < s2 else 0.0) + (1.0 if s5 < s2 else 0.0) + (1.0 if s6 < s2 else 0.0) + (1.0 if s7 < s2 else 0.0) + (1.0 if s8 < s2 else 0.0)
-        x = max(s1 if shared <= k else -inf, s2 if shared_1 <= k else -inf)
-        shared_2 = (1.0 if s1 < s3 else 0.0) + (1.0 if s2 < s3 else 0.0) + (1.0 if s3 < s3 else 0.0) + (1.0 if s4 < s3 else 0.0) + (1.0 if s5 < s3 else 0.0) + (1.0 if s6 < s3 else 0.0) + (1.0 if s7 < s3 else 0.0) + (1.0 if s8 < s3 else 0.0)
-        shared_3 = (1.0 if s1 < s4 else 0.0) + (1.0 if s2 < s4 else 0.0) + (1.0 if s3 < s4 else 0.0) + (1.0 if s4 < s4 else 0.0) + (1.0 if s5 < s4 else 0.0) + (1.0 if s6 < s4 else 0.0) + (1.0 if s7 < s4 else 0.0) + (1.0 if s8 < s4 else 0.0)
-        x = max(max(x, s3 if shared_2 <= k else -inf), s4 if shared_3 <= k else -inf)
-        shared_4 = (1.0 if s1 < s5 else 0.0) + (1.0 if s2 < s5 else 0.0) + (1.0 if s3 < s5 else 0.0) + (1.0 if s4 < s5 else 0.0) + (1.0 if s5 < s5 else 0.0) + (1.0 if s6 < s5 else 0.0) + (1.0 if s7 < s5 else 0.0) + (1.0 if s8 < s5 else 0.0)
-        shared_5 = (1.0 if s1 < s6 else 0.0) + (1.0 if s2 < s6 else 0.0) + (1.0 if s3 < s6 else 0.0) + (1.0 if s4 < s6 else 0.0) + (1.0 if s5 < s6 else 0.0) + (1.0 if s6 < s6 else 0.0) + (1.0 if s7 < s6 else 0.0) + (1.0 if s8 < s6 else 0.0)
-        x = max(max(x, s5 if shared_4 <= k else -inf), s6 if shared_5 <= k else -inf)
-        shared_6 = (1.0 if s1 < s7 else 0.0) + (1.0 if s2 < s7 else 0.0) + (1.0 if s3 < s7 else 0.0) + (1.0 if s4 < s7 else 0.0) + (1.0 if s5 < s7 else 0.0) + (1.0 if s6 < s7 else 0.0) + (1.0 if s7 < s7 else 0.0) + (1.0 if s8 < s7 else 0.0)
-        shared_7 = (1.0 if s1 < s8 else 0.0) + (1.0 if s2 < s8 else 0.0) + (1.0 if s3 < s8 else 0.0) + (1.0 if s4 < s8 else 0.0) + (1.0 if s5 < s8 else 0.0) + (1.0 if s6 < s8 else 0.0) + (1.0 if s7 < s8 else 0.0) + (1.0 if s8 < s8 else 0.0)
-        low = max(max(x, s7 if shared_6 <= k else -inf), s8 if shared_7 <= k else -inf)
+        j = round(7 * c)
         k = round(7 * (1 - c))
-        x = max(s1 if shared <= k else -inf, s2 if shared_1 <= k else -inf)
-        x = max(max(x, s3 if shared_2 <= k else -inf), s4 if shared_3 <= k else -inf)
-        x = max(max(x, s5 if shared_4 <= k else -inf), s6 if shared_5 <= k else -inf)
-        high = max(max(x, s7 if shared_6 <= k else -inf), s8 if shared_7 <= k else -inf)
-        g = min(max(s1, low), high) + min(max(s2, low), high) + min(max(s3, low), high) + min(max(s4, low), high)
-        g = g + min(max(s5, low), high) + min(max(s6, low), high) + min(max(s7, low), high) + min(max(s8, low), high)
+        a = min(s1, s2)
+        c_local = min(s3, s4)
+        a_1 = min(s5, s6)
+        c_local_1 = min(s7, s8)
+        a_3 = min(a, c_local)
+        e = min(a_1, c_local_1)
+        a_2 = min(a_3, e)
+        b = max(s1, s2)
+        d = max(s3, s4)
+        a = max(a, c_local)
+        b_4 = min(b, d)
+        b_2 = max(s5, s6)
+        d_1 = max(s7, s8)
+        a_4 = max(a_1, c_local_1)
+        b_1 = min(b_2, d_1)
+        b_3 = min(a, b_4)
+        c_local = max(a, b_4)
+        d = max(b, d)
+        f = min(a_4, b_1)
+        h = max(a_4, b_1)
+        i = max(b_2, d_1)
+        b = min(d, i)
+        a = max(a_3, e)
+        b_6 = min(c_local, h)
+        a_5 = min(b_3, f)
+        b_5 = min(a, b_6)
+        inner = min(a_5, b_5)
+        inner_5 = max(a_5, b_5)
+        a_7 = max(b_3, f)
+        a_6 = min(a_7, b)
+        b_7 = max(a, b_6)
+        inner_4 = min(a_6, b_7)
+        inner_3 = max(a_6, b_7)
+        a = max(a_7, b)
+        b = max(c_local, h)
+        inner_2 = min(a, b)
+        inner_1 = max(a, b)
+        i = max(d, i)
+        low = max(max(max(max(a_2, min(inner, (j - 1 + 0.5) * inf)), min(inner_5, (j - 2 + 0.5) * inf)), min(inner_4, (j - 3 + 0.5) * inf)), min(inner_3, (j - 4 + 0.5) * inf))
+        high = max(max(max(inner_3, min(inner_2, (k - 5 + 0.5) * inf)), min(inner_1, (k - 6 + 0.5) * inf)), min(i, (k - 7 + 0.5) * inf))
+        g = max(a_2, low) + max(inner, low) + max(inner_5, low) + max(inner_4, low)
+        g = g + min(max(inner_3, low), high) + min(inner_2, high) + min(inner_1, high) + min(i, high)
         g = g + weight_decay * p
         if momentum != 0:
             if first_step:
@@ -111,9 +135,9 @@ class WinsorisedSGD(Optimizer):
     _not_capturable = "its step branches on the step count"
     _native = Native(
         c="winsorised_sgd.c",
-        c_sha256="398000674e378f1d1ed433777e148a6c493281c123a4ade09a4b3ab610d2afc4",
+        c_sha256="f95e902f77fc5d6a9ed1784fdd3046ab58fb448ae969e37af04d25d9e8bee5c1",
         triton="winsorised_sgd.triton.py",
-        triton_sha256="9f8f450d41ad4580d0130c012c9a1990661e747fb270c9b57f95150a5709b2b3",
+        triton_sha256="e769391c4108711abfc710255efa88279c4872b70b23183e8bd04c454588d8ea",
         kernels=(
             Kernel(
                 unit=0,
@@ -129,7 +153,7 @@ class WinsorisedSGD(Optimizer):
                     ("s8", "element"),
                     ("momentum_buffer", "element"),
                 ),
-                slots=5,
+                slots=10,
                 sweeps=1,
                 passes=("pass0",),
                 between=("", ""),
@@ -148,7 +172,7 @@ class WinsorisedSGD(Optimizer):
                     ("s8", "element"),
                     ("momentum_buffer", "element"),
                 ),
-                slots=6,
+                slots=11,
                 sweeps=1,
                 passes=("pass1",),
                 between=("", ""),
@@ -167,7 +191,7 @@ class WinsorisedSGD(Optimizer):
                     ("s8", "element"),
                     ("momentum_buffer", "element"),
                 ),
-                slots=4,
+                slots=9,
                 sweeps=1,
                 passes=("pass2",),
                 between=("", ""),
@@ -186,7 +210,7 @@ class WinsorisedSGD(Optimizer):
                     ("s8", "element"),
                     ("momentum_buffer", "element"),
                 ),
-                slots=6,
+                slots=11,
                 sweeps=1,
                 passes=("pass3",),
                 between=("", ""),
@@ -204,7 +228,7 @@ class WinsorisedSGD(Optimizer):
                     ("s7", "element"),
                     ("s8", "element"),
                 ),
-                slots=4,
+                slots=9,
                 sweeps=1,
                 passes=("pass4",),
                 between=("", ""),
@@ -299,69 +323,68 @@ class WinsorisedSGD(Optimizer):
         s6 = state["s6"]
         s7 = state["s7"]
         s8 = state["s8"]
-        k = host.round_(7 * c)
-        shared = (
-            (s1 < s1).to(whole.dtype) + (s2 < s1).to(whole.dtype) + (s3 < s1).to(whole.dtype) + (s4 < s1).to(whole.dtype) + (s5 < s1).to(whole.dtype) + (s6 < s1).to(whole.dtype) + (s7 < s1).to(whole.dtype) + (s8 < s1).to(whole.dtype)
-        )
-        shared_1 = (
-            (s1 < s2).to(whole.dtype) + (s2 < s2).to(whole.dtype) + (s3 < s2).to(whole.dtype) + (s4 < s2).to(whole.dtype) + (s5 < s2).to(whole.dtype) + (s6 < s2).to(whole.dtype) + (s7 < s2).to(whole.dtype) + (s8 < s2).to(whole.dtype)
-        )
-        x_1 = torch.maximum(
-            torch.where(shared <= k, s1, fit(-math.inf, whole)),
-            torch.where(shared_1 <= k, s2, fit(-math.inf, whole)),
-        )
-        shared_2 = (
-            (s1 < s3).to(whole.dtype) + (s2 < s3).to(whole.dtype) + (s3 < s3).to(whole.dtype) + (s4 < s3).to(whole.dtype) + (s5 < s3).to(whole.dtype) + (s6 < s3).to(whole.dtype) + (s7 < s3).to(whole.dtype) + (s8 < s3).to(whole.dtype)
-        )
-        shared_3 = (
-            (s1 < s4).to(whole.dtype) + (s2 < s4).to(whole.dtype) + (s3 < s4).to(whole.dtype) + (s4 < s4).to(whole.dtype) + (s5 < s4).to(whole.dtype) + (s6 < s4).to(whole.dtype) + (s7 < s4).to(whole.dtype) + (s8 < s4).to(whole.dtype)
-        )
-        x_1 = torch.maximum(
-            torch.maximum(x_1, torch.where(shared_2 <= k, s3, fit(-math.inf, whole))),
-            torch.where(shared_3 <= k, s4, fit(-math.inf, whole)),
-        )
-        shared_4 = (
-            (s1 < s5).to(whole.dtype) + (s2 < s5).to(whole.dtype) + (s3 < s5).to(whole.dtype) + (s4 < s5).to(whole.dtype) + (s5 < s5).to(whole.dtype) + (s6 < s5).to(whole.dtype) + (s7 < s5).to(whole.dtype) + (s8 < s5).to(whole.dtype)
-        )
-        shared_5 = (
-            (s1 < s6).to(whole.dtype) + (s2 < s6).to(whole.dtype) + (s3 < s6).to(whole.dtype) + (s4 < s6).to(whole.dtype) + (s5 < s6).to(whole.dtype) + (s6 < s6).to(whole.dtype) + (s7 < s6).to(whole.dtype) + (s8 < s6).to(whole.dtype)
-        )
-        x_1 = torch.maximum(
-            torch.maximum(x_1, torch.where(shared_4 <= k, s5, fit(-math.inf, whole))),
-            torch.where(shared_5 <= k, s6, fit(-math.inf, whole)),
-        )
-        shared_6 = (
-            (s1 < s7).to(whole.dtype) + (s2 < s7).to(whole.dtype) + (s3 < s7).to(whole.dtype) + (s4 < s7).to(whole.dtype) + (s5 < s7).to(whole.dtype) + (s6 < s7).to(whole.dtype) + (s7 < s7).to(whole.dtype) + (s8 < s7).to(whole.dtype)
-        )
-        shared_7 = (
-            (s1 < s8).to(whole.dtype) + (s2 < s8).to(whole.dtype) + (s3 < s8).to(whole.dtype) + (s4 < s8).to(whole.dtype) + (s5 < s8).to(whole.dtype) + (s6 < s8).to(whole.dtype) + (s7 < s8).to(whole.dtype) + (s8 < s8).to(whole.dtype)
-        )
-        low = torch.maximum(
-            torch.maximum(x_1, torch.where(shared_6 <= k, s7, fit(-math.inf, whole))),
-            torch.where(shared_7 <= k, s8, fit(-math.inf, whole)),
-        )
+        j = host.round_(7 * c)
         k = host.round_(7 * (1 - c))
-        x_1 = torch.maximum(
-            torch.where(shared <= k, s1, fit(-math.inf, whole)),
-            torch.where(shared_1 <= k, s2, fit(-math.inf, whole)),
-        )
-        x_1 = torch.maximum(
-            torch.maximum(x_1, torch.where(shared_2 <= k, s3, fit(-math.inf, whole))),
-            torch.where(shared_3 <= k, s4, fit(-math.inf, whole)),
-        )
-        x_1 = torch.maximum(
-            torch.maximum(x_1, torch.where(shared_4 <= k, s5, fit(-math.inf, whole))),
-            torch.where(shared_5 <= k, s6, fit(-math.inf, whole)),
+        a = torch.minimum(s1, s2)
+        c_local = torch.minimum(s3, s4)
+        a_1 = torch.minimum(s5, s6)
+        c_local_1 = torch.minimum(s7, s8)
+        a_3 = torch.minimum(a, c_local)
+        e = torch.minimum(a_1, c_local_1)
+        a_2 = torch.minimum(a_3, e)
+        b = torch.maximum(s1, s2)
+        d = torch.maximum(s3, s4)
+        a = torch.maximum(a, c_local)
+        b_4 = torch.minimum(b, d)
+        b_2 = torch.maximum(s5, s6)
+        d_1 = torch.maximum(s7, s8)
+        a_4 = torch.maximum(a_1, c_local_1)
+        b_1 = torch.minimum(b_2, d_1)
+        b_3 = torch.minimum(a, b_4)
+        c_local = torch.maximum(a, b_4)
+        d = torch.maximum(b, d)
+        f = torch.minimum(a_4, b_1)
+        h = torch.maximum(a_4, b_1)
+        i = torch.maximum(b_2, d_1)
+        b = torch.minimum(d, i)
+        a = torch.maximum(a_3, e)
+        b_6 = torch.minimum(c_local, h)
+        a_5 = torch.minimum(b_3, f)
+        b_5 = torch.minimum(a, b_6)
+        inner = torch.minimum(a_5, b_5)
+        inner_5 = torch.maximum(a_5, b_5)
+        a_7 = torch.maximum(b_3, f)
+        a_6 = torch.minimum(a_7, b)
+        b_7 = torch.maximum(a, b_6)
+        inner_4 = torch.minimum(a_6, b_7)
+        inner_3 = torch.maximum(a_6, b_7)
+        a = torch.maximum(a_7, b)
+        b = torch.maximum(c_local, h)
+        inner_2 = torch.minimum(a, b)
+        inner_1 = torch.maximum(a, b)
+        i = torch.maximum(d, i)
+        low = torch.maximum(
+            torch.maximum(
+                torch.maximum(
+                    torch.maximum(a_2, inner.clamp(max=fit((j - 1 + 0.5) * math.inf, whole))),
+                    inner_5.clamp(max=fit((j - 2 + 0.5) * math.inf, whole)),
+                ),
+                inner_4.clamp(max=fit((j - 3 + 0.5) * math.inf, whole)),
+            ),
+            inner_3.clamp(max=fit((j - 4 + 0.5) * math.inf, whole)),
         )
         high = torch.maximum(
-            torch.maximum(x_1, torch.where(shared_6 <= k, s7, fit(-math.inf, whole))),
-            torch.where(shared_7 <= k, s8, fit(-math.inf, whole)),
+            torch.maximum(
+                torch.maximum(inner_3, inner_2.clamp(max=fit((k - 5 + 0.5) * math.inf, whole))),
+                inner_1.clamp(max=fit((k - 6 + 0.5) * math.inf, whole)),
+            ),
+            i.clamp(max=fit((k - 7 + 0.5) * math.inf, whole)),
         )
         g = (
-            torch.minimum(torch.maximum(s1, low), high) + torch.minimum(torch.maximum(s2, low), high) + torch.minimum(torch.maximum(s3, low), high) + torch.minimum(torch.maximum(s4, low), high)
+            torch.maximum(a_2, low) + torch.maximum(inner, low) + torch.maximum(inner_5, low) + torch.maximum(inner_4, low)
         )
         g = (
-            g + torch.minimum(torch.maximum(s5, low), high) + torch.minimum(torch.maximum(s6, low), high) + torch.minimum(torch.maximum(s7, low), high) + torch.minimum(torch.maximum(s8, low), high)
+            g + torch.minimum(torch.maximum(inner_3, low), high) + torch.minimum(inner_2, high) + torch.minimum(inner_1, high) + torch.minimum(i, high)
         )
         g = g + weight_decay * p
         if momentum != 0:
@@ -395,7 +418,6 @@ class WinsorisedSGD(Optimizer):
         dampening = group["dampening"]
         weight_decay = group["weight_decay"]
         nesterov = group["nesterov"]
-        whole = p
         s1 = state["s1"]
         s2 = state["s2"]
         s3 = state["s3"]
@@ -404,253 +426,79 @@ class WinsorisedSGD(Optimizer):
         s6 = state["s6"]
         s7 = state["s7"]
         s8 = state["s8"]
-        k = host.round_(7 * c)
-        shared = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s1), whole),
-                                    foreach.indicator(foreach.lt(s2, s1), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s1), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s1), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s1), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s1), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s1), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s1), whole),
-        )
-        shared_1 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s2), whole),
-                                    foreach.indicator(foreach.lt(s2, s2), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s2), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s2), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s2), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s2), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s2), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s2), whole),
-        )
-        x_1 = foreach.maximum(
-            foreach.where(foreach.le(shared, k), s1, -math.inf, whole),
-            foreach.where(foreach.le(shared_1, k), s2, -math.inf, whole),
-        )
-        shared_2 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s3), whole),
-                                    foreach.indicator(foreach.lt(s2, s3), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s3), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s3), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s3), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s3), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s3), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s3), whole),
-        )
-        shared_3 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s4), whole),
-                                    foreach.indicator(foreach.lt(s2, s4), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s4), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s4), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s4), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s4), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s4), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s4), whole),
-        )
-        x_1 = foreach.maximum(
-            foreach.maximum(
-                x_1,
-                foreach.where(foreach.le(shared_2, k), s3, -math.inf, whole),
-            ),
-            foreach.where(foreach.le(shared_3, k), s4, -math.inf, whole),
-        )
-        shared_4 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s5), whole),
-                                    foreach.indicator(foreach.lt(s2, s5), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s5), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s5), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s5), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s5), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s5), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s5), whole),
-        )
-        shared_5 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s6), whole),
-                                    foreach.indicator(foreach.lt(s2, s6), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s6), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s6), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s6), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s6), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s6), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s6), whole),
-        )
-        x_1 = foreach.maximum(
-            foreach.maximum(
-                x_1,
-                foreach.where(foreach.le(shared_4, k), s5, -math.inf, whole),
-            ),
-            foreach.where(foreach.le(shared_5, k), s6, -math.inf, whole),
-        )
-        shared_6 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s7), whole),
-                                    foreach.indicator(foreach.lt(s2, s7), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s7), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s7), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s7), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s7), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s7), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s7), whole),
-        )
-        shared_7 = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(
-                        foreach.add_(
-                            foreach.add_(
-                                foreach.add_(
-                                    foreach.indicator(foreach.lt(s1, s8), whole),
-                                    foreach.indicator(foreach.lt(s2, s8), whole),
-                                ),
-                                foreach.indicator(foreach.lt(s3, s8), whole),
-                            ),
-                            foreach.indicator(foreach.lt(s4, s8), whole),
-                        ),
-                        foreach.indicator(foreach.lt(s5, s8), whole),
-                    ),
-                    foreach.indicator(foreach.lt(s6, s8), whole),
-                ),
-                foreach.indicator(foreach.lt(s7, s8), whole),
-            ),
-            foreach.indicator(foreach.lt(s8, s8), whole),
-        )
+        j = host.round_(7 * c)
+        k = host.round_(7 * (1 - c))
+        a = foreach.minimum(s1, s2)
+        c_local = foreach.minimum(s3, s4)
+        a_1 = foreach.minimum(s5, s6)
+        c_local_1 = foreach.minimum(s7, s8)
+        a_3 = foreach.minimum(a, c_local)
+        e = foreach.minimum(a_1, c_local_1)
+        a_2 = foreach.minimum(a_3, e)
+        b = foreach.maximum(s1, s2)
+        d = foreach.maximum(s3, s4)
+        a = foreach.maximum(a, c_local)
+        b_4 = foreach.minimum(b, d)
+        b_2 = foreach.maximum(s5, s6)
+        d_1 = foreach.maximum(s7, s8)
+        a_4 = foreach.maximum(a_1, c_local_1)
+        b_1 = foreach.minimum(b_2, d_1)
+        b_3 = foreach.minimum(a, b_4)
+        c_local = foreach.maximum(a, b_4)
+        d = foreach.maximum(b, d)
+        f = foreach.minimum(a_4, b_1)
+        h = foreach.maximum(a_4, b_1)
+        i = foreach.maximum(b_2, d_1)
+        b = foreach.minimum(d, i)
+        a = foreach.maximum(a_3, e)
+        b_6 = foreach.minimum(c_local, h)
+        a_5 = foreach.minimum(b_3, f)
+        b_5 = foreach.minimum(a, b_6)
+        inner = foreach.minimum(a_5, b_5)
+        inner_5 = foreach.maximum(a_5, b_5)
+        a_7 = foreach.maximum(b_3, f)
+        a_6 = foreach.minimum(a_7, b)
+        b_7 = foreach.maximum(a, b_6)
+        inner_4 = foreach.minimum(a_6, b_7)
+        inner_3 = foreach.maximum(a_6, b_7)
+        a = foreach.maximum(a_7, b)
+        b = foreach.maximum(c_local, h)
+        inner_2 = foreach.minimum(a, b)
+        inner_1 = foreach.maximum(a, b)
+        i = foreach.maximum(d, i)
         low = foreach.maximum(
             foreach.maximum(
-                x_1,
-                foreach.where(foreach.le(shared_6, k), s7, -math.inf, whole),
+                foreach.maximum(
+                    foreach.maximum(a_2, foreach.minimum(inner, (j - 1 + 0.5) * math.inf)),
+                    foreach.minimum(inner_5, (j - 2 + 0.5) * math.inf),
+                ),
+                foreach.minimum(inner_4, (j - 3 + 0.5) * math.inf),
             ),
-            foreach.where(foreach.le(shared_7, k), s8, -math.inf, whole),
-        )
-        k = host.round_(7 * (1 - c))
-        x_1 = foreach.maximum(
-            foreach.where(foreach.le(shared, k), s1, -math.inf, whole),
-            foreach.where(foreach.le(shared_1, k), s2, -math.inf, whole),
-        )
-        x_1 = foreach.maximum(
-            foreach.maximum(
-                x_1,
-                foreach.where(foreach.le(shared_2, k), s3, -math.inf, whole),
-            ),
-            foreach.where(foreach.le(shared_3, k), s4, -math.inf, whole),
-        )
-        x_1 = foreach.maximum(
-            foreach.maximum(
-                x_1,
-                foreach.where(foreach.le(shared_4, k), s5, -math.inf, whole),
-            ),
-            foreach.where(foreach.le(shared_5, k), s6, -math.inf, whole),
+            foreach.minimum(inner_3, (j - 4 + 0.5) * math.inf),
         )
         high = foreach.maximum(
             foreach.maximum(
-                x_1,
-                foreach.where(foreach.le(shared_6, k), s7, -math.inf, whole),
+                foreach.maximum(inner_3, foreach.minimum(inner_2, (k - 5 + 0.5) * math.inf)),
+                foreach.minimum(inner_1, (k - 6 + 0.5) * math.inf),
             ),
-            foreach.where(foreach.le(shared_7, k), s8, -math.inf, whole),
+            foreach.minimum(i, (k - 7 + 0.5) * math.inf),
+        )
+        g = foreach.add_(
+            foreach.add_(
+                foreach.add_(foreach.maximum(a_2, low), foreach.maximum(inner, low)),
+                foreach.maximum(inner_5, low),
+            ),
+            foreach.maximum(inner_4, low),
         )
         g = foreach.add_(
             foreach.add_(
                 foreach.add_(
-                    foreach.minimum(foreach.maximum(s1, low), high),
-                    foreach.minimum(foreach.maximum(s2, low), high),
+                    foreach.add_(g, foreach.minimum(foreach.maximum(inner_3, low), high)),
+                    foreach.minimum(inner_2, high),
                 ),
-                foreach.minimum(foreach.maximum(s3, low), high),
+                foreach.minimum(inner_1, high),
             ),
-            foreach.minimum(foreach.maximum(s4, low), high),
-        )
-        g = foreach.add_(
-            foreach.add_(
-                foreach.add_(
-                    foreach.add_(g, foreach.minimum(foreach.maximum(s5, low), high)),
-                    foreach.minimum(foreach.maximum(s6, low), high),
-                ),
-                foreach.minimum(foreach.maximum(s7, low), high),
-            ),
-            foreach.minimum(foreach.maximum(s8, low), high),
+            foreach.minimum(i, high),
         )
         g = foreach.add_scaled_(g, p, weight_decay)
         if momentum != 0:
@@ -680,33 +528,108 @@ class WinsorisedSGD(Optimizer):
                     c = group["c"]
                     lr = group["lr"]
                     weight_decay = group["weight_decay"]
-                    k_1 = host.round_(7 * c)
-                    k_2 = host.round_(7 * (1 - c))
-                    return 0, (k_1, k_2, weight_decay, momentum, lr), ()
+                    j_1 = host.round_(7 * c)
+                    k_1 = host.round_(7 * (1 - c))
+                    return (
+                        0,
+                        (
+                            (j_1 - 1 + 0.5) * math.inf,
+                            (j_1 - 2 + 0.5) * math.inf,
+                            (j_1 - 3 + 0.5) * math.inf,
+                            (j_1 - 4 + 0.5) * math.inf,
+                            (k_1 - 5 + 0.5) * math.inf,
+                            (k_1 - 6 + 0.5) * math.inf,
+                            (k_1 - 7 + 0.5) * math.inf,
+                            weight_decay,
+                            momentum,
+                            lr,
+                        ),
+                        (),
+                    )
                 c = group["c"]
                 lr = group["lr"]
                 dampening = group["dampening"]
                 weight_decay = group["weight_decay"]
-                k_1 = host.round_(7 * c)
-                k_2 = host.round_(7 * (1 - c))
-                return 1, (k_1, k_2, weight_decay, momentum, 1 - dampening, lr), ()
+                j_1 = host.round_(7 * c)
+                k_1 = host.round_(7 * (1 - c))
+                return (
+                    1,
+                    (
+                        (j_1 - 1 + 0.5) * math.inf,
+                        (j_1 - 2 + 0.5) * math.inf,
+                        (j_1 - 3 + 0.5) * math.inf,
+                        (j_1 - 4 + 0.5) * math.inf,
+                        (k_1 - 5 + 0.5) * math.inf,
+                        (k_1 - 6 + 0.5) * math.inf,
+                        (k_1 - 7 + 0.5) * math.inf,
+                        weight_decay,
+                        momentum,
+                        1 - dampening,
+                        lr,
+                    ),
+                    (),
+                )
             if t == 1:
                 c = group["c"]
                 lr = group["lr"]
                 weight_decay = group["weight_decay"]
-                k_1 = host.round_(7 * c)
-                k_2 = host.round_(7 * (1 - c))
-                return 2, (k_1, k_2, weight_decay, lr), ()
+                j_1 = host.round_(7 * c)
+                k_1 = host.round_(7 * (1 - c))
+                return (
+                    2,
+                    (
+                        (j_1 - 1 + 0.5) * math.inf,
+                        (j_1 - 2 + 0.5) * math.inf,
+                        (j_1 - 3 + 0.5) * math.inf,
+                        (j_1 - 4 + 0.5) * math.inf,
+                        (k_1 - 5 + 0.5) * math.inf,
+                        (k_1 - 6 + 0.5) * math.inf,
+                        (k_1 - 7 + 0.5) * math.inf,
+                        weight_decay,
+                        lr,
+                    ),
+                    (),
+                )
             c = group["c"]
             lr = group["lr"]
             dampening = group["dampening"]
             weight_decay = group["weight_decay"]
-            k_1 = host.round_(7 * c)
-            k_2 = host.round_(7 * (1 - c))
-            return 3, (k_1, k_2, weight_decay, momentum, 1 - dampening, lr), ()
+            j_1 = host.round_(7 * c)
+            k_1 = host.round_(7 * (1 - c))
+            return (
+                3,
+                (
+                    (j_1 - 1 + 0.5) * math.inf,
+                    (j_1 - 2 + 0.5) * math.inf,
+                    (j_1 - 3 + 0.5) * math.inf,
+                    (j_1 - 4 + 0.5) * math.inf,
+                    (k_1 - 5 + 0.5) * math.inf,
+                    (k_1 - 6 + 0.5) * math.inf,
+                    (k_1 - 7 + 0.5) * math.inf,
+                    weight_decay,
+                    momentum,
+                    1 - dampening,
+                    lr,
+                ),
+                (),
+            )
         c = group["c"]
         lr = group["lr"]
         weight_decay = group["weight_decay"]
-        k_1 = host.round_(7 * c)
-        k_2 = host.round_(7 * (1 - c))
-        return 4, (k_1, k_2, weight_decay, lr), ()
+        j_1 = host.round_(7 * c)
+        k_1 = host.round_(7 * (1 - c))
+        return (
+            4,
+            (
+                (j_1 - 1 + 0.5) * math.inf,
+                (j_1 - 2 + 0.5) * math.inf,
+                (j_1 - 3 + 0.5) * math.inf,
+                (j_1 - 4 + 0.5) * math.inf,
+                (k_1 - 5 + 0.5) * math.inf,
+                (k_1 - 6 + 0.5) * math.inf,
+                (k_1 - 7 + 0.5) * math.inf,
+                weight_decay,
+                lr,
+            ),
+            (),
+        )

@@ -119,7 +119,7 @@ def registers_of_pass(types: Sequence[Any], widest: int | None) -> dict[str, int
     """
     if widest is not None:
         return {}
-    few = len(types) <= 8 and tl.float32 in types and all(t in (tl.float32, *_HALVES) for t in types)
+    few = len(types) <= 11 and tl.float32 in types and all(t in (tl.float32, *_HALVES) for t in types)
     return {"maxnreg": 64 if few else 128}
 
 
