@@ -27,7 +27,7 @@ SHARE = 0.6
 LONG, MANY = 600.0, 1000
 _SHOWN = (
     "What became of proposed candidates", "Best structures of the search", "Pareto front", "Funnel",
-    "Held-out tasks: overall", "Held-out tasks: each", "Ablations", "Lineage", "Events",
+    "Held-out tasks: overall", "Held-out tasks: each", "Ablations", "Lineage", "Events", "In short",
 )  # fmt: skip
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from optdsl import driver
 from optdsl.search.evaluate.tune import Tuned
 from optdsl.search.space import to_spec
 from optdsl.search.store import Candidate, Store
-from optdsl.search.summary import STAGES, lineage, mean_ratio, measured, percent, tested
+from optdsl.search.summary import STAGES, Scored, mean_ratio, measured, percent, scored, steps, tested
+
+#: Of a line of a docstring, without what the spec indents it by.
+_WIDTH = 96
 
 
 def export(store: Store, folder: str | os.PathLike[str]) -> list[Path]:
@@ -34,26 +39,38 @@ def export(store: Store, folder: str | os.PathLike[str]) -> list[Path]:
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    rows = scored(store)
     made = []
     for candidate in winners:
         path = folder / f"found_{candidate.id}.opt"
-        driver.write(path, spec(store, candidate))
+        driver.write(path, spec(store, candidate, rows))
         made.append(path)
     return made
 
 
-def spec(store: Store, candidate: Candidate) -> str:
-    """The text of one spec."""
+def spec(store: Store, candidate: Candidate, rows: Sequence[Scored]) -> str:
+    """The text of one spec. `rows` are those of `scored`."""
     lines = [
         f"Found by a search from {' and '.join(store.settings['starts'])}.",
         "",
         *evidence(store, candidate),
     ]
-    steps = [c for c in lineage(store, candidate.id) if c.mutations]
-    if steps:
-        lines += ["", "How it came about:"]
-        lines += [f"  {c.id}: {', '.join(c.mutations)}" for c in steps]
-    return to_spec(candidate.genome, f"Found{candidate.id}", "\n".join(map(_plain, lines)))
+    scores = {row.candidate.id: row.score for row in rows}
+    changes = [run for run in steps(store, candidate.id) if run[0].mutations]
+    if changes:
+        lines += ["", "How it came about, with the loss against the start that the search saw:"]
+        for first, *more in changes:
+            how = ", ".join([*first.mutations, *([f"with {first.other}"] if first.other is not None else [])])
+            last = (more or [first])[-1].id
+            lines.append(
+                f"  {last}: {how}, {percent(scores[last])}" if last in scores else f"  {last}: {how}"
+            )
+    doc = [
+        part
+        for line in map(_plain, lines)
+        for part in textwrap.wrap(line, _WIDTH, subsequent_indent="    " * line.startswith(" ")) or [""]
+    ]
+    return to_spec(candidate.genome, f"Found{candidate.id}", "\n".join(doc))
 
 
 def _plain(text: str) -> str:

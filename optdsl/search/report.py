@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-import html
+import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 
-from optdsl.search.evaluate.tune import Tuned
 from optdsl.search.export import spec
+from optdsl.search.pictures import COLOURS, Plot, esc, intervals, legend
 from optdsl.search.store import Candidate, Store
 from optdsl.search.summary import (
+    STAGES,
     Scored,
     Table,
+    best,
     chosen,
+    curves,
     lineage,
+    mean_ratio,
     measured,
     pareto,
     percent,
+    progress,
     scored,
     tables,
     tested,
 )
-
-_WIDTH, _HEIGHT = 640, 240
-_COLOURS = ("#b3261e", "#1f6feb", "#2f7d32", "#8a5a00", "#6f42c1", "#57606a")
 
 
 def verdict(store: Store) -> str:
     """What came of it, in words."""
     found = store.noted("verdict")
     if found is None:
-        return "The search is not finished: nothing here is tested yet."
+        if store.phase == "search":
+            return "The search is not finished: nothing here is tested yet."
+        return "The tests are not finished: there is no verdict yet."
     again = tested(store)
     return str(found["text"]) if again is None else again[1].text
 
 
 def text(store: Store, titles: Iterable[str] = ()) -> str:
-    """The tables (those with these titles, if some are given) in columns, and the verdict."""
+    """The tables (those with these titles, if some are given) in columns, and the verdict last."""
     wanted = set(titles)
     parts = [_columns(table) for table in tables(store) if not wanted or table.title in wanted]
     return "\n\n".join([*parts, verdict(store)]) + "\n"
@@ -45,6 +50,8 @@ def text(store: Store, titles: Iterable[str] = ()) -> str:
 def _columns(table: Table) -> str:
     rows = [tuple(map(_shown, row)) for row in (table.head, *table.rows)]
     widths = [max(len(row[n]) for row in rows) for n in range(len(table.head))]
+    if not table.rows:
+        return f"{table.title}\n  none: {table.note}"
     lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(
         [table.title, *(f"  {line}" for line in lines), *([f"  {table.note}"] if table.note else [])]
@@ -60,215 +67,352 @@ def _shown(text: str) -> str:
 # ---- the page ---------------------------------------------------------------------------------------------
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328; }
-table { border-collapse: collapse; margin: .5rem 0; font-variant-numeric: tabular-nums; font-size: 13px; }
-td, th { border-bottom: 1px solid #d0d7de; padding: .2rem .7rem .2rem 0; text-align: left; vertical-align: top; }
-pre { background: #f6f8fa; padding: 1rem; overflow-x: auto; } svg { max-width: 100%; height: auto; }
-.note { color: #57606a; font-size: 13px; } .verdict { border-left: 4px solid #57606a; padding: .3rem 1rem; }
-.wide { overflow-x: auto; }
+:root { color-scheme: light dark; --back: #fff; --ink: #1f2328; --soft: #59636e; --line: #d0d7de; --card: #f6f8fa;
+  --cloud: #a3acb6; --c0: #b3261e; --c1: #0a5fd0; --c2: #1f7a33; --c3: #8a5a00; --c4: #6f42c1; --c5: #00707a; }
+@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --ink: #e6edf3; --soft: #9aa4af; --line: #3d444d;
+  --card: #161b22; --cloud: #5b6570; --c0: #ff7b72; --c1: #79b8ff; --c2: #56d364; --c3: #e3b341; --c4: #d2a8ff;
+  --c5: #56d4dd; } }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem;
+  color: var(--ink); background: var(--back); overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.3; margin: .3rem 0 .8rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid var(--line); }
+h3 { font-size: 1rem; margin: 1.4rem 0 .2rem; }
+a { color: var(--c1); } nav { margin-top: .8rem; } nav a { margin-right: .9rem; white-space: nowrap; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+td, th { border-bottom: 1px solid var(--line); padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+td { max-width: 30rem; } td.n, th.n { text-align: right; } td.n, td.s { white-space: nowrap; max-width: none; }
+td svg { display: block; max-width: none; }
+pre, .wide { overflow-x: auto; } pre { background: var(--card); padding: .8rem; font-size: 13px; line-height: 1.4; }
+.note { color: var(--soft); font-size: 13px; margin: .2rem 0 .5rem; max-width: 48rem; }
+.verdict { border-left: 4px solid var(--soft); padding: .1rem 1rem; } .good { border-color: var(--c2); }
+.verdict p { margin: .3rem 0; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 0 1rem; }
+figure { margin: .6rem 0; } figcaption { font-size: 13px; color: var(--soft); }
+svg { max-width: 100%; height: auto; font-size: 13px; fill: var(--soft); }
+.axis, .grid { stroke: var(--soft); fill: none; } .grid { stroke: var(--line); }
+.cloud { stroke: var(--cloud); stroke-width: 3; stroke-linecap: round; fill: none; }
+.c0 { --c: var(--c0); } .c1 { --c: var(--c1); } .c2 { --c: var(--c2); } .c3 { --c: var(--c3); }
+.c4 { --c: var(--c4); } .c5 { --c: var(--c5); } .soft { --c: var(--cloud); }
+circle { fill: var(--c); } .line, .dashed { stroke: var(--c); stroke-width: 2; fill: none; }
+.dashed { stroke-dasharray: 4 3; stroke-width: 1.5; }
+.key { white-space: nowrap; margin-right: .6rem; } .key::before { content: "\\25CF\\A0"; color: var(--c); }
 """
+#: Nothing from elsewhere and no script, even if a name in the store should ask for one.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def page(store: Store) -> str:
     """The report as HTML. It depends on what is in the store alone."""
     rows = scored(store)
-    found = {table.title: _table(table) for table in tables(store)}
-    verdict_ = "".join(f"<p>{_esc(line)}</p>" for line in verdict(store).split("\n"))
-    parts = [f"<h1>Search from {_esc(', '.join(store.settings['starts']))}</h1>"]
-    parts += [f'<div class="verdict">{verdict_}</div>', found.pop("Run", "")]
-    parts += ["<h2>Course of the search</h2>", _course(rows)]
-    curves = _curves(store)
-    id = chosen(store, rows)
-    if id is not None:
-        candidate = store.candidate(id)
-        parts += [f"<h2>{'Winner' if candidate.kind == 'winner' else 'Best so far'}</h2>"]
-        parts += [
-            f"<pre>{_esc(spec(store, candidate))}</pre>",
-            "<h2>Family tree</h2>",
-            _tree(store, id, rows),
-        ]
-    for title, table in found.items():
-        parts += [table, _scatter(rows) if title == "Pareto front" else ""]
-    parts += ["<h2>Training curves on held-out tasks</h2>", *curves] if curves else []
-    body = "\n".join(part for part in parts if part)
+    found = {table.title: table for table in tables(store, rows)}
+    first, *more = verdict(store).split("\n")
+    settings = store.settings
+    starts = ", ".join(settings["starts"])
+    told = f"Search from {starts}, arm {settings['arm']}, seed {settings['seed']}"
+    noted = store.noted("verdict") or {"better": False}
+    sections = {
+        "In short": "",
+        "Held-out tasks": _curves(store),
+        "The rule": _rule(store, rows),
+        "Family tree": _family(store, rows),
+        "Course of the search": _course(rows),
+        "Pareto front": _scatter(rows),
+        "Funnel": _stages(store, rows),
+        "What became of proposed candidates": "",
+        "Run": "",
+        "Events": "",
+    }
+    parts = [f'<header><p class="note">{esc(told)}</p>', f"<h1>{esc(first)}</h1>"]
+    lines = "".join(f"<p>{_prose(line)}</p>" for line in [*more, _caution(store)])
+    parts += [f'<div class="verdict{" good" if noted["better"] else ""}">{lines}</div>']
+    links = "\n".join(f'<a href="#{_anchor(title)}">{esc(title)}</a>' for title in sections)
+    parts += [f"<nav>{links}</nav></header>"]
+    for title, pictures in sections.items():
+        names = _PLACES.get(title, ("", title))
+        inner = _inner(title, [found.pop(name) if name else pictures for name in names])
+        parts.append(
+            f'<section id="{_anchor(title)}"><h2>{esc(title)}</h2>\n' + "\n".join(inner) + "\n</section>"
+        )
+    assert not found, found.keys()
+    body = "\n".join(parts)
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>optdsl search</title>'
-        f"<style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f"<title>{esc(told)}</title><style>{_STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
 
-def _esc(text: object) -> str:
-    return html.escape(str(text), quote=True)
+#: The tables of a section, with "" where its pictures go; without an entry they are above the one of its title.
+_PLACES = {
+    "Held-out tasks": (
+        "Held-out tasks: overall", "", "Held-out tasks: each", "Held-out tasks: losses", "Held-out tasks: curves",
+    ),
+    "The rule": ("", "Ablations"),
+    "Family tree": ("", "Lineage"),
+    "Course of the search": ("", "Course of the search", "Tasks of the search"),
+    "Pareto front": ("", "Pareto front", "Best structures of the search"),
+    "Run": ("Run", "Seeds and effort", "Commands"),
+}  # fmt: skip
 
 
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{_esc(cell)}</th>" for cell in table.head)
-    rows = "\n".join("<tr>" + "".join(f"<td>{_esc(c)}</td>" for c in row) + "</tr>" for row in table.rows)
-    note = f'<p class="note">{_esc(table.note)}</p>' if table.note else ""
+def _inner(title: str, parts: Sequence[Table | str]) -> list[str]:
+    """Pictures and tables of a section. Of those without rows it is said together why there is nothing."""
+    made = [part if isinstance(part, str) else _table(part, title) for part in parts]
+    made = [part for part in made if part]
+    missing: dict[str, list[str]] = {}
+    for part in parts:
+        if isinstance(part, Table) and not part.rows:
+            missing.setdefault(part.note, []).append(part.title)
+    alone = not made and len(missing) == 1
+    for note, names in missing.items():
+        told = note if alone else f"{', '.join(names)}: {note[0].lower()}{note[1:]}"
+        made.append(f'<p class="note">{esc(told)}</p>')
+    return made
+
+
+def _prose(text: str) -> str:
+    """Text in which no percent sign is alone on a line."""
+    return esc(text).replace(" %", "&nbsp;%")
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _caution(store: Store) -> str:
+    """What the verdict rests on, and how far it goes."""
+    found = [e for e in store.evaluations("held-out") if e.tuned is not None]
+    small = "All tasks are small: nothing is claimed of large models."
+    if tested(store) is None:
+        return f"The held-out tasks were not touched. {small}" if not found else small
+    tasks, effort = len({e.task for e in found}), found[0].effort
     return (
-        f'<h2>{_esc(table.title)}</h2>{note}<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"Held-out tasks that the search never saw: {tasks}, each with {len(effort['fresh'])} paired seeds, and "
+        f"{effort['configurations']} configurations for every rule. {small}"
+    )
+
+
+_NUMBER = re.compile(r"(?:[+-]?[0-9.]+(?:e[+-]?[0-9]+)?(?: (?:%|s|min|h))?|-|failed|)")
+
+
+def _table(table: Table, section: str) -> str:
+    if not table.rows:
+        return ""
+    title = f"<h3>{esc(table.title)}</h3>" if table.title != section else ""
+    note = f'<p class="note">{esc(table.note)}</p>' if table.note else ""
+    right = [all(_NUMBER.fullmatch(row[n]) for row in table.rows) for n in range(len(table.head))]
+    short = [
+        head == "command" or all(len(row[n]) < 25 for row in table.rows) for n, head in enumerate(table.head)
+    ]
+    names = ["n" if number else "s" if line else "" for number, line in zip(right, short, strict=True)]
+    kinds = [f' class="{name}"' if name else "" for name in names]
+    head = "".join(f"<th{kind}>{esc(cell)}</th>" for kind, cell in zip(kinds, table.head, strict=True))
+    pictures = [""] * len(table.rows)
+    if any(table.estimates):
+        ends, drawn = intervals(table.estimates)
+        head += f"<th>from {esc(ends)}, with a line at 0</th>"
+        pictures = [f"<td>{picture}</td>" for picture in drawn]
+    rows = "\n".join(
+        "<tr>"
+        + "".join(f"<td{kind}>{_prose(c)}</td>" for kind, c in zip(kinds, row, strict=True))
+        + picture
+        + "</tr>"
+        for row, picture in zip(table.rows, pictures, strict=True)
+    )
+    return (
+        f'{title}{note}<div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
-class _Plot:
-    """Points and lines in a frame of linear axes."""
+# ---- its pictures -----------------------------------------------------------------------------------------
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float], x: str, y: str) -> None:
-        self.x0, self.x1 = _range(xs)
-        self.y0, self.y1 = _range(ys)
-        left, bottom = 60, _HEIGHT - 40
-        self.parts = [
-            f'<rect x="{left}" y="10" width="{_WIDTH - left - 10}" height="{bottom - 10}" fill="none" '
-            'stroke="#d0d7de"/>',
-            f'<text x="{(_WIDTH + left) / 2:.0f}" y="{_HEIGHT - 8}" text-anchor="middle">{_esc(x)}</text>',
-            f'<text x="14" y="{bottom / 2:.0f}" text-anchor="middle" transform="rotate(-90 14 {bottom / 2:.0f})">'
-            f"{_esc(y)}</text>",
-        ]
-        for n in range(3):
-            at = self.y0 + (self.y1 - self.y0) * n / 2
-            self.parts.append(
-                f'<text x="{left - 5}" y="{self.at(0, at)[1] + 4:.1f}" text-anchor="end">{at:.3g}</text>'
-            )
-            at = self.x0 + (self.x1 - self.x0) * n / 2
-            self.parts.append(
-                f'<text x="{self.at(at, 0)[0]:.1f}" y="{bottom + 15}" text-anchor="middle">{at:.4g}</text>'
-            )
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Where a point lies on the picture."""
-        across = 60 + (_WIDTH - 70) * (x - self.x0) / (self.x1 - self.x0)
-        return across, (_HEIGHT - 40) - (_HEIGHT - 50) * (y - self.y0) / (self.y1 - self.y0)
-
-    def dots(self, points: Iterable[tuple[float, float, str]], colour: str, radius: float = 2) -> None:
-        """Circles, each with a text that shows under the pointer."""
-        for x, y, told in points:
-            a, b = self.at(x, y)
-            self.parts.append(
-                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="{radius}" fill="{colour}"><title>{_esc(told)}</title></circle>'
-            )
-
-    def line(self, points: Iterable[tuple[float, float]], colour: str) -> None:
-        """A line through points."""
-        path = " ".join("{:.1f},{:.1f}".format(*self.at(x, y)) for x, y in points)
-        self.parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-
-    def legend(self, number: int, text: str, colour: str) -> None:
-        """One line of the legend."""
-        self.parts.append(
-            f'<text x="{_WIDTH - 18}" y="{26 + 15 * number}" text-anchor="end" fill="{colour}">{_esc(text)}</text>'
-        )
-
-    def svg(self) -> str:
-        """The picture."""
-        return _svg(_WIDTH, _HEIGHT, self.parts)
+_LOSS = "loss against the start, %"
 
 
-def _svg(width: float, height: float, parts: Iterable[str]) -> str:
-    inner = "\n".join(parts)
-    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}"'
-    return f'<svg {size} font-size="11" role="img">\n{inner}\n</svg>'
+def _figures(plots: Sequence[tuple[str, Plot]], told: str) -> str:
+    """Pictures side by side, each with its caption, and what is told of all of them."""
+    drawn = "".join(
+        f"<figure><figcaption>{esc(about)}</figcaption>{plot.svg()}</figure>" for about, plot in plots
+    )
+    return f'<div class="pictures">{drawn}</div><p class="note">{told}</p>'
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    margin = 0.05 * (high - low) or 0.05 * abs(low) or 1.0
-    return low - margin, high + margin
+def _top(rows: Sequence[Scored]) -> float:
+    """The largest change of the loss, in percent, that pictures show: as far above the start as the best is below."""
+    return max(5.0, *(-100 * math.expm1(row.score) for row in rows if math.isfinite(row.score)))
+
+
+def _height(score: float, top: float) -> float:
+    return min(100 * math.expm1(score), top) if math.isfinite(score) else top
 
 
 def _course(rows: Sequence[Scored]) -> str:
-    """Every score, those far off at the edge, and the best so far."""
-    finite = [(n, row) for n, row in enumerate(rows, 1) if math.isfinite(row.score)]
-    if not finite:
+    """Every score and the best so far, against evaluations and against time."""
+    if best(rows) is None:
         return ""
-    best, path = math.inf, []
-    top = max(0.3, -2 * min(row.score for _, row in finite))
-    for n, row in finite:
-        best = min(best, row.score)
-        path.append((float(n), 100 * math.expm1(best)))
-    points = [
-        (float(n), 100 * math.expm1(min(r.score, top)), f"{r.candidate.id}: {percent(r.score)}")
-        for n, r in finite
-    ]
-    plot = _Plot(
-        [1.0, float(len(rows))], [y for _, y, _ in points], "evaluations", "loss against the start, %"
-    )
-    plot.dots(points, "#8c959f", 1.6)
-    plot.line(path, _COLOURS[0])
-    plot.legend(0, "best so far", _COLOURS[0])
-    return plot.svg()
+    top = _top(rows)
+    found = progress(rows)
+    spent = found[-1][0]
+    scale, unit = next(((s, u) for s, u in ((3600, "h"), (60, "min")) if spent >= 2 * s), (1, "s"))
+    plots = []
+    for about, axis, xs in (
+        ("Best so far against evaluations", "evaluations", [float(n) for n in range(1, len(rows) + 1)]),
+        ("Best so far against time", f"work of all workers together, {unit}", [s / scale for s, _ in found]),
+    ):
+        if not xs[-1]:
+            continue  # times are not known of what was not measured in processes of its own
+        heights = [_height(row.score, top) for row in rows]
+        plot = Plot(about, [0.0, xs[-1]], [*heights, 0.0], axis, _LOSS)
+        plot.cloud(zip(xs, heights, strict=True))
+        plot.level(0.0)
+        path: list[tuple[float, float]] = []
+        for x, (_, leader) in zip(xs, found, strict=True):
+            if leader is not None:
+                y = 100 * math.expm1(leader.score)
+                path += (
+                    [(x, path[-1][1]), (x, y)] if path and path[-1][1] != y else [(x, y)] if not path else []
+                )
+        path.append((xs[-1], path[-1][1]))
+        plot.line(path, COLOURS[0])
+        plots.append((about, plot))
+    far = sum(not row.score <= math.log1p(top / 100) for row in rows)
+    told = f"Dashed: the start. {far} of {len(rows)} candidates are worse by more than {top:.3g} % or failed: they "
+    told += "are at the upper edge. The seeds are those that the search chose by."
+    return _figures(plots, legend({"best so far": COLOURS[0], "a candidate": "soft"}) + esc(told))
 
 
 def _scatter(rows: Sequence[Scored]) -> str:
-    """Score and bytes moved, those of the front in colour."""
-    finite = [row for row in rows if math.isfinite(row.score) and row.moved is not None and row.score < 0.5]
+    """Scores and bytes, those of the front in colour."""
+    finite = [row for row in rows if math.isfinite(row.score) and row.moved is not None]
     if not finite:
         return ""
+    top = _top(rows)
+    shown = [row for row in finite if 100 * math.expm1(row.score) <= top]
+    front = [row for row in pareto(rows) if row in shown]
+    plots = []
+    for about, axis in (
+        ("Loss and memory", "bytes of states per parameter"),
+        ("Loss and traffic", "bytes that a step moves per parameter"),
+    ):
+        states = about == "Loss and memory"
 
-    def point(row: Scored) -> tuple[float, float, str]:
-        told = f"{row.candidate.id}: {percent(row.score)}, {row.moved:g} bytes"
-        return float(row.moved or 0), 100 * math.expm1(row.score), told
+        def point(row: Scored, states: bool = states) -> tuple[float, float]:
+            size = row.candidate.genome.bytes_per_parameter() if states else row.moved
+            return float(size or 0), 100 * math.expm1(row.score)
 
-    points = [point(row) for row in finite]
-    plot = _Plot(
-        [p[0] for p in points],
-        [p[1] for p in points],
-        "bytes moved per parameter",
-        "loss against the start, %",
-    )
-    plot.dots(points, "#8c959f")
-    plot.dots([point(row) for row in pareto(rows) if row in finite], _COLOURS[0], 4)
-    return plot.svg()
-
-
-def _curves(store: Store) -> list[str]:
-    """Mean validation losses at the checkpoints on each held-out task."""
-    found, verdict_ = measured(store, "held-out"), store.noted("verdict")
-    winner = None if verdict_ is None else verdict_["winner"]
-    tasks = list(dict.fromkeys(task for by_task in found.values() for task in by_task))
-    made = []
-    for task in tasks:
-        lines: list[tuple[str, Tuned]] = []
-        for id, by_task in sorted(found.items(), key=lambda item: item[0] != winner):
-            if task in by_task and all(map(math.isfinite, by_task[task].curve)) and by_task[task].curve:
-                name = "winner" if id == winner else store.candidate(id).name or "the start"
-                lines.append((name, by_task[task]))
-        if not lines:
-            continue
-        values = [y for _, t in lines for y in t.curve]
-        count = max(len(t.curve) for _, t in lines)
-        plot = _Plot([1.0, float(count)], values, f"checkpoint on {task}", "loss")
-        for n, (name, t) in enumerate(lines):
-            colour = _COLOURS[n % len(_COLOURS)]
-            plot.line([(float(k), y) for k, y in enumerate(t.curve, 1)], colour)
-            plot.legend(n, name, colour)
-        made.append(plot.svg())
-    return made
-
-
-def _tree(store: Store, id: int, rows: Sequence[Scored]) -> str:
-    """The winner and its ancestors from top to bottom; other parents beside the children that they had a part in."""
-    scores = {row.candidate.id: row.score for row in rows}
-    line = lineage(store, id)
-    parts: list[str] = []
-
-    def box(c: Candidate, x: int, y: int, colour: str) -> None:
-        score = f", {percent(scores[c.id])}" if c.id in scores else ""
-        how = ", ".join(c.mutations) or c.name or c.kind
-        parts.append(
-            f'<rect x="{x}" y="{y}" width="250" height="34" rx="4" fill="#fff" stroke="{colour}"/>'
-            f'<text x="{x + 8}" y="{y + 14}">{_esc(f"{c.id}: {c.kind}{score}")}</text>'
-            f'<text x="{x + 8}" y="{y + 27}" fill="#57606a">{_esc(how[:44])}</text>'
+        points = [point(row) for row in shown]
+        plot = Plot(about, [x for x, _ in points], [y for _, y in points], axis, _LOSS)
+        plot.cloud(points)
+        plot.dots(
+            ((*point(row), f"candidate {row.candidate.id}: {percent(row.score)}") for row in front),
+            COLOURS[0],
         )
+        plots.append((about, plot))
+    keys = legend({"on the front of loss, memory and traffic": COLOURS[0], "a candidate": "soft"})
+    left = len(finite) - len(shown)
+    return _figures(
+        plots, keys + f"{left} that are worse than the start by more than {top:.3g} % are left out."
+    )
 
-    for n, c in enumerate(line):
-        y = 10 + 52 * n
-        if n:
-            parts.append(f'<line x1="135" y1="{y - 18}" x2="135" y2="{y}" stroke="#57606a"/>')
-        box(c, 10, y, _COLOURS[0] if c.id == id else _COLOURS[1])
-        if c.other is not None:
-            parts.append(
-                f'<line x1="260" y1="{y + 17}" x2="330" y2="{y + 17}" stroke="#57606a" stroke-dasharray="4"/>'
-            )
-            box(store.candidate(c.other), 330, y, "#8c959f")
-    return _svg(600, 52 * len(line) + 10, parts)
+
+def _curves(store: Store) -> str:
+    """Mean validation losses at the checkpoints on each held-out task."""
+    plots = []
+    colours: dict[str, str] = {}
+    for task, by_rule in curves(store).items():
+        every = [y for losses in by_rule.values() for y in losses]
+        count = max(map(len, by_rule.values())) - 1
+        plot = Plot(task, [0.0, 100.0], every, "share of the steps, %", "validation loss", log=min(every) > 0)
+        for name, losses in reversed(by_rule.items()):
+            colour = colours.setdefault(name, "")
+            colours[name] = colour or COLOURS[list(by_rule).index(name) % len(COLOURS)]
+            plot.line([(100 * n / count, y) for n, y in enumerate(losses)], colours[name])
+        plots.append((task, plot))
+    if not plots:
+        return ""
+    return _figures(
+        plots, legend(dict(reversed(colours.items()))) + "Means over seeds; the axes are logarithmic."
+    )
+
+
+def _stages(store: Store, rows: Sequence[Scored]) -> str:
+    """The scores of finalists from stage to stage."""
+    base, ids = store.noted("base"), store.noted("finalists") or []
+    search = {row.candidate.id: row.score for row in rows}
+    stages = [measured(store, stage) for stage in STAGES]
+    names = ["search", *(("fresh", "larger", "validation")[n] for n, found in enumerate(stages) if found)]
+    stages = [found for found in stages if base in found]
+    lines: dict[int, list[float]] = {}
+    for id in ids:
+        scores = [search.get(store.candidate(id).parent or 0, math.inf)]
+        scores += [mean_ratio(found[id], found[base]) for found in stages if id in found]
+        lines[id] = list(itertools.takewhile(math.isfinite, scores))
+    lines = {id: scores for id, scores in lines.items() if scores}
+    if not lines or len(names) < 2:
+        return ""
+    winner = chosen(store, rows)
+    origin = None if winner is None else store.candidate(winner).parent
+    heights = [100 * math.expm1(score) for scores in lines.values() for score in scores]
+    about = "Finalists from stage to stage"
+    plot = Plot(about, (), [*heights, 0.0], "stage", _LOSS, names=names)
+    plot.level(0.0)
+    for id, scores in sorted(lines.items(), key=lambda item: item[0] == origin):
+        colour = COLOURS[0] if id == origin else COLOURS[1]
+        points = [(float(n), 100 * math.expm1(score)) for n, score in enumerate(scores)]
+        plot.line(points, colour)
+        plot.dots(((x, y, f"finalist {id}: {y:+.1f} %") for x, y in points), colour)
+    keys = {"what became the winner": COLOURS[0]} if origin in lines else {}
+    told = "Dashed: the start. What a line rises by on fresh seeds was luck; where it ends, the finalist was out."
+    return _figures([(about, plot)], legend({**keys, "a finalist": COLOURS[1]}) + esc(told))
+
+
+def _rule(store: Store, rows: Sequence[Scored]) -> str:
+    """The spec of the winner, or of the best so far."""
+    id = chosen(store, rows)
+    if id is None:
+        return '<p class="note">Nothing could be trained yet.</p>'
+    candidate = store.candidate(id)
+    told = "The winner, as optdsl search export writes it."
+    if candidate.kind != "winner":
+        told = (
+            f"There is no winner. This is candidate {id}, which has the best score of the search: no result."
+        )
+    return f'<p class="note">{esc(told)}</p><pre>{esc(spec(store, candidate, rows))}</pre>'
+
+
+def _family(store: Store, rows: Sequence[Scored]) -> str:
+    """All ancestors of the winner, or of the best so far, by when they came and what they scored."""
+    id = chosen(store, rows)
+    if id is None:
+        return ""
+    places = {row.candidate.id: (float(n), row.score) for n, row in enumerate(rows, 1)}
+    line = [c.id for c in lineage(store, id) if c.id in places]
+    family: dict[int, Candidate] = {}
+    todo = line[-1:]
+    while todo:
+        c = store.candidate(todo.pop())
+        if c.id not in family:
+            family[c.id] = c
+            todo += [i for i in (c.parent, c.other) if i is not None]
+    top = _top(rows)
+    points = {i: (places[i][0], _height(places[i][1], top)) for i in family if i in places}
+    about = "All ancestors, by when they came and what they scored"
+    plot = Plot(about, [x for x, _ in points.values()], [y for _, y in points.values()], "evaluations", _LOSS)
+    for c in family.values():
+        for parent, kind in ((c.parent, "line"), (c.other, "dashed")):
+            if parent in points and c.id in points:
+                first = kind == "line" and c.id in line
+                plot.line([points[parent], points[c.id]], COLOURS[0] if first else COLOURS[1], kind)
+    for i in sorted(points, key=lambda i: i in line):
+        c = family[i]
+        how = ", ".join(c.mutations) or c.name or c.kind
+        told = f"{i}: {how}, {percent(places[i][1])}"
+        plot.dots([(*points[i], told)], COLOURS[0] if i in line else COLOURS[1])
+    who = "winner" if store.candidate(id).kind == "winner" else "best so far"
+    others = {"other ancestors": COLOURS[1]} if len(points) > len(line) else {}
+    keys = legend({f"the line of the {who}": COLOURS[0], **others})
+    told = f"{len(points)} candidates, scored by the search. "
+    told += "Dashed lines lead to those of which a part was taken." if others else ""
+    return _figures([(about, plot)], keys + esc(told))

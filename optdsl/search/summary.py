@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from optdsl.core.record import record
 from optdsl.search.evaluate.tune import Tuned, log_ratios
 from optdsl.search.space import REASONS
-from optdsl.search.statistics import Comparison, compare, holm
-from optdsl.search.store import Candidate, Store
+from optdsl.search.statistics import Comparison, Estimate, compare, holm, standard_error
+from optdsl.search.store import Candidate, Evaluation, Store
 
 #: p-values below this are significant.
 LEVEL = 0.05
@@ -21,12 +24,16 @@ STAGES = {"fresh": "fresh seeds", "large": "larger tasks", "validation": "valida
 
 @record
 class Table:
-    """Rows of text under a head. `note` says what the numbers are."""
+    """Rows of text under a head. `note` says what the numbers are, or why there are no rows.
+
+    `estimates` are the log ratios behind the rows, for a picture of them: none, or one or None for each row.
+    """
 
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
+    estimates: tuple[Estimate | None, ...] = ()
 
 
 @record
@@ -53,11 +60,12 @@ def percent(score: float) -> str:
 
 def held_out(winner: Mapping[str, Tuned], rivals: Mapping[str, Mapping[str, Tuned]]) -> Tested:
     """What the held-out tasks say. A winner is better if it is so overall than every rival, with the interval on one
-    side, and significantly worse than none on any task.
+    side, and significantly worse than none on any task. It is not where it failed on a task that a rival has done.
     """
     against = {
         name: compare({task: log_ratios(winner[task], found[task]) for task in winner if task in found})
         for name, found in rivals.items()
+        if winner.keys() & found.keys()
     }
     pairs = [(name, task) for name, found in against.items() for task in found.tasks]
     corrected = dict(zip(pairs, holm([against[n].tasks[t].p for n, t in pairs]), strict=True))
@@ -66,21 +74,28 @@ def held_out(winner: Mapping[str, Tuned], rivals: Mapping[str, Mapping[str, Tune
         tasks = against[name].tasks
         return [t for t, found in tasks.items() if found.mean > 0 and corrected[name, t] < LEVEL]
 
-    beaten = [n for n, found in against.items() if found.overall.high < 0 and not worse(n)]
+    failed = [t for t in dict.fromkeys(t for found in rivals.values() for t in found) if t not in winner]
+    beaten = [n for n, found in against.items() if found.overall.high < 0 and not worse(n) and not failed]
     lines = []
     for name, found in against.items():
         overall = found.overall
         ends = f"95 % interval {percent(overall.low)} to {percent(overall.high)}"
         losses = f"; significantly worse on {', '.join(worse(name))}" if worse(name) else ""
+        gaps = [t for t in winner if t not in rivals[name]]
+        losses += f"; {name} failed on {', '.join(gaps)}, which does not count" if gaps else ""
         lines.append(f"Loss against {name}: {percent(overall.mean)} ({ends}){losses}.")
-    better = len(beaten) == len(against)
+    if failed:
+        lines.append(f"The winner failed on {', '.join(failed)}.")
+    better = len(beaten) == len(rivals)
     if better:
         head = "The winner is better than every rule that it was compared with on the held-out tasks."
-    elif beaten:
-        others = [n for n in against if n not in beaten]
-        head = f"On the held-out tasks the winner is better than {_and(beaten)}, but not than {_and(others)}."
     else:
-        head = "On the held-out tasks the winner is better than none of the rules that it was compared with."
+        ahead = [n for n, found in against.items() if found.overall.low > 0]
+        others = [n for n in rivals if n not in beaten and n not in ahead]
+        parts = [f"is worse than {_and(ahead)}"] if ahead else []
+        parts += [f"is not shown to be better than {_and(others)}"] if others else []
+        rest = f", but is better than {_and(beaten)}" if beaten else ""
+        head = f"On the held-out tasks the winner {' and '.join(parts)}{rest}."
     return Tested(against, corrected, better, "\n".join([head, *lines]))
 
 
@@ -93,11 +108,12 @@ def _and(names: Sequence[str]) -> str:
 
 @record
 class Scored:
-    """A candidate of the search, its score, and the bytes that a step of it moves."""
+    """A candidate of the search, its score, the bytes that a step of it moves, and how long it took to evaluate."""
 
     candidate: Candidate
     score: float
     moved: float | None
+    seconds: float
 
 
 def measured(store: Store, stage: str) -> dict[int, dict[str, Tuned]]:
@@ -111,18 +127,38 @@ def measured(store: Store, stage: str) -> dict[int, dict[str, Tuned]]:
 
 def scored(store: Store) -> list[Scored]:
     """The evaluated candidates of the search, in order."""
-    moved = {e.candidate: e.moved for e in store.evaluations("search")}
-    found = measured(store, "search")
+    results: dict[int, list[Evaluation]] = collections.defaultdict(list)
+    for e in store.evaluations("search"):
+        results[e.candidate].append(e)
     tasks = set(store.settings["tasks"])
     rows, first = [], None
     for candidate in store.candidates(("start", "child", "refined")):
-        if candidate.id not in moved:
+        if candidate.id not in results:
             continue
-        mine = found.get(candidate.id, {})
+        found = results[candidate.id]
+        mine = {e.task: e.tuned for e in found if e.tuned is not None}
         first = first or mine
         whole = set(mine) == tasks and not any(t.dead for t in mine.values())
-        rows.append(Scored(candidate, mean_ratio(mine, first) if whole else math.inf, moved[candidate.id]))
+        score, seconds = mean_ratio(mine, first) if whole else math.inf, sum(e.seconds for e in found)
+        rows.append(Scored(candidate, score, found[-1].moved, seconds))
     return rows
+
+
+def best(rows: Sequence[Scored]) -> Scored | None:
+    """The one with the best score, or None where nothing could be trained."""
+    found = min(rows, key=lambda r: (r.score, r.candidate.id), default=None)
+    return None if found is None or not math.isfinite(found.score) else found
+
+
+def progress(rows: Sequence[Scored]) -> list[tuple[float, Scored | None]]:
+    """After each evaluation: the seconds that all of them have taken, and the best so far."""
+    spent, leader, found = 0.0, None, []
+    for row in rows:
+        spent += row.seconds
+        if math.isfinite(row.score) and (leader is None or row.score < leader.score):
+            leader = row
+        found.append((spent, leader))
+    return found
 
 
 def pareto(rows: Sequence[Scored]) -> list[Scored]:
@@ -148,12 +184,79 @@ def lineage(store: Store, id: int) -> list[Candidate]:
     return found[::-1]
 
 
-def tables(store: Store) -> list[Table]:
-    """All tables that there is something for."""
-    rows = scored(store)
-    made = [_run(store, rows), _filters(store), _best(rows), _front(rows), _funnel(store, rows)]
-    made += [*_tested(store), _ablations(store), _lineage(store, rows), _events(store)]
-    return [table for table in made if table.rows]
+def why(store: Store) -> str:
+    """What is to be said where a table has no rows."""
+    verdict = store.noted("verdict")
+    if verdict is not None:
+        return "There is no winner." if verdict["winner"] is None else "This was not measured."
+    return "The search is not finished." if store.phase == "search" else "The tests are not finished."
+
+
+def tables(store: Store, rows: Sequence[Scored] | None = None) -> list[Table]:
+    """All tables, those without rows, too. `rows` are those of `scored`, if they are known."""
+    rows = scored(store) if rows is None else rows
+    made = [_run(store, rows), _commands(store, rows), _seeds(store, rows), _filters(store), _course(rows)]
+    made += [_best(rows), _front(rows), _on_tasks(store, rows), _lineage(store, rows), _funnel(store, rows)]
+    made += [*_tested(store), _ablations(store), _events(store), _short(store, rows)]
+    return [
+        table if table.rows else replace(table, note=_EMPTY.get(table.title) or why(store)) for table in made
+    ]
+
+
+#: What is said of tables without rows that do not wait for a winner or the end of the search.
+_EMPTY = {
+    **dict.fromkeys(("Course of the search", "Tasks of the search"), "Nothing is evaluated yet."),
+    **dict.fromkeys(
+        ("Best structures of the search", "Pareto front", "Lineage"), "Nothing is evaluated yet."
+    ),
+    "What became of proposed candidates": "Nothing is proposed yet.",
+    "Events": "Nothing out of the ordinary.",
+}
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that fits it."""
+    for unit, name in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"
+
+
+def _short(store: Store, rows: Sequence[Scored]) -> Table:
+    """The few numbers that tell most."""
+    counts = store.verdicts()
+    total = sum(counts.values())
+    answered = total - counts.get("new", 0)
+    told = [
+        ("proposed", f"{total} candidates, {100 * answered / max(1, total):.0f} % answered without training"),
+        (
+            "evaluated",
+            f"{len(rows)} in {duration(sum(row.seconds for row in rows))} of work of all workers together",
+        ),
+    ]
+    top, fresh, base = best(rows), measured(store, "fresh"), store.noted("base")
+    if top is not None:
+        chance = (
+            f"(candidate {top.candidate.id}, the best of {len(rows)} by these very seeds, part of it by luck)"
+        )
+        told.append(("best of the search", f"{percent(top.score)} {chance}"))
+    again = [mean_ratio(found, fresh[base]) for id, found in fresh.items() if id != base and base in fresh]
+    if again:
+        told.append(("best on fresh seeds", f"{percent(min(again))}, of {len(again)} finalists"))
+    both = tested(store)
+    if both is not None:
+        for name, found in both[1].against.items():
+            on = found.overall
+            told.append(
+                (f"held-out, against {name}", f"{percent(on.mean)} ({percent(on.low)} to {percent(on.high)})")
+            )
+    else:
+        told.append(("held-out", f"nothing: {_lower(why(store))}"))
+    return Table("In short", ("what", "value"), tuple(told), "Changes of the loss: below 0 is better.")
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:].rstrip(".")
 
 
 def _run(store: Store, rows: Sequence[Scored]) -> Table:
@@ -164,12 +267,76 @@ def _run(store: Store, rows: Sequence[Scored]) -> Table:
         ("starts", ", ".join(settings["starts"])),
         ("tasks", ", ".join(settings["tasks"])),
         ("seed", str(settings["seed"])),
+        ("population", str(settings["population"])),
         ("evaluations", f"{len(rows)} in the search"),
-        ("time", f"{seconds:.0f} s in all"),
+        ("time", f"{duration(seconds)} in all, tests included, while something worked"),
         ("phase", store.phase),
         *((name, value) for name, value in store.versions.items()),
     ]
     return Table("Run", ("what", "value"), tuple(told))
+
+
+def _commands(store: Store, rows: Sequence[Scored]) -> Table:
+    """What makes the same store again, and what there is to do with it."""
+    settings, both = store.settings, store.noted("both sizes")
+    words = ["optdsl", "search", *(word for start in settings["starts"] for word in ("--from", start))]
+    words += [
+        "--tasks",
+        ",".join(settings["tasks"]),
+        "--arm",
+        settings["arm"],
+        "--seed",
+        str(settings["seed"]),
+    ]
+    words += ["--population", str(settings["population"]), "--evaluations", str(max(1, len(rows)))]
+    words += ["--no-proof"] if both is None else ["--sizes", "both" if both else "small"]
+    told = [
+        ("the same search", shlex.join([*words, "--store", "again.db"])),
+        ("all of these tables", "optdsl search report run.db"),
+        ("this page", "optdsl search report run.db -o report.html"),
+        ("what was found, as specs", "optdsl search export run.db -o found/"),
+    ]
+    note = (
+        "The same results need the same versions and kind of machine, however many workers. run.db is this store. "
+        "A search begun in Python may have settings that the command does not."
+    )
+    return Table("Commands", ("for", "command"), tuple(told), note)
+
+
+def _seeds(store: Store, rows: Sequence[Scored]) -> Table:
+    """What each stage was measured with."""
+    settings = store.settings
+    effort = settings["effort"]
+    told = [
+        ("search", len(rows), settings["tasks"], effort["configurations"], effort["tuning"], effort["fresh"])
+    ]
+    for stage, about in {
+        **STAGES,
+        "simplify": "shortening",
+        "ablation": "ablations",
+        "held-out": "held-out",
+    }.items():
+        found = store.evaluations(stage)
+        if found:
+            e, tasks = found[0].effort, list(dict.fromkeys(x.task for x in found))
+            ids = {x.candidate for x in found}
+            told.append((about, len(ids), tasks, e["configurations"], e["tuning"], e["fresh"]))
+    made = [
+        (about, str(count), ", ".join(tasks), str(tried), _numbers(tuning), _numbers(fresh))
+        for about, count, tasks, tried, tuning, fresh in told
+    ]
+    head = ("stage", "candidates", "tasks", "configurations", "tuned on seeds", "measured on seeds")
+    note = "Each candidate gets as many configurations as any other of its stage. No stage has the seeds of another."
+    return Table("Seeds and effort", head, tuple(made), note)
+
+
+def _numbers(values: Sequence[int]) -> str:
+    """Whole numbers, neighbours as a range."""
+    parts = []
+    for _, run in itertools.groupby(enumerate(values), lambda pair: pair[1] - pair[0]):
+        found = [value for _, value in run]
+        parts.append(str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}")
+    return ", ".join(parts)
 
 
 def _filters(store: Store) -> Table:
@@ -178,6 +345,43 @@ def _filters(store: Store) -> Table:
     about = {"new": "evaluated, or to be", "known": "does what one before it does", **REASONS}
     rows = [(v, str(n), f"{100 * n / total:.1f} %", about.get(v, "")) for v, n in counts.items()]
     return Table("What became of proposed candidates", ("verdict", "count", "share", "meaning"), tuple(rows))
+
+
+def _course(rows: Sequence[Scored]) -> Table:
+    """The best after 1, 2, 5, 10, ... evaluations and at the end."""
+    found = progress(rows)
+    marks = [m * 10**e for e in range(12) for m in (1, 2, 5)]
+    made = []
+    for number in dict.fromkeys([*(m for m in marks if m < len(found)), len(found)][: len(found)]):
+        spent, leader = found[number - 1]
+        what = ("-", "-") if leader is None else (percent(leader.score), str(leader.candidate.id))
+        made.append((str(number), duration(spent), *what))
+    note = "The work is that of all workers together. Loss against the start as it was first tuned."
+    return Table(
+        "Course of the search", ("evaluations", "work", "best so far", "candidate"), tuple(made), note
+    )
+
+
+def _on_tasks(store: Store, rows: Sequence[Scored]) -> Table:
+    """What the start and the best one reached on each task of the search."""
+    top = best(rows)
+    head = ("task", "loss of the start", "of the best", "change", "standard error of the log")
+    if top is None:
+        return Table("Tasks of the search", head, ())
+    first, found = (
+        {e.task: e.tuned for e in store.evaluations("search", row.candidate.id) if e.tuned is not None}
+        for row in (rows[0], top)
+    )
+    made = []
+    for task, tuned in found.items():
+        ratios = log_ratios(tuned, first[task])
+        losses = (f"{math.exp(float(t.logs.mean())):.4g}" for t in (first[task], tuned))
+        made.append((task, *losses, percent(float(ratios.mean())), f"{standard_error(ratios):.3f}"))
+    note = (
+        f"The start and candidate {top.candidate.id}, the best of {len(rows)} by these very numbers: too good to be "
+        "believed. Geometric means over seeds."
+    )
+    return Table("Tasks of the search", head, tuple(made), note)
 
 
 def _line(row: Scored) -> tuple[str, ...]:
@@ -233,16 +437,21 @@ def tested(store: Store) -> tuple[int, Tested] | None:
     if verdict is None or verdict["winner"] is None or verdict["winner"] not in found:
         return None
     winner = verdict["winner"]
-    names = {id: store.candidate(id).name or "the start" for id in sorted(found) if id != winner}
-    base = store.noted("base")
-    order = [base, *(id for id in names if id != base)]
-    return winner, held_out(found[winner], {names[id]: found[id] for id in order})
+    rivals = [store.noted("base"), *(store.noted("baselines") or [])]
+    by_name = {store.candidate(id).name or "the start": found.get(id, {}) for id in rivals}
+    return winner, held_out(found[winner], by_name)
 
 
 def _tested(store: Store) -> list[Table]:
+    heads = {
+        "overall": ("against", "loss", "95 % interval"),
+        "each": ("against", "task", "loss", "standard error of the log", "p (Wilcoxon)", "p (Holm)"),
+        "losses": ("rule", "task", "loss", "diverged", "configurations", "learning rate", "note"),
+        "curves": ("rule", "task", "before"),
+    }
     both = tested(store)
     if both is None:
-        return []
+        return [Table(f"Held-out tasks: {name}", head, ()) for name, head in heads.items()]
     winner, result = both
     overall = [
         (name, percent(c.overall.mean), f"{percent(c.overall.low)} to {percent(c.overall.high)}")
@@ -272,36 +481,83 @@ def _tested(store: Store) -> list[Table]:
         for id, found in losses.items()
         for task, t in found.items()
     ]  # fmt: skip
-    seeds = len(effort["fresh"])
-    note = f"Loss of the winner against each rule. {seeds} paired seeds, hierarchical bootstrap over tasks and seeds."
-    return [
-        Table("Held-out tasks: overall", ("against", "loss", "95 % interval"), tuple(overall), note),
-        Table(
-            "Held-out tasks: each",
-            ("against", "task", "loss", "standard error of the log", "p (Wilcoxon)", "p (Holm)"),
-            tuple(rows),
-        ),
-        Table(
-            "Held-out tasks: losses",
-            ("rule", "task", "loss", "diverged", "configurations", "learning rate", "note"),
-            tuple(sorted(raw)),
-            "Geometric means over seeds, with the best of as many configurations for each rule.",
-        ),
+    courses = [
+        (name, task, *(f"{loss:.4g}" for loss in losses))
+        for task, by_rule in curves(store).items()
+        for name, losses in by_rule.items()
     ]
+    last = max((len(row) for row in courses), default=3) - 3
+    heads["curves"] += tuple(f"{100 * n / last:.0f} % of the steps" for n in range(1, last + 1))
+    seeds = len(effort["fresh"])
+    estimates = tuple(c.overall for c in result.against.values())
+    notes = {
+        "overall": f"Loss of the winner against each rule. {seeds} paired seeds, hierarchical bootstrap over tasks "
+        "and seeds. The start is tuned from the constants that were best for it in the search, known rules from "
+        "those they are known with.",
+        "each": "Loss of the winner against each rule. Wilcoxon's test of the paired seeds, and Holm's correction "
+        "over all of these rows.",
+        "losses": "Geometric means over seeds, with the best of as many configurations for each rule.",
+        "curves": "Mean validation losses of the seeds that did not diverge.",
+    }
+    made: dict[str, Sequence[tuple[str, ...]]] = {
+        "overall": overall, "each": rows, "losses": sorted(raw), "curves": courses,
+    }  # fmt: skip
+    return [
+        Table(
+            f"Held-out tasks: {name}", head, tuple(made[name]), notes[name],
+            estimates if name == "overall" else (),
+        )
+        for name, head in heads.items()
+    ]  # fmt: skip
+
+
+def curves(store: Store) -> dict[str, dict[str, list[float]]]:
+    """Mean losses on each held-out task, by rule, the winner first: before the first step, and at the checkpoints."""
+    found, verdict = measured(store, "held-out"), store.noted("verdict")
+    winner = None if verdict is None else verdict["winner"]
+    if winner not in found:
+        return {}
+    made: dict[str, dict[str, list[float]]] = {}
+    for id in sorted(found, key=lambda i: (i != winner, i)):
+        name = "winner" if id == winner else store.candidate(id).name or "the start"
+        for task, tuned in found[id].items():
+            losses = [statistics.fmean(tuned.starts), *tuned.curve]
+            if tuned.curve and all(map(math.isfinite, losses)):
+                made.setdefault(task, {})[name] = losses
+    return made
 
 
 def _ablations(store: Store) -> Table:
-    found, noted = measured(store, "ablation"), store.noted("ablations") or {"tried": [], "refused": []}
-    rows = []
+    """The statements of the winner, and what it is without each."""
+    head = ("statement", "becomes", "loss", "95 % interval")
+    noted, verdict = store.noted("ablations"), store.noted("verdict")
+    if noted is None or verdict is None or verdict["winner"] is None:
+        return Table("Ablations", head, ())
+    found = measured(store, "ablation")
+    results: dict[str, list[tuple[str, str, str, Estimate | None]]] = collections.defaultdict(list)
     for candidate in map(store.candidate, noted["tried"]):
         mine, whole = found.get(candidate.id, {}), found.get(candidate.parent or 0, {})
+        statement, _, becomes = candidate.mutations[0].rpartition(" becomes ")
         if mine and set(mine) == set(whole):
             overall = compare({task: log_ratios(mine[task], whole[task]) for task in whole}).overall
             ends = f"{percent(overall.low)} to {percent(overall.high)}"
-            rows.append((*candidate.mutations, percent(overall.mean), ends))
-    rows += [(what, "refused", reason) for what, reason in noted["refused"]]
-    note = "Loss against the winner on tasks of the search, with seeds of their own, the learning rate tuned anew."
-    return Table("Ablations", ("change", "loss", "95 % interval"), tuple(rows), note)
+            results[statement].append((becomes, percent(overall.mean), ends, overall))
+        else:
+            results[statement].append((becomes, "failed", "", None))
+    for what, reason in noted["refused"]:
+        statement, _, becomes = what.rpartition(" becomes ")
+        results[statement].append((becomes, f"refused: {reason}", "", None))
+    rows, estimates = list[tuple[str, ...]](), list[Estimate | None]()
+    for line in str(store.candidate(verdict["winner"]).genome).split("\n"):
+        for becomes, loss, ends, estimate in results.get(line, [("", "", "", None)]):
+            rows.append((line, becomes, loss, ends))
+            estimates.append(estimate)
+    note = (
+        "The winner statement by statement (its spec has names of its own), and its loss without one, an operand in "
+        "its place: above 0 the statement is needed, about 0 it does nothing. On tasks of the search, with seeds of "
+        "their own, the learning rate tuned anew. The filters refuse what cannot be trained."
+    )
+    return Table("Ablations", head, tuple(rows), note, tuple(estimates))
 
 
 def chosen(store: Store, rows: Sequence[Scored]) -> int | None:
@@ -309,25 +565,47 @@ def chosen(store: Store, rows: Sequence[Scored]) -> int | None:
     verdict = store.noted("verdict")
     if verdict is not None and verdict["winner"] is not None:
         return int(verdict["winner"])
-    best = min(rows, key=lambda r: (r.score, r.candidate.id), default=None)
-    return None if best is None or not math.isfinite(best.score) else best.candidate.id
+    top = best(rows)
+    return None if top is None else top.candidate.id
+
+
+def steps(store: Store, id: int) -> list[list[Candidate]]:
+    """The lineage of a candidate, each with those behind it that were tuned on and not changed."""
+    found: list[list[Candidate]] = []
+    for c in lineage(store, id):
+        if found and c.kind == "refined":
+            found[-1].append(c)
+        else:
+            found.append([c])
+    return found
 
 
 def _lineage(store: Store, rows: Sequence[Scored]) -> Table:
+    head = ("candidate", "kind", "change", "times tuned on", "statements", "search score")
     id = chosen(store, rows)
     if id is None:
-        return Table("Lineage", (), ())
+        return Table("Lineage", head, ())
     scores = {row.candidate.id: row.score for row in rows}
     made = []
-    for c in lineage(store, id):
-        score = percent(scores[c.id]) if c.id in scores else ""
-        crossed = f"with {c.other}" if c.other is not None else ""
-        how = " ".join([*c.mutations, crossed]).strip()
-        made.append((str(c.id), c.kind, how or c.name, str(len(c.genome.body)), score))
-    return Table("Lineage", ("candidate", "kind", "change", "statements", "search score"), tuple(made))
+    for run in steps(store, id):
+        first, last = run[0], run[-1]
+        score = percent(scores[last.id]) if last.id in scores else ""
+        crossed = f"with {first.other}" if first.other is not None else ""
+        how = " ".join([*first.mutations, crossed]).strip() or first.name or _KINDS.get(first.kind, "")
+        tuned = str(len(run) - 1) if len(run) > 1 else ""
+        made.append((str(last.id), first.kind, how, tuned, str(len(last.genome.body)), score))
+    note = (
+        "From the start down by the first parents, with the number of the other one after a cross. A candidate that "
+        "is tuned on keeps its statements. Scores are those that the search saw, too good for what it chose."
+    )
+    return Table("Lineage", head, tuple(made), note)
+
+
+#: What is done to candidates behind the search.
+_KINDS = {"finalist": "measured on fresh seeds", "winner": "made short"}
 
 
 def _events(store: Store) -> Table:
-    # times are the clock's, and would make reports of the same search differ
-    rows = [(kind, text) for _, kind, text in store.events() if kind != "best"]
+    # times are the clock's, and would make reports of the same search differ; other tables have the rest
+    rows = [(kind, text) for _, kind, text in store.events() if kind not in ("best", "verdict")]
     return Table("Events", ("kind", "what"), tuple(rows[-50:]))
