@@ -90,6 +90,8 @@ ONE_BY_ONE(double, int64_t, INT64_MAX, double_)
 
 #ifdef WIDE
 #define EACH_(q) _Pragma("GCC unroll 4") for (int q = 0; q < 4; q++)
+#define LOW_(q) _Pragma("GCC unroll 2") for (int q = 0; q < 2; q++)
+#define HIGH_(q) _Pragma("GCC unroll 2") for (int q = 2; q < 4; q++)
 INLINE void decode_wide_(const uint8_t *codes, __m512 scale, const Code *c, int half, float *out)
 {
     /* 4 neighbours have the place that they keep when bytes become numbers within 16 bytes */
@@ -154,10 +156,22 @@ INLINE __mmask32 encode_wide_(const float *x, __m512 inverse, const Encoder *e, 
         EACH_(q) shift[q] = _mm512_permutexvar_ps(piece[q], e->shift);
         EACH_(q) top[q] = _mm512_permutexvar_epi32(piece[q], e->top);
     }
-    if (root) EACH_(q) u[q] = _mm512_sqrt_ps(_mm512_fmsub_ps(size[q], e->steps, _mm512_set1_ps(0.25f)));
     /* base + k lies between two powers of two, so that k ends in bit 16, or for `positive` in 15; the rest is behind the
      * point */
-    EACH_(q) t[q] = _mm512_castps_si512(_mm512_fmadd_ps(u[q], factor[q], shift[q]));
+    if (root) { /* the factor is 1 */
+        const __m512 a_half = _mm512_set1_ps(0.5f);
+        __m512 r[4], h[4], sum[4];
+        EACH_(q) u[q] = _mm512_fmsub_ps(size[q], e->steps, _mm512_set1_ps(0.25f));
+        /* the unit for roots is slow, so that it gets two of them; meanwhile those of the others are estimated, to 14 bits,
+         * and improved by a step of Newton's: they are wrong in the last place or two */
+        LOW_(q) sum[q] = _mm512_add_ps(_mm512_sqrt_ps(u[q]), shift[q]);
+        HIGH_(q) r[q] = _mm512_rsqrt14_ps(u[q]);
+        HIGH_(q) u[q] = _mm512_mul_ps(u[q], r[q]);
+        HIGH_(q) h[q] = _mm512_mul_ps(u[q], a_half);
+        HIGH_(q) r[q] = _mm512_fnmadd_ps(h[q], r[q], a_half);
+        HIGH_(q) sum[q] = _mm512_fmadd_ps(u[q], r[q], _mm512_add_ps(u[q], shift[q]));
+        EACH_(q) t[q] = _mm512_castps_si512(sum[q]);
+    } else EACH_(q) t[q] = _mm512_castps_si512(_mm512_fmadd_ps(u[q], factor[q], shift[q]));
     if (positive) EACH_(q) t[q] = _mm512_add_epi32(t[q], t[q]);
     const __m512i near = _mm512_min_epu16(_mm512_min_epu16(t[0], t[1]), _mm512_min_epu16(t[2], t[3]));
     if (pieces) EACH_(q) t[q] = _mm512_min_epu32(t[q], top[q]);
