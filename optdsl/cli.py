@@ -344,6 +344,17 @@ def _explain_options(command: _Command) -> None:
     )
 
 
+def _stored(action: argparse.ArgumentParser) -> None:
+    action.add_argument("path", metavar="STORE", help="the file, or the database, of a search")
+    action.add_argument(
+        "--run",
+        type=_positive,
+        dest="number",
+        metavar="N",
+        help="of several in it (default: the last one begun)",
+    )
+
+
 def _search_options(command: _Command) -> None:
     search = command(
         "search",
@@ -352,23 +363,26 @@ def _search_options(command: _Command) -> None:
         "  optdsl search --from adamw --budget 30m --store run.db --workers 2\n"
         "  optdsl search --from my.opt --from lion --tasks digits_mlp,regression --evaluations 2000 --store run.db\n"
         "  optdsl search --from adamw --arm tuning --budget 30m --store tuning.db\n"
+        "  optdsl search --from adamw --budget 8h --executor dask --scheduler tcp://host:8786 --ahead 64 \\\n"
+        "      --store postgresql://user@host/searches\n"
         "  optdsl search report run.db -o report.html\n"
         "  optdsl search export run.db -o found/",
         "Candidates are changed, filtered and trained on small tasks. The best ones are then measured again: with\n"
         "fresh seeds, on larger tasks, on tasks of other kinds, and at the end once on held-out tasks beside AdamW,\n"
         "Lion and SGD with momentum, all tuned alike. Often none of them is better, and the report says so.\n\n"
         "Everything is in the store. The same command with the same store goes on where an earlier one ended,\n"
-        "whatever ended it; Ctrl-C ends a search with a report of what there is, and exit status 130.\n\n"
+        "whatever ended it; Ctrl-C ends a search with a report of what there is, and exit status 130. Searches with\n"
+        "other settings, a seed say, may share it, at the same time too: each is a run of its own.\n\n"
         "`report` and `export` take a store: `optdsl search report --help`, `optdsl search export --help`.",
     )
     actions = search.add_subparsers(title="what to do with a store", metavar="ACTION", dest="action")
     text = "print what a store holds, or write it as a page of HTML"
     report = actions.add_parser("report", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    report.add_argument("path", type=Path, metavar="STORE", help="the file of a search")
+    _stored(report)
     report.add_argument("-o", "--out", type=Path, metavar="FILE", help="the page (default: print text)")
     text = "write what was found as specs"
     export = actions.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}.")
-    export.add_argument("path", type=Path, metavar="STORE", help="the file of a search")
+    _stored(export)
     export.add_argument("-o", "--out", type=Path, metavar="FOLDER", required=True, help="where to write")
     search.add_argument(
         "--from",
@@ -399,9 +413,30 @@ def _search_options(command: _Command) -> None:
     )
     search.add_argument("--seed", type=int, default=0, help="of all that is random (default: 0)")
     search.add_argument(
-        "--store", type=Path, metavar="FILE", help="where everything is kept; made if there is none"
+        "--store",
+        metavar="STORE",
+        help="where everything is kept: a file, made if there is none, or postgresql://user@host/database",
     )
-    search.add_argument("--workers", type=_positive, default=1, metavar="N", help="processes (default: 1)")
+    search.add_argument("--workers", type=_positive, metavar="N", help="processes (default: 1)")
+    search.add_argument(
+        "--executor",
+        choices=("local", "dask"),
+        default="local",
+        help="who trains: processes of this machine, or a cluster of dask (default: local)",
+    )
+    search.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a dask cluster that is running, such as tcp://host:8786 (default: DASK_SCHEDULER_ADDRESS, else one "
+        "is made of --workers processes of this machine)",
+    )
+    search.add_argument(
+        "--ahead",
+        type=_positive,
+        default=8,
+        metavar="N",
+        help="how many are proposed before the first of them has a result; for more than 8 workers (default: 8)",
+    )
     search.add_argument(
         "--arm",
         choices=("evolution", "random", "tuning"),
@@ -659,10 +694,10 @@ def _search(options: argparse.Namespace) -> int:
     from optdsl.search import command  # imports torch
 
     if options.action == "report":
-        command.write_report(options.path, options.out)
+        command.write_report(options.path, options.out, options.number)
         return OK
     if options.action == "export":
-        command.write_specs(options.path, options.out)
+        command.write_specs(options.path, options.out, options.number)
         return OK
     budget = None if options.evaluations else command.seconds(options.budget or "10m")
     request = command.Request(
@@ -672,7 +707,10 @@ def _search(options: argparse.Namespace) -> int:
         seed=options.seed,
         arm=options.arm,
         workers=options.workers,
+        executor=options.executor,
+        scheduler=options.scheduler,
         population=options.population,
+        ahead=options.ahead,
         budget=budget,
         evaluations=options.evaluations,
         sizes=options.sizes,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import platform
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy
@@ -13,7 +14,7 @@ import torch
 
 from optdsl import __version__, driver
 from optdsl.core.record import record
-from optdsl.search import live, report, tasks
+from optdsl.search import cluster, live, report, tasks
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.export import export
 from optdsl.search.funnel import Funnel, proof
@@ -33,15 +34,21 @@ _SHOWN = (
 
 @record
 class Request:
-    """What was asked for. `budget` is in seconds; exactly one of it and `evaluations` is given."""
+    """What was asked for. `budget` is in seconds; exactly one of it and `evaluations` is given.
+
+    `executor` is "local" or "dask", `scheduler` the address of a cluster that is running; `workers` None is one.
+    """
 
     starts: Sequence[str]
     tasks: Sequence[str]
-    store: Path
+    store: str
     seed: int = 0
     arm: str = "evolution"
-    workers: int = 1
+    workers: int | None = None
+    executor: str = "local"
+    scheduler: str | None = None
     population: int = 100
+    ahead: int = 8
     budget: float | None = None
     evaluations: int | None = None
     sizes: str | None = None
@@ -66,8 +73,10 @@ def search(request: Request) -> bool:
     chosen = list(dict.fromkeys(tasks.task(name) for name in request.tasks or tasks.names("search", "small")))
     names = tuple(task.name for task in chosen)
     settings = Settings(
-        tuple(request.starts), names, arm=request.arm, seed=request.seed, population=request.population
-    )
+        tuple(request.starts), names, arm=request.arm, seed=request.seed, population=request.population,
+        ahead=request.ahead,
+    )  # fmt: skip
+    executor = _executor(request)
     both = request.sizes == "both"
     if request.sizes is None:
         both = (request.budget or 0) >= LONG or (request.evaluations or 0) >= MANY
@@ -79,10 +88,13 @@ def search(request: Request) -> bool:
     with Store(request.store) as store:
         try:
             with (
-                Pool(request.workers, Limits(seconds=600.0), ["optdsl.search.jobs"]) as pool,
+                executor() as workers,
                 live.view() as tick,
             ):
-                engine = Engine(settings, store, pool, genomes, chosen, versions)
+                engine = Engine(settings, store, workers, genomes, chosen, versions)
+                others = len(store.runs()) - 1
+                if others:
+                    print(f"run {store.run} of {store.name}, beside {others} more", file=sys.stderr)
                 if store.phase == "search":
                     budget = None if request.budget is None else SHARE * request.budget
                     engine.search(evaluations=request.evaluations, seconds=budget, tick=tick)
@@ -92,12 +104,31 @@ def search(request: Request) -> bool:
                     Funnel(engine, proof(names, store.noted("both sizes")), tick=tick).run()
         except KeyboardInterrupt:
             finished = False
+        if store.run is None:
+            print("interrupted before it began")
+            return False
         print(report.text(store, _SHOWN), end="")
         if not finished:
             print("interrupted: the same command goes on from here")
         elif store.phase == "finished":
-            print(f"everything is in {request.store}: `optdsl search report {request.store} -o report.html`")
+            chosen_run = f" --run {store.run}" if len(store.runs()) > 1 else ""
+            print(
+                f"everything is in {store.name}: `optdsl search report {store.name}{chosen_run} -o report.html`"
+            )
     return finished
+
+
+def _executor(request: Request) -> Callable[[], Pool | cluster.Cluster]:
+    """What makes the workers; what is wrong with a request is told before anything is made."""
+    limits, preload = Limits(seconds=600.0), ["optdsl.search.jobs"]
+    if request.executor == "local":
+        if request.scheduler is not None:
+            raise ValueError("`--scheduler` goes with `--executor dask`")
+        return lambda: Pool(request.workers or 1, limits, preload)
+    scheduler = cluster.scheduler(request.scheduler)
+    if scheduler is not None and request.workers is not None:
+        raise ValueError(f"`--workers` are for this machine alone: a search takes all those of {scheduler}")
+    return lambda: cluster.Cluster(request.workers or 1, scheduler, limits, preload)
 
 
 def _start(name: str) -> Genome:
@@ -108,18 +139,18 @@ def _start(name: str) -> Genome:
         raise ValueError(f"a search cannot start from `{name}`: it {reason}") from None
 
 
-def write_report(path: Path, out: Path | None) -> None:
-    """The report of a store: as text, or as a page in the file `out`."""
-    with Store(path, write=False) as store:
+def write_report(store: str, out: Path | None, run: int | None = None) -> None:
+    """The report of a run, the last one of the store without: as text, or as a page in the file `out`."""
+    with Store(store, write=False, run=run) as found:
         if out is None:
-            print(report.text(store), end="")
+            print(report.text(found), end="")
             return
-        driver.write(out, report.page(store))
-        print(f"{path} -> {out}")
+        driver.write(out, report.page(found))
+        print(f"{found.name} -> {out}")
 
 
-def write_specs(path: Path, folder: Path) -> None:
-    """The winners of a store as specs."""
-    with Store(path, write=False) as store:
-        for made in export(store, folder):
-            print(f"{path} -> {made}")
+def write_specs(store: str, folder: Path, run: int | None = None) -> None:
+    """The winners of a run as specs."""
+    with Store(store, write=False, run=run) as found:
+        for made in export(found, folder):
+            print(f"{found.name} -> {made}")

@@ -4,7 +4,7 @@
         engine = Engine(Settings(("adamw",), ("digits_mlp/small",)), store, pool)
         engine.search(evaluations=500)
 
-What is proposed as number n depends on the seed, on n, and on the results up to n - AHEAD: neither the number of
+What is proposed as number n depends on the seed, on n, and on the results up to n - `ahead`: neither the number of
 workers nor their speed changes it, nor does an interruption: what the store holds is played again.
 """
 
@@ -40,8 +40,6 @@ from optdsl.search.store import Candidate, Evaluation, Generation, Store
 from optdsl.search.summary import percent
 from optdsl.search.tasks import Task
 
-#: How many are proposed before the first of them has a result.
-AHEAD = 8
 #: Draws for one proposal; then a parent is tuned once more.
 DRAWS = 300
 #: Evaluations between two rows of generations.
@@ -76,7 +74,8 @@ class Settings:
 
     `starts` name specs. A restart comes after `patience` evaluations without a better candidate; `elites` is how
     often a parent comes from the archive. `effort` is spent on each candidate. `changes` are the kinds of changes
-    with their weights; constants are none of them, they are tuned in every evaluation.
+    with their weights; constants are none of them, they are tuned in every evaluation. `ahead` are proposed before
+    the first of them has a result: more workers than that have nothing to do.
     """
 
     starts: tuple[str, ...]
@@ -88,6 +87,7 @@ class Settings:
     patience: int = 300
     crossing: float = 0.15
     elites: float = 0.1
+    ahead: int = 8
     bounds: Bounds = Bounds()
     changes: tuple[tuple[str, float], ...] = tuple((k, w) for k, w in CHANGES.items() if k != "constant")
     effort: Effort = Effort(configurations=16, coarse=3, tuning=(0, 1), fresh=tuple(range(1000, 1006)))
@@ -100,6 +100,8 @@ class Settings:
             raise ValueError("a search needs a start and a task")
         if self.seed < 0:
             raise ValueError(f"a seed is not negative, as {self.seed} is")
+        if self.ahead < 1:
+            raise ValueError("at least one candidate is proposed ahead")
         if self.population < 2 or self.tournament < 1:
             raise ValueError("a population has at least two members, a tournament one")
 
@@ -245,7 +247,7 @@ class Engine:
             with self.store.together():
                 self.store.add([made])
             self.proposed.append(made)
-        while len(self.members) >= starts and len(self.proposed) < len(self.members) + AHEAD:
+        while len(self.members) >= starts and len(self.proposed) < len(self.members) + self.settings.ahead:
             place = len(self.proposed)
             tried = self._drawn(Random(f"{self.settings.seed}/{place}"), place)
             with self.store.together():

@@ -35,7 +35,7 @@ def export(store: Store, folder: str | os.PathLike[str]) -> list[Path]:
         ]
     if not winners:
         raise ValueError(
-            f"{store.path} has nothing to export: no candidate was better than the start on fresh seeds"
+            f"{store.name} has nothing to export: no candidate was better than the start on fresh seeds"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

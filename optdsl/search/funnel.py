@@ -21,7 +21,7 @@ from optdsl.check import check_text
 from optdsl.core.record import record
 from optdsl.ir.program import Program
 from optdsl.search import tasks as known
-from optdsl.search.engine import AHEAD, Engine, Member, Tick, front
+from optdsl.search.engine import Engine, Member, Tick, front
 from optdsl.search.evaluate.tune import LENGTH, Effort, Tuned
 from optdsl.search.jobs import Begin, assess
 from optdsl.search.simplify import replaced, simplify
@@ -243,7 +243,7 @@ class Funnel:
         progress = self.engine.progress
         written = time.monotonic()
         while todo or jobs:
-            while todo and len(jobs) < AHEAD:
+            while todo and len(jobs) < self.engine.settings.ahead:
                 id, name = todo.pop(0)
                 program = express(self.store.candidate(id).genome)
                 begin = {name: Begin(length=self._length(id))}

@@ -17,7 +17,7 @@ from optdsl.search.tasks import Task
 
 
 class Executor(Protocol):
-    """Where jobs are done: `optdsl.search.pool.Pool`, or `Inline`."""
+    """Where jobs are done: `optdsl.search.pool.Pool`, `optdsl.search.cluster.Cluster`, or `Inline`."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> int:
         """Puts a job in the queue, and returns its number."""

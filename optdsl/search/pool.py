@@ -76,8 +76,8 @@ class Outcome:
     attempts: int = 1
 
 
-class Broken(Exception):
-    """Workers do not come up."""
+class Broken(OSError):
+    """Workers do not come up, or are gone."""
 
 
 @record(frozen=False)
@@ -303,13 +303,10 @@ def _work(descriptor: int) -> None:
         importlib.import_module(name)
     if memory is not None:
         _limit_memory(memory)
-    pipe.send(None)
-    while True:
-        try:
-            data = pipe.recv_bytes()
-        except EOFError:
-            return
-        pipe.send(_outcome(data))
+    with contextlib.suppress(EOFError, BrokenPipeError):  # the other side has gone
+        pipe.send(None)
+        while True:
+            pipe.send(_outcome(pipe.recv_bytes()))
 
 
 def _outcome(data: bytes) -> tuple[str, Any, str]:

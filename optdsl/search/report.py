@@ -104,7 +104,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def page(store: Store) -> str:
     """The report as HTML. It depends on what is in the store alone."""
     rows = scored(store)
-    found = {table.title: table for table in tables(store, rows)}
+    found: dict[str, Table | str] = {table.title: table for table in tables(store, rows)}
     first, *more = verdict(store).split("\n")
     settings = store.settings
     starts = ", ".join(settings["starts"])
@@ -129,7 +129,7 @@ def page(store: Store) -> str:
     parts += [f"<nav>{links}</nav></header>"]
     for title, pictures in sections.items():
         names = _PLACES.get(title, ("", title))
-        inner = _inner(title, [found.pop(name) if name else pictures for name in names])
+        inner = _inner(title, [found.pop(name, "") if name else pictures for name in names])
         parts.append(
             f'<section id="{_anchor(title)}"><h2>{esc(title)}</h2>\n' + "\n".join(inner) + "\n</section>"
         )
@@ -152,7 +152,7 @@ _PLACES = {
     "Family tree": ("", "Lineage"),
     "Course of the search": ("", "Course of the search", "Tasks of the search"),
     "Pareto front": ("", "Pareto front", "Best structures of the search"),
-    "Run": ("Run", "Seeds and effort", "Commands"),
+    "Run": ("Run", "Runs in this store", "Seeds and effort", "Commands"),
 }  # fmt: skip
 
 

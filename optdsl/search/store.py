@@ -1,7 +1,9 @@
-"""What a search has done, in one SQLite file: settings, candidates, evaluations, generations, events.
+"""What searches have done, in a file of SQLite or a database of PostgreSQL: runs side by side, each with its
+settings, candidates, evaluations, generations, events.
 
-Rows are only added, in one transaction for each thing that the search has decided: a program that is killed leaves
-what it had decided, and a search goes on from there. One program writes at a time, any number may read.
+A run is that of its settings. Rows are only added, in one transaction for each thing that the search has decided: a
+program that is killed leaves what it had decided, and a search goes on from there. One program at a time writes a
+run, others write other runs, any number may read.
 
 Everything but clock times depends on the settings and the seed alone. Tables of reports are made from here.
 The SQL is what SQLite and PostgreSQL have in common; numbers that may be infinite are in JSON.
@@ -12,46 +14,57 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from optdsl.core.record import record
 from optdsl.core.types import Kind
 from optdsl.ir.program import Hyper, Interval
+from optdsl.search.database import Mismatch, connect
 from optdsl.search.evaluate.tune import Tuned
 from optdsl.search.space.genome import Genome, Ref, Slot, Statement
 
-#: Of the tables. A store of another one is not read.
-SCHEMA = 1
+#: Of the tables. Those of form 1 had one run; they can be read.
+SCHEMA = 2
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS run (
-    one INTEGER PRIMARY KEY CHECK (one = 1), "schema" INTEGER NOT NULL, settings TEXT NOT NULL,
-    versions TEXT NOT NULL, seconds DOUBLE PRECISION NOT NULL, phase TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS candidates (
-    id INTEGER PRIMARY KEY, place INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, genome TEXT NOT NULL,
-    parent INTEGER REFERENCES candidates (id), other INTEGER REFERENCES candidates (id), mutations TEXT NOT NULL,
-    reason TEXT, known TEXT, hash TEXT NOT NULL, structure TEXT NOT NULL,
-    statements INTEGER NOT NULL, states INTEGER NOT NULL, bytes INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS candidates_kind ON candidates (kind);
-CREATE TABLE IF NOT EXISTS evaluations (
-    stage TEXT NOT NULL, candidate INTEGER NOT NULL REFERENCES candidates (id), task TEXT NOT NULL,
-    outcome TEXT NOT NULL, tuned TEXT NOT NULL, effort TEXT NOT NULL, moved DOUBLE PRECISION,
-    seconds DOUBLE PRECISION NOT NULL, PRIMARY KEY (stage, candidate, task));
-CREATE TABLE IF NOT EXISTS generations (
-    number INTEGER PRIMARY KEY, evaluations INTEGER NOT NULL, best DOUBLE PRECISION, median DOUBLE PRECISION,
-    restarts INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS events (
-    number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
-"""
-
-
-class Mismatch(ValueError):
-    """A store that cannot be gone on with: of other settings, another form, or in use."""
+_TABLES = (
+    """CREATE TABLE run (
+    number INTEGER PRIMARY KEY, "schema" INTEGER NOT NULL, settings TEXT NOT NULL, versions TEXT NOT NULL,
+    seconds DOUBLE PRECISION NOT NULL, phase TEXT NOT NULL)""",
+    """CREATE TABLE candidates (
+    run INTEGER NOT NULL REFERENCES run (number), id INTEGER NOT NULL, place INTEGER NOT NULL, kind TEXT NOT NULL,
+    name TEXT NOT NULL, genome TEXT NOT NULL, parent INTEGER, other INTEGER, mutations TEXT NOT NULL, reason TEXT,
+    known TEXT, hash TEXT NOT NULL, structure TEXT NOT NULL, statements INTEGER NOT NULL, states INTEGER NOT NULL,
+    bytes INTEGER NOT NULL, PRIMARY KEY (run, id), FOREIGN KEY (run, parent) REFERENCES candidates (run, id),
+    FOREIGN KEY (run, other) REFERENCES candidates (run, id))""",
+    "CREATE INDEX candidates_kind ON candidates (run, kind)",
+    """CREATE TABLE evaluations (
+    run INTEGER NOT NULL, number INTEGER NOT NULL, stage TEXT NOT NULL, candidate INTEGER NOT NULL,
+    task TEXT NOT NULL, outcome TEXT NOT NULL, tuned TEXT NOT NULL, effort TEXT NOT NULL, moved DOUBLE PRECISION,
+    seconds DOUBLE PRECISION NOT NULL, PRIMARY KEY (run, number), UNIQUE (run, stage, candidate, task),
+    FOREIGN KEY (run, candidate) REFERENCES candidates (run, id))""",
+    """CREATE TABLE generations (
+    run INTEGER NOT NULL REFERENCES run (number), number INTEGER NOT NULL, evaluations INTEGER NOT NULL,
+    best DOUBLE PRECISION, median DOUBLE PRECISION, restarts INTEGER NOT NULL, PRIMARY KEY (run, number))""",
+    """CREATE TABLE notes (
+    run INTEGER NOT NULL REFERENCES run (number), name TEXT NOT NULL, value TEXT NOT NULL,
+    PRIMARY KEY (run, name))""",
+    """CREATE TABLE events (
+    run INTEGER NOT NULL REFERENCES run (number), number INTEGER NOT NULL, time DOUBLE PRECISION NOT NULL,
+    kind TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (run, number))""",
+)
+#: Tables of form 1, which SQLite alone had, as those of today: views that hide them from one connection.
+_FORM_1 = {
+    "run": 'SELECT one AS number, "schema", settings, versions, seconds, phase FROM main.run',
+    "evaluations": "SELECT 1 AS run, rowid AS number, * FROM main.evaluations",
+    **{
+        name: f"SELECT 1 AS run, * FROM main.{name}"
+        for name in ("candidates", "generations", "notes", "events")
+    },
+}
+#: What the next row of a run is numbered.
+_NEXT = "(SELECT COALESCE(MAX(number) + 1, 0) FROM {} WHERE run = ?)"
 
 
 @record
@@ -109,29 +122,50 @@ class Generation:
 
 
 class Store:
-    """The file at `path`; made if there is none, unless it is only read. Use it as a context, or call `close`.
+    """What is at a path, or at postgresql://user@host/name; made if there is none, unless it is only read.
 
-    Raises FileNotFoundError, and Mismatch for what is no store or is written by another program now.
+    A writer begins a run; a reader gets the last one, or number `run`. Use it as a context, or call `close`.
+    Raises FileNotFoundError, ConnectionError, ValueError, and Mismatch for what is no store.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, write: bool = True) -> None:
-        self.path = Path(path)
-        if not write and not self.path.is_file():
-            raise FileNotFoundError(f"there is no store `{self.path}`")
-        self._guard = _only_writer(self.path) if write else None
+    def __init__(
+        self, address: str | os.PathLike[str], *, write: bool = True, run: int | None = None
+    ) -> None:
+        self.run: int | None = None
+        self._db = connect(address, write)
+        self.name = self._db.name
         try:
-            self._db = sqlite3.connect(self.path, isolation_level=None)
-            if write:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-                self._db.executescript(_TABLES)
-            found = self._db.execute('SELECT "schema" FROM run').fetchone()
-        except sqlite3.DatabaseError as error:
+            self._open(write, run)
+        except self._db.error as error:
             self.close()
-            raise Mismatch(f"{self.path} is no store of a search: {error}") from None
-        if found is not None and found[0] != SCHEMA:
+            raise Mismatch(f"{self.name} is no store of a search: {error}") from None
+        except BaseException:
             self.close()
-            raise Mismatch(f"{self.path} was written by another version of optdsl (form {found[0]})")
+            raise
+
+    def _open(self, write: bool, run: int | None) -> None:
+        if write:
+            with self._db.alone():
+                if not self._db.has("run"):
+                    for table in _TABLES:
+                        self._db.execute(table)
+        elif not self._db.has("run"):
+            raise FileNotFoundError(f"there is no store in {self.name}")
+        form = self._db.execute('SELECT MAX("schema") FROM run').fetchone()[0]
+        if form == 1 and not write:
+            for name, query in _FORM_1.items():
+                self._db.execute(f"CREATE TEMP VIEW {name} AS {query}")
+        elif form == 1:
+            raise Mismatch(
+                f"{self.name} was written by an earlier version of optdsl: it can be reported, but not gone on with"
+            )
+        elif form not in (None, SCHEMA):
+            raise Mismatch(f"{self.name} was written by another version of optdsl (form {form})")
+        if not write:
+            numbers = [number for number, *_ in self.runs()]
+            if run is not None and run not in numbers:
+                raise Mismatch(f"{self.name} has no run {run}, but {', '.join(map(str, numbers)) or 'none'}")
+            self.run = run if run is not None else max(numbers, default=None)
 
     def __enter__(self) -> Store:
         """The store itself."""
@@ -142,46 +176,37 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Closes the file, and lets others write."""
-        if db := getattr(self, "_db", None):
-            db.close()
-        if self._guard is not None:
-            with contextlib.suppress(OSError):
-                # while it is held: another program could hold it by then
-                _guard_of(self.path).unlink(missing_ok=True)
-            self._guard.close()
-            self._guard = None
+        """Ends the connection, and lets others write the run."""
+        self._db.close()
 
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> contextlib.AbstractContextManager[None]:
         """All that is written within is there, or none of it."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        return self._db.together()
 
-    # ---- the run ------------------------------------------------------------------------------------------
+    # ---- runs ---------------------------------------------------------------------------------------------
 
     def begin(self, settings: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
-        """Settles what the run is; True for a new one. Raises Mismatch where other settings are in the store."""
-        row = self._db.execute("SELECT settings FROM run").fetchone()
-        if row is None:
-            self._db.execute(
-                "INSERT INTO run VALUES (1, ?, ?, ?, 0, ?)",
-                (SCHEMA, json.dumps(settings), json.dumps(versions), "search"),
-            )
-            return True
-        before, now = json.loads(row[0]), json.loads(json.dumps(settings))
-        other = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if other:
-            told = "; ".join(
-                f"{name} {_short(before.get(name))}, not {_short(now.get(name))}" for name in other
-            )
-            raise Mismatch(f"{self.path} is of a search with other settings: {told}")
-        return False
+        """Takes up the run of these settings; True for a new one. Raises Mismatch where another program is at it."""
+        now = json.loads(json.dumps(settings))
+        with self._db.alone():
+            known = {number: found for number, found, _ in self.runs()}
+            run = next((number for number, found in known.items() if found == now), None)
+            new = run is None
+            if run is None:
+                run = max(known, default=0) + 1
+                self._db.execute(
+                    "INSERT INTO run VALUES (?, ?, ?, ?, 0, ?)",
+                    (run, SCHEMA, json.dumps(settings), json.dumps(versions), "search"),
+                )
+        if not self._db.hold(run):
+            raise Mismatch(f"run {run} of {self.name} is being written by another search")
+        self.run = run
+        return new
+
+    def runs(self) -> list[tuple[int, dict[str, Any], str]]:
+        """Number, settings and phase of each run, in the order in which they were begun."""
+        rows = self._db.execute("SELECT number, settings, phase FROM run ORDER BY number")
+        return [(number, json.loads(settings), phase) for number, settings, phase in rows]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -203,70 +228,76 @@ class Store:
         """What is being done: "search", "funnel" or "finished"."""
         return str(self._run("phase"))
 
+    @property
+    def _number(self) -> int:
+        if self.run is None:
+            raise Mismatch(f"{self.name} holds no run yet")
+        return self.run
+
     def _run(self, column: str) -> Any:
-        row = self._db.execute(f"SELECT {column} FROM run").fetchone()
-        if row is None:
-            raise Mismatch(f"{self.path} holds no run yet")
-        return row[0]
+        return self._db.execute(f"SELECT {column} FROM run WHERE number = ?", (self._number,)).fetchone()[0]
 
     def enter(self, phase: str) -> None:
         """The next phase begins."""
-        self._db.execute("UPDATE run SET phase = ?", (phase,))
+        self._db.execute("UPDATE run SET phase = ? WHERE number = ?", (phase, self._number))
 
     def spend(self, seconds: float) -> None:
         """Adds to the time that the search has worked."""
-        self._db.execute("UPDATE run SET seconds = seconds + ?", (seconds,))
+        self._db.execute("UPDATE run SET seconds = seconds + ? WHERE number = ?", (seconds, self._number))
 
     # ---- candidates and evaluations -----------------------------------------------------------------------
 
     def add(self, candidates: Iterable[Candidate]) -> None:
         """New candidates."""
         rows = [
-            (c.id, c.place, c.kind, c.name, encode(c.genome), c.parent, c.other, json.dumps(c.mutations), c.reason,
-             c.known, c.hash, c.structure, len(c.genome.body), len(c.genome.states), c.genome.bytes_per_parameter())
+            (self._number, c.id, c.place, c.kind, c.name, encode(c.genome), c.parent, c.other,
+             json.dumps(c.mutations), c.reason, c.known, c.hash, c.structure, len(c.genome.body),
+             len(c.genome.states), c.genome.bytes_per_parameter())
             for c in candidates
         ]  # fmt: skip
-        marks = ", ".join("?" * 15)
-        self._db.executemany(f"INSERT INTO candidates VALUES ({marks})", rows)
+        self._db.executemany(f"INSERT INTO candidates VALUES ({_marks(16)})", rows)
 
     def candidates(self, kinds: Sequence[str] = (), *, refused: bool = False) -> Iterator[Candidate]:
         """Those of some kinds (all without), in order; with those that were not evaluated if `refused`."""
-        marks = ", ".join("?" * len(kinds))
-        where = [f"kind IN ({marks})"] if kinds else []
-        where += [] if refused else ["reason IS NULL", "known IS NULL"]
-        clause = f" WHERE {' AND '.join(where)}" if where else ""
-        columns = "id, place, kind, name, genome, parent, other, mutations, reason, known, hash, structure"
-        for row in self._db.execute(f"SELECT {columns} FROM candidates{clause} ORDER BY id", tuple(kinds)):
+        query = f"SELECT {_COLUMNS} FROM candidates WHERE run = ?"
+        query += f" AND kind IN ({_marks(len(kinds))})" if kinds else ""
+        query += "" if refused else " AND reason IS NULL AND known IS NULL"
+        for row in self._db.execute(f"{query} ORDER BY id", (self._number, *kinds)):
             yield _candidate(row)
 
     def candidate(self, id: int) -> Candidate:
         """One of them. Raises KeyError."""
-        columns = "id, place, kind, name, genome, parent, other, mutations, reason, known, hash, structure"
-        row = self._db.execute(f"SELECT {columns} FROM candidates WHERE id = ?", (id,)).fetchone()
+        query = f"SELECT {_COLUMNS} FROM candidates WHERE run = ? AND id = ?"
+        row = self._db.execute(query, (self._number, id)).fetchone()
         if row is None:
             raise KeyError(id)
         return _candidate(row)
 
     def next_id(self) -> int:
         """The number of the next candidate."""
-        return int(self._db.execute("SELECT COALESCE(MAX(id) + 1, 0) FROM candidates").fetchone()[0])
+        query = "SELECT COALESCE(MAX(id) + 1, 0) FROM candidates WHERE run = ?"
+        return int(self._db.execute(query, (self._number,)).fetchone()[0])
 
     def verdicts(self) -> dict[str, int]:
         """How many candidates of the search each filter has answered; "known" from memory, "new" were evaluated."""
         query = (
             "SELECT COALESCE(reason, CASE WHEN known IS NULL THEN 'new' ELSE 'known' END) AS verdict, COUNT(*) "
-            "FROM candidates WHERE kind IN ('start', 'child', 'refined') GROUP BY 1 ORDER BY 2 DESC, 1"
+            "FROM candidates WHERE run = ? AND kind IN ('start', 'child', 'refined') GROUP BY 1"
         )
-        return dict(self._db.execute(query).fetchall())
+        found = self._db.execute(query, (self._number,)).fetchall()
+        return dict(
+            sorted(found, key=lambda row: (-row[1], row[0]))
+        )  # databases do not agree how text is sorted
 
     def evaluated(self, evaluations: Iterable[Evaluation]) -> None:
         """New evaluations."""
+        run = self._number
         self._db.executemany(
-            "INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO evaluations VALUES (?, {_NEXT.format('evaluations')}, {_marks(8)})",
             [
                 (
-                    *(e.stage, e.candidate, e.task, e.outcome, _tuned_text(e.tuned), json.dumps(e.effort)),
-                    *(e.moved, e.seconds),
+                    *(run, run, e.stage, e.candidate, e.task, e.outcome, _tuned_text(e.tuned)),
+                    *(json.dumps(e.effort), e.moved, e.seconds),
                 )
                 for e in evaluations
             ],
@@ -274,76 +305,65 @@ class Store:
 
     def evaluations(self, stage: str, candidate: int | None = None) -> list[Evaluation]:
         """Those of a stage, in the order in which they were written; of one candidate, if that is given."""
-        query = "SELECT * FROM evaluations WHERE stage = ?"
-        values: list[str | int] = [stage]
+        query = "SELECT stage, candidate, task, outcome, tuned, effort, moved, seconds FROM evaluations"
+        query, values = f"{query} WHERE run = ? AND stage = ?", [self._number, stage]
         if candidate is not None:
-            query, values = f"{query} AND candidate = ?", [stage, candidate]
+            query, values = f"{query} AND candidate = ?", [*values, candidate]
         return [
             Evaluation(s, c, t, o, _tuned(tuned), json.loads(effort), moved, seconds)
             for s, c, t, o, tuned, effort, moved, seconds in self._db.execute(
-                f"{query} ORDER BY rowid", values
+                f"{query} ORDER BY number", values
             )
         ]
 
     def stages(self) -> list[str]:
         """The stages that have evaluations."""
-        return [row[0] for row in self._db.execute("SELECT DISTINCT stage FROM evaluations")]
+        query = "SELECT DISTINCT stage FROM evaluations WHERE run = ?"
+        return [row[0] for row in self._db.execute(query, (self._number,))]
 
     # ---- what else there is to tell -----------------------------------------------------------------------
 
     def generation(self, found: Generation) -> None:
         """A generation has ended."""
-        row = (found.number, found.evaluations, found.best, found.median, found.restarts)
+        row = (self._number, found.number, found.evaluations, found.best, found.median, found.restarts)
         self._db.execute(
-            "INSERT INTO generations VALUES (?, ?, ?, ?, ?) ON CONFLICT (number) DO NOTHING", row
+            f"INSERT INTO generations VALUES ({_marks(6)}) ON CONFLICT (run, number) DO NOTHING", row
         )
 
     def generations(self) -> list[Generation]:
         """All of them."""
-        query = "SELECT number, evaluations, best, median, restarts FROM generations ORDER BY number"
-        return [Generation(*row) for row in self._db.execute(query)]
+        query = "SELECT number, evaluations, best, median, restarts FROM generations WHERE run = ? ORDER BY number"
+        return [Generation(*row) for row in self._db.execute(query, (self._number,))]
 
     def note(self, name: str, value: Any) -> None:
         """A decision that what follows rests on, as JSON. It is made once."""
-        self._db.execute("INSERT INTO notes VALUES (?, ?)", (name, json.dumps(value)))
+        self._db.execute("INSERT INTO notes VALUES (?, ?, ?)", (self._number, name, json.dumps(value)))
 
     def noted(self, name: str) -> Any:
         """What was noted, or None."""
-        row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+        query = "SELECT value FROM notes WHERE run = ? AND name = ?"
+        row = self._db.execute(query, (self._number, name)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def event(self, kind: str, text: str) -> None:
         """Something that happened, with the time of the clock."""
+        text = text.replace("\0", "\\0")  # which PostgreSQL has no place for
         self._db.execute(
-            "INSERT INTO events SELECT COALESCE(MAX(number) + 1, 0), ?, ?, ? FROM events",
-            (time.time(), kind, text),
+            f"INSERT INTO events VALUES (?, {_NEXT.format('events')}, ?, ?, ?)",
+            (self._number, self._number, time.time(), kind, text),
         )
 
     def events(self) -> list[tuple[float, str, str]]:
         """Time, kind and text of each."""
-        return self._db.execute("SELECT time, kind, text FROM events ORDER BY number").fetchall()
+        query = "SELECT time, kind, text FROM events WHERE run = ? ORDER BY number"
+        return self._db.execute(query, (self._number,)).fetchall()
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+_COLUMNS = "id, place, kind, name, genome, parent, other, mutations, reason, known, hash, structure"
 
 
-def _guard_of(path: Path) -> Path:
-    return path.with_name(path.name + "-writer")
-
-
-def _only_writer(path: Path) -> sqlite3.Connection:
-    """Holds what only one program can hold, and what the end of that program lets go, whatever ends it."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder `{path.parent}`")
-    guard = sqlite3.connect(_guard_of(path), isolation_level=None, timeout=0.0)
-    try:
-        guard.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        guard.close()
-        raise Mismatch(f"{path} is being written by another search") from None
-    return guard
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
 
 
 # ---- genomes and results as text --------------------------------------------------------------------------
@@ -415,3 +435,6 @@ def _tuned(text: str) -> Tuned | None:
         return None
     lists = {name: tuple(value) for name, value in found.items() if isinstance(value, list)}
     return Tuned(**{**found, **lists})
+
+
+__all__ = ["Candidate", "Evaluation", "Generation", "Mismatch", "Store", "decode", "encode"]

@@ -193,14 +193,18 @@ def why(store: Store) -> str:
 
 
 def tables(store: Store, rows: Sequence[Scored] | None = None) -> list[Table]:
-    """All tables, those without rows, too. `rows` are those of `scored`, if they are known."""
+    """All tables, those without rows, too, but for other runs, which are told of where there are some.
+
+    `rows` are those of `scored`, if they are known.
+    """
     rows = scored(store) if rows is None else rows
     made = [_run(store, rows), _commands(store, rows), _seeds(store, rows), _filters(store), _course(rows)]
     made += [_best(rows), _front(rows), _on_tasks(store, rows), _lineage(store, rows), _funnel(store, rows)]
     made += [*_tested(store), _ablations(store), _events(store), _short(store, rows)]
-    return [
+    made = [
         table if table.rows else replace(table, note=_EMPTY.get(table.title) or why(store)) for table in made
     ]
+    return [_runs(store), *made] if len(store.runs()) > 1 else made
 
 
 #: What is said of tables without rows that do not wait for a winner or the end of the search.
@@ -259,6 +263,16 @@ def _lower(text: str) -> str:
     return text[0].lower() + text[1:].rstrip(".")
 
 
+def _runs(store: Store) -> Table:
+    """What else is in the store."""
+    rows = []
+    for number, settings, phase in store.runs():
+        told = f"{number} (this one)" if number == store.run else str(number)
+        rows.append((told, settings["arm"], ", ".join(settings["starts"]), str(settings["seed"]), phase))
+    head = ("run", "arm", "starts", "seed", "phase")
+    return Table("Runs in this store", head, tuple(rows))
+
+
 def _run(store: Store, rows: Sequence[Scored]) -> Table:
     settings = store.settings
     seconds = store.seconds
@@ -289,12 +303,15 @@ def _commands(store: Store, rows: Sequence[Scored]) -> Table:
         str(settings["seed"]),
     ]
     words += ["--population", str(settings["population"]), "--evaluations", str(max(1, len(rows)))]
+    if settings.get("ahead", 8) != 8:  # stores of the first form had no other number
+        words += ["--ahead", str(settings["ahead"])]
     words += ["--no-proof"] if both is None else ["--sizes", "both" if both else "small"]
+    run = f" --run {store.run}" if len(store.runs()) > 1 else ""
     told = [
         ("the same search", shlex.join([*words, "--store", "again.db"])),
-        ("all of these tables", "optdsl search report run.db"),
-        ("this page", "optdsl search report run.db -o report.html"),
-        ("what was found, as specs", "optdsl search export run.db -o found/"),
+        ("all of these tables", f"optdsl search report run.db{run}"),
+        ("this page", f"optdsl search report run.db{run} -o report.html"),
+        ("what was found, as specs", f"optdsl search export run.db{run} -o found/"),
     ]
     note = (
         "The same results need the same versions and kind of machine, however many workers. run.db is this store. "

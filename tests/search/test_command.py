@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from optdsl import cli
 from optdsl.search import live
 from optdsl.search.command import seconds
-from optdsl.search.engine import Progress
+from optdsl.search.engine import Progress, Settings
 from optdsl.search.store import Store
 
 TASKS = "regression"
@@ -27,11 +28,12 @@ def command(store: Path, *more: str) -> list[str]:
     return ["search", "--from", "sgd", "--tasks", TASKS, "--store", str(store), *more]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+def start(*arguments: str, **how: Any) -> subprocess.Popen[str]:
     path = os.pathsep.join(part for part in sys.path if part)
     return subprocess.Popen(
         [sys.executable, "-m", "optdsl", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path},
+        **how,
     )  # fmt: skip
 
 
@@ -85,6 +87,8 @@ def test_ctrl_c_ends_with_a_report_and_the_same_command_goes_on(tmp_path: Path) 
         (["--evaluations", "0"], "`0` is not a whole number above 0"),
         (["--arm", "luck"], "invalid choice: 'luck'"),
         (["--population", "1"], "at least two members"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "`--scheduler` goes with `--executor dask`"),
+        (["--executor", "slurm"], "invalid choice: 'slurm'"),
         (["--seed", "-1"], "a seed is not negative"),
     ],
 )
@@ -104,23 +108,43 @@ def test_a_store_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
         assert "there is no store" in capsys.readouterr().err
 
 
-def test_a_store_of_other_settings_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_seed_is_another_run_of_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = tmp_path / "run.db"
     with Store(store) as made:
-        made.begin({"seed": 3}, {})
-    before = store.read_bytes()
-    assert cli.main(command(store, "--evaluations", "1")) == 2
-    assert "other settings: seed 3, not 0" in capsys.readouterr().err
-    assert store.read_bytes() == before
+        made.begin(Settings(("sgd",), ("regression/small",), seed=3).plain(), {})
+    assert cli.main(command(store, "--evaluations", "1", "--no-proof", "--seed", "4")) == 0
+    assert f"run 2 of {store}, beside 1 more" in capsys.readouterr().err
+    for more, seed, number in (([], "4", "2 (this one)"), (["--run", "1"], "3", "1 (this one)")):
+        assert cli.main(["search", "report", str(store), *more]) == 0
+        text = capsys.readouterr().out
+        assert f"\n  seed         {seed}\n" in text
+        assert f"\n  {number}  evolution  sgd     {seed}     search\n" in text
+        assert f"  optdsl search report run.db --run {number[0]}\n" in text
+    page = tmp_path / "report.html"
+    assert cli.main(["search", "report", str(store), "-o", str(page)]) == 0
+    assert page.read_text().count("Runs in this store") == 1
+    assert cli.main(["search", "report", str(store), "--run", "3"]) == 2
+    assert "has no run 3, but 1, 2" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else real(name))
-    assert cli.main(command(tmp_path / "run.db", "--evaluations", "1")) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else real(name))
+        assert cli.main(command(tmp_path / "run.db", "--evaluations", "1")) == 2
     assert "a search needs scipy: pip install optdsl[search]" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert cli.main(command(tmp_path / "run.db", "--evaluations", "1", "--executor", "dask")) == 2
+    assert "a cluster needs dask: pip install optdsl[cluster]" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for arguments in (["search", "--store"], ["search", "report"]):
+        assert cli.main([*arguments, "postgresql://user:secret@127.0.0.1:1/name"]) == 2
+        told = capsys.readouterr()
+        assert "a store in PostgreSQL needs psycopg: pip install optdsl[postgres]" in told.err
+        assert "secret" not in told.out + told.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

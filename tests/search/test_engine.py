@@ -64,22 +64,34 @@ def whole(store: Store, executor: Executor | None = None, evaluations: int = 16)
     return Funnel(made, Proof((), (NAME,), (NAME,)), planted, efforts=efforts).run()
 
 
-def content(path: Path) -> dict[str, list[Any]]:
-    """All that is in a store but for times, and for what was proposed and not evaluated."""
-    queries = {
-        "run": "SELECT settings, phase FROM run",
-        "candidates": "SELECT * FROM candidates ORDER BY id",
-        "evaluations": "SELECT stage, candidate, task, outcome, tuned, effort, moved FROM evaluations "
-        "ORDER BY stage, candidate, task",
-        "generations": "SELECT * FROM generations ORDER BY number",
-        "notes": "SELECT * FROM notes ORDER BY name",
-        "events": "SELECT number, kind, text FROM events ORDER BY number",
-    }
+def content(path: Path, run: int = 1) -> dict[str, list[Any]]:
+    """All that a run has left in a file, but for times."""
     db = sqlite3.connect(path)
     try:
-        return {name: db.execute(query).fetchall() for name, query in queries.items()}
+        return rows(db, run)
     finally:
         db.close()
+
+
+def rows(db: Any, run: int = 1) -> dict[str, list[Any]]:
+    """The same of a connection of SQLite or PostgreSQL; sorted here, as these sort text in ways of their own.
+
+    The first three columns of each table are there in every row, and tell rows apart.
+    """
+    columns = {
+        "candidates": "id, place, kind, name, genome, parent, other, mutations, reason, known, hash, structure, "
+        "statements, states, bytes",
+        "evaluations": "stage, candidate, task, outcome, tuned, effort, moved",
+        "generations": "number, evaluations, best, median, restarts",
+        "notes": "name, value",
+        "events": "number, kind, text",
+    }
+    queries = {name: f"SELECT {what} FROM {name} WHERE run = {run}" for name, what in columns.items()}
+    queries["run"] = f"SELECT settings, phase FROM run WHERE number = {run}"
+    return {
+        name: sorted(map(tuple, db.execute(query)), key=lambda row: row[:3])
+        for name, query in queries.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -209,18 +221,17 @@ def test_two_workers_find_the_same_as_none(tmp_path: Path, finished: Path) -> No
 
 _KILLED = """
 import os, random, signal, sys, time
-from pathlib import Path
 from optdsl.search.store import Store
 from tests.search.test_engine import whole
-path, rng = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
+address, rng, most = sys.argv[1], random.Random(int(sys.argv[2])), int(sys.argv[3])
 kills = 0
 while True:
     pid = os.fork()
     if not pid:
-        with Store(path) as store:
+        with Store(address) as store:
             whole(store)
         os._exit(0)
-    if kills < 8:
+    if kills < most:
         time.sleep(rng.uniform(0.05, 1.0))
         os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
@@ -232,17 +243,22 @@ while True:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_killed_at_random_points_it_ends_as_if_it_had_not_been(tmp_path: Path, finished: Path) -> None:
+def kill_and_go_on(address: str, most: int) -> None:
+    """`whole` in a store, by a program that is killed up to so many times; less than three times is a failure."""
     seed = os.environ.get("OPTDSL_SEED", "0")
     print(f"OPTDSL_SEED={seed}")
     path = os.pathsep.join(part for part in sys.path if part)
     done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(tmp_path / "run.db"), seed],
+        [sys.executable, "-c", _KILLED, address, seed, str(most)],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
     )  # fmt: skip
     kills, status = done.stdout.split()
     assert (int(kills) >= 3, status) == (True, "0"), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_killed_at_random_points_it_ends_as_if_it_had_not_been(tmp_path: Path, finished: Path) -> None:
+    kill_and_go_on(str(tmp_path / "run.db"), 8)
     assert content(tmp_path / "run.db") == content(finished)
 
 
@@ -291,19 +307,108 @@ def test_genomes_are_kept_to_the_last_bit() -> None:
         assert digest(live(again)) == digest(live(genome))
 
 
-def test_a_store_is_of_one_search_by_one_program(tmp_path: Path) -> None:
+def test_a_run_is_of_one_program_and_other_runs_of_others(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     with Store(path) as store:
+        assert store.run is None
         engine(store)
-        with pytest.raises(Mismatch, match="written by another search"):
-            Store(path)
+        with Store(path) as other:
+            with pytest.raises(Mismatch, match=r"run 1 of .*run\.db is being written by another search"):
+                engine(other)
+            engine(other, seed=7)
+            assert (store.run, other.run) == (1, 2)
         with Store(path, write=False) as reader:
-            assert reader.settings["seed"] == 0
-        with pytest.raises(Mismatch, match="other settings: seed 0, not 7"):
-            engine(store, seed=7)
+            assert (reader.run, reader.settings["seed"]) == (2, 7)
+        with Store(path, write=False, run=1) as reader:
+            assert (reader.run, reader.settings["seed"]) == (1, 0)
+        with pytest.raises(Mismatch, match="no run 3, but 1, 2"):
+            Store(path, write=False, run=3)
     with Store(path) as store:
         engine(store)
+        assert [(number, settings["seed"]) for number, settings, _ in store.runs()] == [(1, 0), (2, 7)]
     assert [p.name for p in tmp_path.iterdir() if "writer" in p.name] == []
+
+
+_AT_ONCE = """
+import os, sys
+from optdsl.search.store import Store
+from tests.search.test_engine import TINY, engine
+read, write = os.pipe()
+pids = []
+for seed in sys.argv[2:]:
+    pids.append(os.fork())
+    if not pids[-1]:
+        os.close(write)
+        os.read(read, 1)  # nothing comes but the end, for all at once
+        with Store(sys.argv[1]) as store:
+            engine(store, effort=TINY, seed=int(seed)).search(evaluations=5)
+        os._exit(0)
+os.close(write)
+sys.exit(any([os.waitpid(pid, 0)[1] for pid in pids]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_programs_that_search_at_once_in_a_new_file_do_as_each_alone(tmp_path: Path) -> None:
+    path = os.pathsep.join(part for part in sys.path if part)
+    shared, seeds = tmp_path / "shared.db", ["1", "2", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_ONCE, str(shared), *seeds],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Store(shared, write=False) as store:
+        runs = {str(settings["seed"]): number for number, settings, _ in store.runs()}
+    assert sorted(runs) == seeds
+    for seed, run in runs.items():
+        with Store(tmp_path / f"{seed}.db") as store:
+            engine(store, effort=TINY, seed=int(seed)).search(evaluations=5)
+        assert content(shared, run) == content(tmp_path / f"{seed}.db")
+
+
+#: What an earlier version kept: one run in a file.
+_FORM_1 = """
+CREATE TABLE run (
+    one INTEGER PRIMARY KEY CHECK (one = 1), "schema" INTEGER NOT NULL, settings TEXT NOT NULL,
+    versions TEXT NOT NULL, seconds DOUBLE PRECISION NOT NULL, phase TEXT NOT NULL);
+CREATE TABLE candidates (
+    id INTEGER PRIMARY KEY, place INTEGER NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, genome TEXT NOT NULL,
+    parent INTEGER REFERENCES candidates (id), other INTEGER REFERENCES candidates (id), mutations TEXT NOT NULL,
+    reason TEXT, known TEXT, hash TEXT NOT NULL, structure TEXT NOT NULL,
+    statements INTEGER NOT NULL, states INTEGER NOT NULL, bytes INTEGER NOT NULL);
+CREATE TABLE evaluations (
+    stage TEXT NOT NULL, candidate INTEGER NOT NULL REFERENCES candidates (id), task TEXT NOT NULL,
+    outcome TEXT NOT NULL, tuned TEXT NOT NULL, effort TEXT NOT NULL, moved DOUBLE PRECISION,
+    seconds DOUBLE PRECISION NOT NULL, PRIMARY KEY (stage, candidate, task));
+CREATE TABLE generations (
+    number INTEGER PRIMARY KEY, evaluations INTEGER NOT NULL, best DOUBLE PRECISION, median DOUBLE PRECISION,
+    restarts INTEGER NOT NULL);
+CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY, time DOUBLE PRECISION NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
+"""
+
+
+def test_a_store_of_an_earlier_version_has_reports_and_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old.db"
+    db = sqlite3.connect(old)
+    db.executescript(f"PRAGMA journal_mode = WAL; {_FORM_1}")
+    db.execute("ATTACH ? AS new", (str(finished),))
+    for table in ("candidates", "evaluations", "generations", "notes", "events"):
+        columns = ", ".join(row[1] for row in db.execute(f"PRAGMA main.table_info({table})"))
+        db.execute(f"INSERT INTO main.{table} SELECT {columns} FROM new.{table} ORDER BY new.{table}.rowid")
+    db.execute("INSERT INTO main.run SELECT 1, 1, settings, versions, seconds, phase FROM new.run")
+    db.commit()
+    db.close()
+    before = old.read_bytes()
+    with Store(finished, write=False) as store, Store(old, write=False) as earlier:
+        assert report.text(earlier) == report.text(store)
+        assert report.page(earlier) == report.page(store)
+        (first,), (second,) = export(store, tmp_path / "a"), export(earlier, tmp_path / "b")
+    assert first.read_text() == second.read_text()
+    with pytest.raises(Mismatch, match="earlier version of optdsl: it can be reported, but not gone on with"):
+        Store(old)
+    assert old.read_bytes() == before
 
 
 def test_what_is_no_store_is_said(tmp_path: Path) -> None:

@@ -140,14 +140,14 @@ def test_workers_end_with_the_program_even_in_the_middle_of_a_job() -> None:
         assert alive(worker)
         program.kill()
     for _ in range(100):
-        if not alive(worker) or _is_zombie(worker):
+        if not alive(worker) or is_zombie(worker):
             return
         time.sleep(0.05)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker went on")
 
 
-def _is_zombie(pid: int) -> bool:
+def is_zombie(pid: int) -> bool:
     """Nobody may be there to collect an orphan."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as file:
