@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._dynamo.utils import counters
 from torch.optim import lr_scheduler
 
 import optdsl
@@ -27,6 +26,9 @@ WAYS = [
 @pytest.mark.parametrize("make", ["ordinary", "in backward"])
 def test_a_compiled_function_that_trains(make: str, flags: dict[str, Any]) -> None:
     """Forward, backward and step in one, under a scheduler: the weights of the plain function, bit for bit."""
+    # not at the top: it imports Triton, which the tests in its interpreter must be the first to do
+    from torch._dynamo.utils import counters
+
     torch._dynamo.reset()
     counters.clear()
     torch.manual_seed(0)
