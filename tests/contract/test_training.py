@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.utils import counters
 from torch.optim import lr_scheduler, swa_utils
 
 from optdsl.runtime import step_in_backward
@@ -162,6 +161,8 @@ def test_averaged_models(name: str, cls: Any, way: Way) -> None:
 @ways("loop", "foreach", "native")
 def test_a_compiled_step_compiles_nothing_anew(cls: Any, way: Way) -> None:
     """torch.compile leaves the step as it is, whatever a scheduler does; a graph of all cannot be had."""
+    from torch._dynamo.utils import counters  # not at the top: it imports Triton
+
     torch._dynamo.reset()
     params, others = parameters(PLAIN), parameters(PLAIN)
     optimizer, plain = (built(cls, p, way, **usual(cls)) for p in (params, others))
