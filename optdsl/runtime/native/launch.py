@@ -736,10 +736,10 @@ class Meeting:
         else:
             value = self._on_device()
         for result in self.results:
-            if isinstance(value, Tensor):
-                result.copy_(value)
-            else:
+            if not isinstance(value, Tensor):
                 result.fill_(value)
+            elif result is not value:
+                result.copy_(value)
 
     def _on_host(self) -> float:
         entries: list[tuple[int, float, int]] = []
@@ -751,16 +751,16 @@ class Meeting:
         return _together(self.kind, entries)
 
     def _on_device(self) -> Tensor:
-        """The same without waiting for any device: all partial results go to one."""
-        device = next(batch.device for batch, _ in self.parties if not isinstance(batch, CpuBatch))
-        found = self.partials[0]
+        """The same without waiting for any device: all partial results go to one, where the result is put."""
+        place = next(n for n, (batch, _) in enumerate(self.parties) if not isinstance(batch, CpuBatch))
+        found, result = self.partials[0], self.results[place]
         if len(self.partials) > 1:
-            found = torch.cat([x.to(device, non_blocking=True) for x in self.partials])
-        if self.kind == "max":
-            return found.amax()
-        if self.kind == "min":
-            return found.amin()
-        return found.sum() / self.count if self.kind == "mean" else found.sum()
+            found = torch.cat([x.to(result.device, non_blocking=True) for x in self.partials])
+        if self.kind in ("max", "min"):
+            (torch.amax if self.kind == "max" else torch.amin)(found, 0, out=result)
+        else:
+            torch.sum(found, 0, out=result)
+        return result.div_(self.count) if self.kind == "mean" else result
 
 
 def _stages(
