@@ -330,6 +330,7 @@ def _seeds(store: Store, rows: Sequence[Scored]) -> Table:
     for stage, about in {
         **STAGES,
         "simplify": "shortening",
+        "confirm": "shortening, once more",
         "ablation": "ablations",
         "held-out": "held-out",
     }.items():

@@ -23,7 +23,7 @@ from optdsl.search.engine import Engine, Settings
 from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.evaluate.tune import Effort, tune
 from optdsl.search.export import export
-from optdsl.search.funnel import Funnel, Proof
+from optdsl.search.funnel import EFFORTS, Funnel, Proof
 from optdsl.search.jobs import Executor, Inline
 from optdsl.search.pool import Pool
 from optdsl.search.space import Genome, digest, express, live, stress
@@ -60,7 +60,7 @@ def whole(store: Store, executor: Executor | None = None, evaluations: int = 16)
     """A search and all that is behind it, with little effort."""
     made = engine(store, executor, effort=TINY)
     made.search(evaluations=evaluations)
-    efforts = dict.fromkeys(("fresh", "large", "validation", "simplify", "ablation", "held-out"), TINY)
+    efforts = dict.fromkeys(EFFORTS, TINY)
     return Funnel(made, Proof((), (NAME,), (NAME,)), planted, efforts=efforts).run()
 
 
@@ -436,6 +436,14 @@ def test_what_was_begun_together_is_written_together(tmp_path: Path) -> None:
 
 
 # ---- reports and specs ------------------------------------------------------------------------------------
+
+
+def test_seeds_of_all_stages_are_told(finished: Path) -> None:
+    with Store(finished, write=False) as store:
+        (told,) = (table for table in tables(store) if table.title == "Seeds and effort")
+        stages = store.stages()
+    assert {"simplify", "confirm", "ablation", "held-out"} <= set(stages)
+    assert len(told.rows) == len(stages)
 
 
 def test_a_report_depends_on_the_store_alone(finished: Path, tmp_path: Path) -> None:
