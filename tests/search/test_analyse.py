@@ -352,3 +352,29 @@ def test_structures_can_be_remembered_instead() -> None:
         assert tuned.sift(child).known == first[1].hash
     assert tuned.counts["same structure"] == 20
     assert plain.counts["same structure"] == 0
+
+
+#: A rule whose steps are 200 times its learning rate, so that usual ones are far below 1.
+LONG = "m = beta * m + (1 - beta) * g\np = p - lr * (0.1 * p + 200 * {factor} * m / (abs(m) + 1e-6))"
+
+
+@pytest.mark.parametrize("long", [True, False])
+@pytest.mark.parametrize(
+    ("first", "second", "merged"),
+    [
+        ("max(1, lr * c)", "c * max(1, lr)", False),
+        ("c * max(1, lr)", "max(1, lr * c)", False),
+        ("c * max(1, lr)", "c", False),
+        ("c * max(1, lr)", "(c + c) * max(lr, 1) / 2", True),
+    ],
+)
+def test_rules_that_differ_for_large_learning_rates_only_are_two(
+    first: str, second: str, merged: bool, long: bool
+) -> None:
+    """`max(1, lr * c)` and `c * max(1, lr)` are both one constant where learning rates are below 1 and 1 / c."""
+    step, hyper = LONG if long else LONG.replace("200 * ", ""), "beta = 0.9 in [0, 1)\nc = 0.5 in [0, inf)"
+    one, other = (live(spec(step.format(factor=factor), "m = 0", hyper)) for factor in (first, second))
+    sieve = Sieve(WIDE, by_structure=True)
+    assert sieve.sift(one).reason is None
+    found = sieve.sift(other)
+    assert (found.reason, found.known) == (None, digest(one) if merged else None)

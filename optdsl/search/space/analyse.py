@@ -66,10 +66,13 @@ LONG, QUIET, HALF = 64, 24, 44
 EARLY = 10
 
 
-def _probes(seed: int, steps: int, usual: int, shape: tuple[int, int, int], large: float = 0.5) -> Probes:
+def _probes(
+    seed: int, steps: int, usual: int, shape: tuple[int, int, int], large: float = 0.5, fast: float = -1.0
+) -> Probes:
     """Parameters from 0.03 to 10 ** `large`, gradients from 1e-3 to 10, a part of which stays, entries of one tensor
-    ten times apart and more: whatever bends or cuts does so somewhere. Behind these `usual` probes come one each that
-    counts its steps from LATER on, and two each with gradients of about 1e-4 and of about 1e4.
+    ten times apart and more, learning rates from 1e-4 to 10 ** `fast`: whatever bends or cuts does so somewhere.
+    Behind these `usual` probes come one each that counts its steps from LATER on, and two each with gradients of
+    about 1e-4 and of about 1e4.
     """
     rng = np.random.default_rng(seed)
     sizes = [*np.logspace(-3, 1, usual), 0.1, 1.0, 1e-4, 2e-4, 1e4, 3e4]
@@ -78,7 +81,7 @@ def _probes(seed: int, steps: int, usual: int, shape: tuple[int, int, int], larg
     p = 10 ** rng.uniform(-1.5, large, (count, 1, 1, 1)) * rng.normal(size=whole)
     entries, stays = 10 ** rng.uniform(-1.5, 0.5, whole), rng.normal(size=whole)
     g = scale * entries * (rng.normal(size=(steps, *whole)) + 0.5 * stays)
-    lr = rng.permutation(np.logspace(-4, -1, count)).reshape(-1, 1, 1, 1)
+    lr = rng.permutation(np.logspace(-4, fast, count)).reshape(-1, 1, 1, 1)
     later = np.zeros((count, 1, 1, 1))
     later[usual : usual + len(LATER), 0, 0, 0] = LATER
     return Probes(p, g, lr, later)
@@ -100,6 +103,14 @@ def more() -> tuple[Probes, ...]:
         _probes(20230216, 8, 90, (2, 1, 2)),
         _probes(20230219, 5, 6, (2, 32, 32), 1.0),
     )
+
+
+@cache
+def fast() -> Probes:
+    """Learning rates up to 126, for what is cut off or bent only where these are large, or steps are as long as
+    parameters. None is the inverse of a round weight decay, at which a sign is up to rounding.
+    """
+    return _probes(20230224, 6, 26, SHAPE, 0.5, 2.1)
 
 
 @cache
@@ -511,11 +522,23 @@ class Sieve:
 
 def _same(one: Analysis, other: Analysis) -> bool:
     """Whether two of one effect, which a sign or what is cut off can bring about by chance, do the same elsewhere."""
-    for probes in (strained(), *more()):
-        pair = (_effect(x.genome, _slowed(probes, x.length))[0] for x in (one, other))
-        if not next(pair).same(next(pair)):
-            return False
-    return _same_edges(one, other)
+    return (
+        all(_alike(one, other, probes) for probes in (strained(), *more()))
+        and _alike_fast(one, other)
+        and _same_edges(one, other)
+    )
+
+
+def _alike_fast(one: Analysis, other: Analysis) -> bool:
+    """Whether two do the same where learning rates are large: for the steps that they make, or as they are."""
+    return all(_alike(one, other, fast(), factor) for factor in {1.0, one.length, other.length})
+
+
+def _alike(one: Analysis, other: Analysis, probes: Probes, factor: float = 1.0) -> bool:
+    """Whether two have one effect on some probes with learning rates times `factor` over the length of each."""
+    probes = replace(probes, lr=probes.lr * factor)
+    pair = [_effect(x.genome, _slowed(probes, x.length))[0] for x in (one, other)]
+    return pair[0].same(pair[1])
 
 
 def _length(found: Effect) -> float:
