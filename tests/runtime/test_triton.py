@@ -18,6 +18,7 @@ from optdsl.runtime import host
 from optdsl.runtime import optimizer as optimizer_module
 from optdsl.runtime.native import launch
 from optdsl.runtime.native.build import BuildError
+from optdsl.runtime.triton import notes as notes_module
 from tests.backends.interpreted import HERE, interpreted, needs_triton
 from tests.support import ROOT, lacking, module_of, needs_compiler
 
@@ -185,8 +186,10 @@ def test_programs_give_what_the_host_computes() -> None:
     chosen = (WRITTEN, WRITTEN[:2] * 8)
     made = []
     for functions in chosen:
-        notes = host.Notes()
-        made.append(numbers.written(notes, [function(host.Symbol(notes, 0)) for function in functions]))
+        notes = notes_module.Notes()
+        made.append(
+            numbers.written(notes, [function(notes_module.Symbol(notes, 0)) for function in functions])
+        )
     programs = torch.frombuffer(bytearray(b"".join(words for words, _ in made)), dtype=torch.int64)
     operations, slots, rows = max(count for _, count in made), len(WRITTEN), 37
     counts = torch.arange(1, rows + 1, dtype=torch.float64) ** 3
@@ -211,9 +214,9 @@ def test_programs_give_what_the_host_computes() -> None:
 @pytest.mark.parametrize("function", UNWRITTEN)
 def test_what_is_no_program(function: Any) -> None:
     numbers = importlib.import_module("optdsl.runtime.triton.numbers")
-    notes = host.Notes()
-    with pytest.raises(host.Unwritten):
-        numbers.written(notes, [function(host.Symbol(notes, 0))])
+    notes = notes_module.Notes()
+    with pytest.raises(notes_module.Unwritten):
+        numbers.written(notes, [function(notes_module.Symbol(notes, 0))])
 
 
 def test_a_tensor_as_rate_stays_one() -> None:

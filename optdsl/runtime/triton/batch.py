@@ -24,7 +24,6 @@ import triton.language as tl
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.host import Notes, Symbol, Unwritten
 from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
 from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Cohort, Row
@@ -34,6 +33,7 @@ from optdsl.runtime.storage import Code, Half
 from optdsl.runtime.triton import counting, numbers
 from optdsl.runtime.triton.codes import table_of, type_of
 from optdsl.runtime.triton.functions import INTERPRETED, quiet
+from optdsl.runtime.triton.notes import Notes, Symbol, Unwritten
 
 _TYPES = {"f32": tl.float32, "f64": tl.float64, "bf16": tl.bfloat16, "f16": tl.float16}
 _HALVES = (tl.bfloat16, tl.float16)

@@ -11,9 +11,9 @@ from itertools import chain
 import triton
 import triton.language as tl
 
-from optdsl.runtime.host import Notes, Symbol, Unwritten
 from optdsl.runtime.triton.functions import pow_
 from optdsl.runtime.triton.library import greater, lesser
+from optdsl.runtime.triton.notes import Notes, Symbol, Unwritten
 
 #: Registers of a program, the last of which nothing reads, and operations at most.
 REGISTERS = 64
