@@ -100,11 +100,25 @@ class Sqlite:
         self._db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
         if write:
             try:
-                self._db.execute("PRAGMA journal_mode = WAL")
+                self._use_wal()
                 self._db.execute("PRAGMA synchronous = NORMAL")
             except sqlite3.DatabaseError as error:
                 self._db.close()
                 raise Mismatch(f"{path} is no store of a search: {error}") from None
+
+    def _use_wal(self) -> None:
+        """Has changes written ahead. A new file that another process is changing to that, too, is not waited for by
+        SQLite, whatever its timeout.
+        """
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.02)
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> Rows:
         """One statement."""
