@@ -88,7 +88,6 @@ class Symbol(Elsewhere):
         _unwritten
     )
     __mod__ = __rmod__ = __floordiv__ = __rfloordiv__ = __abs__ = __and__ = __or__ = __getattr__ = _unwritten
-    __hash__ = None  # type: ignore[assignment]
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
