@@ -4,8 +4,10 @@ Run as a program, since Triton compiles in a process only what it does not inter
 
     python -m tests.backends.ahead METHOD:TARGET:TYPES...
     python -m tests.backends.ahead random:TARGET:TYPES:FIRST:LAST
+    python -m tests.backends.ahead counting:TARGET:TYPES
 
-It prints a line of JSON for each function of each named method, or of the random programs from FIRST to LAST - 1.
+It prints a line of JSON for each function of each named method, of the random programs from FIRST to LAST - 1, or of
+what counts steps on a device and computes the numbers of a step there.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from triton.compiler import ASTSource
 from optdsl.runtime.native.batch import ARRAYS
 from optdsl.runtime.native.spec import Kernel, Native
 from optdsl.runtime.storage import AT_RANDOM, Half
+from optdsl.runtime.triton import counting as counts
+from optdsl.runtime.triton import numbers
 from optdsl.runtime.triton.batch import (
     BLOCK,
     OPTIONS,
@@ -173,6 +177,30 @@ def compiled(job: Job, kernel: Kernel, function: Any) -> Any:
     return triton.compile(source, target=TARGETS[job.target], options=options)
 
 
+def counting(target: str, types: str) -> Iterator[tuple[Job, Any]]:
+    """What the runtime launches beside kernels where steps are counted on the device, compiled."""
+    real = TYPES[types][0]
+    of_table = {"skip": "*fp32", "GUARD": True, "WIDTH": 30, "FIRST": 28, "HOSTS": 2}
+    of_numbers = {"program_of": "*i64", "REAL": real, "SLOTS": 9, "WORDS": numbers.HEAD + 9, "PITCH": 10}
+    of_numbers |= {"slots": "*fp64" if real is tl.float64 else "*fp32"}
+    of_numbers |= {"REGISTERS": numbers.REGISTERS, "ROWS": numbers.ROWS}
+    pointers = {"table": "*i64", "programs": "*i64", "counts": "*fp64", "hosts": "*fp64"}
+    pointers |= {"rows": "i32", "operations": "i32"}
+    options: dict[str, Any] = {**OPTIONS, "num_warps": 4}
+    if TARGETS[target].backend == "hip":
+        options.pop("enable_reflect_ftz", None)
+    functions = ((counts.count, of_table), (counts.keep, of_table), (numbers.compute, of_numbers))
+    for function, settings in functions:
+        known = {**pointers, **settings}
+        signature = {name: known[name] for name in function.arg_names}
+        constants = {name: value for name, value in signature.items() if name.isupper()}
+        signature |= dict.fromkeys(constants, "constexpr")
+        source = ASTSource(function, signature=signature, constexprs=constants, attrs={})
+        name = function.fn.__name__
+        job = Job("counting", name, False, 0, 0, False, True, False, target, types)
+        yield job, triton.compile(source, target=TARGETS[target], options=options)
+
+
 def found(binary: Any, target: str) -> Found:
     """What is in a compiled function."""
     if target == "gfx942":
@@ -215,6 +243,10 @@ def main(arguments: list[str]) -> None:
     """Compiles all functions of the methods named, as `method:target:types`."""
     for argument in arguments:
         method, target, types, *seeds = argument.split(":")
+        if method == "counting":
+            for job, binary in counting(target, types):
+                print(json.dumps({"job": asdict(job), "found": asdict(found(binary, target))}), flush=True)
+            continue
         classes = random_classes(*map(int, seeds)) if seeds else [(method, shipped(method))]
         for name, cls in classes:
             for job, kernel, function in jobs(name, cls, target, types):

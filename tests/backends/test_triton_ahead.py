@@ -72,6 +72,16 @@ def test_other_types(types: str, kept: Path) -> None:
     assert [c for job, what in found for c in machine_code.complaints(job, what)] == []
 
 
+def test_counting_on_a_device(kept: Path) -> None:
+    """What counts steps and computes their numbers there belongs to no method."""
+    targets = ("sm_80", "sm_90", "gfx942")
+    names = [f"counting:{target}:{types}" for target in targets for types in ("f32", "f64")]
+    found = results(names, kept)
+    assert {job["function"] for job, _ in found} == {"count", "keep", "compute"}
+    assert [c for job, what in found for c in machine_code.complaints(job, what)] == []
+    assert max(what["registers"] for _, what in found) < 255  # all there are
+
+
 def test_random_programs(kept: Path) -> None:
     """What the interpreter takes, a compiler need not: it wants to know the type of everything."""
     found = results(["random:sm_90:f32:100:105"], kept)

@@ -207,6 +207,22 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, cache, which, before):
     with_kernels()
 
 
+def test_interrupted_while_a_compiler_begins(tmp_path, monkeypatch):
+    begin, begun = subprocess.Popen, []
+
+    def interrupted(*args, **settings):
+        begun.append(begin(*args, **settings))
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # the exception would come here
+        return begun[0]
+
+    monkeypatch.setattr(build.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build._compile(["sleep", "1000"], tmp_path)
+    assert begun[0].returncode == -signal.SIGKILL
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @EACH
 def test_a_killed_build_disturbs_nobody(tmp_path, cache, which, before):
     hang = [f"echo $$ > {tmp_path}/pid", f"> {tmp_path}/begun", "exec sleep 1000"]

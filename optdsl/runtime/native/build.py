@@ -230,24 +230,44 @@ def _clean(folder: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _interrupted_afterwards() -> Iterator[None]:
+    """Has Ctrl-C come when this is over: a process that is begun would be left alone by it."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield  # no exception comes here
+        return
+    came: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            usual(*came[0])
+
+
 def _compile(command: list[str], work: Path) -> str | None:
     """None, or what the compiler says is wrong. Raises BuildError if it hangs, and OSError."""
+    process = None
     with open(work / "log", "w+b") as log:
         try:
-            # a session of its own: what it starts is ended with it
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "TMPDIR": str(work)},
-            )
-        except OSError as error:
-            return str(error)
-        try:
+            with _interrupted_afterwards():
+                # a session of its own: what it starts is ended with it
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    env={**os.environ, "TMPDIR": str(work)},
+                )
             status = process.wait(TIMEOUT)
         except BaseException as error:
+            if process is None:
+                if isinstance(error, OSError):
+                    return str(error)
+                raise
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()

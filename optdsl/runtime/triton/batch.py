@@ -127,6 +127,12 @@ def registers_of_pass(types: Sequence[Any], widest: int | None) -> dict[str, int
 REGISTERS_BETWEEN = {"maxnreg": 128}
 
 
+#: The cohort and column under which it is known which sign all gradients get.
+_SIGN = 0, 0
+#: A function, programs, arguments and settings.
+_Launched = tuple[Any, int, tuple[Any, ...], Mapping[str, Any]]
+
+
 class TritonBatch(Batch):
     """Rows whose kernel is made of Triton functions."""
 
@@ -179,6 +185,8 @@ class TritonBatch(Batch):
             self.of_between |= REGISTERS_BETWEEN
         #: What is launched is compiled with, once it is known.
         self.known_settings: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+        #: What is launched when no step can be skipped, by sweeps and whether all addresses are multiples of 16.
+        self.known_launches: dict[tuple[int, int, bool], list[_Launched]] = {}
 
     def _allocate(self) -> None:
         """What the device has of the table: rows, chunks, addresses of gradients, numbers."""
@@ -375,14 +383,12 @@ class TritonBatch(Batch):
                 self.send()
                 if self.counts_here:
                     self._count()
-            sweeps = self.kernel.sweeps
-            for k in range(first, min(last, sweeps)):
-                self._between(k, fold=k > first, compute=True)
-                self._pass(k)
-                if self.kernel.library is not None and self.kernel.library[0] == k:
+            for function, programs, arguments, settings in self._launches(first, last):
+                if function is None:
                     self.run_library()
-            self._between(min(last, sweeps), fold=last > first, compute=last > sweeps)
-        if last > sweeps:
+                else:
+                    launch(function, programs, arguments, settings)
+        if last > self.kernel.sweeps:
             if self.counts_here:
                 self._keep_hosts()
             else:
@@ -411,10 +417,28 @@ class TritonBatch(Batch):
             return nullcontext()
         return torch.cuda.device(self.device)
 
-    def _pass(self, k: int) -> None:
-        if self.programs and self.passes[k] is not None:
-            arguments = (self.rows_here, self.chunks, self.gradients, self.skip)
-            launch(self.passes[k], self.programs, arguments, self._pass_settings(k, self.aligned))
+    def _launches(self, first: int, last: int) -> list[_Launched]:
+        """What `run` launches, in order: functions, how many programs of each, arguments and settings; a function
+        that is None is what the kernel leaves to torch.
+        """
+        mark = first, last, self.aligned
+        found = self.known_launches.get(mark) if self.skip is None else None
+        if found is None:
+            found = list(self._find_launches(first, last))
+            if self.skip is None:
+                self.known_launches[mark] = found
+        return found
+
+    def _find_launches(self, first: int, last: int) -> Iterator[_Launched]:
+        sweeps, library = self.kernel.sweeps, self.kernel.library
+        for k in range(first, min(last, sweeps)):
+            yield from self._between(k, fold=k > first, compute=True)
+            if self.programs and self.passes[k] is not None:
+                arguments = (self.rows_here, self.chunks, self.gradients, self.skip)
+                yield self.passes[k], self.programs, arguments, self._pass_settings(k, self.aligned)
+            if library is not None and library[0] == k:
+                yield None, 0, (), {}
+        yield from self._between(min(last, sweeps), fold=last > first, compute=last > sweeps)
 
     def _pass_settings(self, k: int, aligned: bool) -> Mapping[str, Any]:
         """What a pass is compiled with."""
@@ -427,7 +451,7 @@ class TritonBatch(Batch):
             self.known_settings[k, aligned, self.skip is None] = known
         return known
 
-    def _between(self, k: int, fold: bool, compute: bool) -> None:
+    def _between(self, k: int, fold: bool, compute: bool) -> Iterator[_Launched]:
         function = self.between[k]
         if function is None or not (fold or compute):
             return
@@ -436,7 +460,7 @@ class TritonBatch(Batch):
         if settings is None:
             settings = {**self.settings, **self.of_between, "FOLD": fold, "COMPUTE": compute}
             self.known_settings[mark] = settings
-        launch(function, len(self.rows), (self.rows_here, self.skip), settings)
+        yield function, len(self.rows), (self.rows_here, self.skip), settings
 
     # ---- steps counted on the device ----------------------------------------------------------------------
 
@@ -450,7 +474,7 @@ class TritonBatch(Batch):
         sign: float | Tensor = -1.0 if self.group.maximize else 1.0
         if self.group.scale is not None:
             sign = sign / self.group.scale.to(self.device, torch.float64)
-        self._put(0, 0, sign, None)
+        self._put(*_SIGN, sign, None)
         if self.rounded:
             self.columns[-1].copy_(self.counts)
         self.new_hosts = self.hosts.clone() if hosts else self.hosts
@@ -473,7 +497,7 @@ class TritonBatch(Batch):
             self.programs_of = values
         if self.operations is None:
             return False
-        self.put.clear()
+        self.put = {place: value for place, value in self.put.items() if place == _SIGN}
         rows = len(self.rows)
         arguments = (self.programs_here, self.program_of, self.counts, self.slots, rows, self.operations)
         launch(numbers.compute, -(-rows // numbers.ROWS), arguments, self.of_numbers)
