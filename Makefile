@@ -22,7 +22,7 @@ test: env-dev ## lint, types, tests (of generated files, too)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
-	OMP_NUM_THREADS=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-0.25}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-0.2}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup
 
 test-all: env-dev ## the tests on every method and many random programs, which takes hours
 	OMP_NUM_THREADS=1 OPTDSL_FULL=1 OPTDSL_FUZZ="$${OPTDSL_FUZZ:-2}" "$(BIN)/python" -m pytest -n 2 --dist loadgroup

@@ -19,8 +19,8 @@ from tests.backends.interpreted import SWITCH, needs_triton
 from tests.support import NAMES, PICKED, ROOT, WITHOUT_KERNELS, good, python
 
 pytestmark = needs_triton
-#: With OPTDSL_FULL many, else those of each sort: elements, rows, sums, by tensors and by groups.
-AGAIN = PICKED if os.environ.get("OPTDSL_FULL") else ["adamw", "lamb", "sm3", "sgd", "dog", "rprop"]
+#: With OPTDSL_FULL many, else those of each sort: elements, sums by tensors, rows, sums by groups.
+AGAIN = PICKED if os.environ.get("OPTDSL_FULL") else ["adamw", "lamb", "sm3", "dog"]
 SAMPLE = ("adamw", "lion", "signsgd")
 
 
@@ -54,7 +54,7 @@ def test_record_is_of_all() -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
 def test_record_is_true(target: str, kept: Path) -> None:
-    methods = AGAIN if target == "sm_90" else AGAIN[:3]
+    methods = AGAIN if target == "sm_90" else AGAIN[:2]
     found = results([f"{method}:{target}:f32" for method in methods], kept)
     assert [c for job, what in found for c in machine_code.complaints(job, what)] == []
     known = machine_code.record()
@@ -84,7 +84,7 @@ def test_counting_on_a_device(kept: Path) -> None:
 
 def test_random_programs(kept: Path) -> None:
     """What the interpreter takes, a compiler need not: it wants to know the type of everything."""
-    found = results(["random:sm_90:f32:100:105"], kept)
+    found = results(["random:sm_90:f32:101:103", "random:sm_90:f32:104:106"], kept)
     assert len({job["method"] for job, _ in found}) > 2
     # functions of NVIDIA's library keep large angles on a stack, in many registers, in double precision
     library = ("registers", "stack", "spills", "doubles")
