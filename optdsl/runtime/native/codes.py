@@ -18,8 +18,11 @@ _PLACES, _LAST = 16, 63
 #: Bytes in a line of the cache.
 _LINE = 64
 
-#: MARGIN of codes.h.
-_MARGIN = 8 / 65536
+#: MARGIN of codes.h, and its shapes.
+_MARGIN = 8
+_EVEN, _SQUARES, _PIECES, _FEW = range(4)
+#: `steps` and `least` of a shape of few entries: so y * steps + least has 32 places, none of them with two bounds.
+_STRETCH = 0.93, 0.065
 
 #: What codes.h calls the forms of an array in bfloat16.
 _FORMS = {AT_RANDOM: 16, "bf16+8": 24, "bf16+16": 32, "bf16+kahan": 33}
@@ -35,26 +38,29 @@ def table_of(code: Code | Half) -> Any:
         return ctypes.create_string_buffer(struct.pack("2q", _FORMS[code.form], code.site))
     values = torch.zeros(256)
     values[: len(code.values)] = code.values
-    root, even = code.name in ("q8_sqrt", "q4"), code.name != "q8"
-    most = 2**code.bits - 1 if code.positive else 2 ** (code.bits - 1) - 1
-    if even:
+    shape = {"q8": _PIECES, "q8_sqrt": _SQUARES, "q4": _FEW}.get(code.name, _EVEN)
+    steps, least, split = 0.0, 2.0**-29, [0] * _PLACES
+    columns, top = [[0.0] * _PLACES] * 2, [0.0] * _PLACES
+    if shape == _FEW:
+        steps, least = _STRETCH
+        split = _carries(code, steps, least)
+    elif shape == _PIECES:
+        split, *columns, top = _placed(_pieces(code), 0.0 if code.positive else least)
+    else:
         # entries are multiples of 1 / count, or squares of these; the first is 0 but for positive ones
+        most = 2**code.bits - 1 if code.positive else 2 ** (code.bits - 1) - 1
         count = float(most + code.positive)
         steps = count * count
-        least = (1.0 if code.positive else 0.3) / (steps if root else count)
+        least = (1.0 if code.positive else 0.3) / (steps if shape == _SQUARES else count)
         half = -0.5 if code.positive else 0.5
-        split, columns = [0] * _PLACES, [[1.0 if root else count] * _PLACES, [half] * _PLACES]
-        top = [float(most)] * _PLACES
-    else:
-        steps, least = 0.0, 2.0**-29
-        split, *columns, top = _placed(_pieces(code))
-    # the base makes the entry the upper bits, see encode_wide_
+        columns = [[count] * _PLACES, [half] * _PLACES]
+    # the base makes k the upper bits, see step_
     base = 256.0 if code.positive else 128.0
-    factor, shift = columns[0], [x + base + _MARGIN for x in columns[1]]
+    factor, shift = columns[0], [x + base + _MARGIN / 65536 for x in columns[1]]
     tops = (torch.tensor(top) + base + 0.5).view(torch.int32).to(torch.int64) << code.positive
     return _aligned(
-        struct.pack("5q2f16x", code.bits, code.zero, root, not even, code.positive, steps, least)
-        + struct.pack("16i32f16I", *split, *factor, *shift, *tops.tolist())
+        struct.pack("4q2f24x", code.bits, code.zero, shape, code.positive, steps, least)
+        + struct.pack("32I32f16I", *split, *[0] * (32 - len(split)), *factor, *shift, *tops.tolist())
         + values.numpy().tobytes()
         + values.view(torch.uint8).view(256, 4).T.contiguous().numpy().tobytes()
         + _buckets(code.bounds.cpu()).numpy().tobytes()
@@ -113,9 +119,9 @@ def _pieces(code: Code) -> list[Piece]:
     return [*pieces, (values[last - 1], slope, last - bounds[last - 1] * slope, float(last))]
 
 
-def _placed(pieces: list[Piece]) -> tuple[list[int], list[float], list[float], list[float]]:
-    """Split, factors, shifts and tops by place."""
-    bits = [struct.unpack("i", struct.pack("f", max(start, 0.0)))[0] for start, *_ in pieces]
+def _placed(pieces: list[Piece], added: float) -> tuple[list[int], list[float], list[float], list[float]]:
+    """Split, factors, shifts and tops by place, of y + added."""
+    bits = [_bits(max(start + added, 0.0)) for start, *_ in pieces]
     split, found = [0] * _PLACES, [pieces[0]] * _PLACES
     for place in range(_LAST - _PLACES + 2, _LAST + 2):
         found[place % _PLACES] = [p for p, b in zip(pieces, bits, strict=True) if b <= place << 24][-1]
@@ -123,4 +129,26 @@ def _placed(pieces: list[Piece]) -> tuple[list[int], list[float], list[float], l
         assert len(inside) <= 1
         split[place % _PLACES] = ((place + 1 << 24) - inside[0]) if inside else 0
     _, factors, shifts, tops = map(list, zip(*found, strict=True))
-    return split, factors, shifts, tops
+    return split, factors, [s - f * added for s, f in zip(shifts, factors, strict=True)], tops
+
+
+def _carries(code: Code, steps: float, least: float) -> list[int]:
+    """Split of a shape of few entries: what makes a carry into bit 24 for the larger ones of each place."""
+    bounds = [_bits(float(x) * steps + least) for x in code.bounds[code.zero :]]
+    split = [0] * 32
+    first, last = _bits(least) >> 20, _bits(steps + least) >> 20
+    assert last - first < 32
+    for place in range(first, last + 1):
+        # 16 more, for upper bits that are not taken for lower ones that are too close to call
+        below = sum(b < place << 20 for b in bounds) + 16
+        inside = [b for b in bounds if place << 20 <= b < place + 1 << 20]
+        assert len(inside) <= 1
+        assert all(_MARGIN < b % 2**20 < 2**20 - _MARGIN for b in inside)
+        start = ((below + 1) << 24) - inside[0] + _MARGIN if inside else (below << 24) - (place << 20)
+        split[place % 32] = start % 2**32
+    return split
+
+
+def _bits(x: float) -> int:
+    """Of a float32 number."""
+    return int(struct.unpack("i", struct.pack("f", x))[0])
