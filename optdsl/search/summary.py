@@ -247,6 +247,8 @@ def _short(store: Store, rows: Sequence[Scored]) -> Table:
     again = [mean_ratio(found, fresh[base]) for id, found in fresh.items() if id != base and base in fresh]
     if again:
         told.append(("best on fresh seeds", f"{percent(min(again))}, of {len(again)} finalists"))
+    if again and store.noted("verdict") is not None:
+        told.append(("refused", _refused(store, rows)))
     both = tested(store)
     if both is not None:
         for name, found in both[1].against.items():
@@ -429,23 +431,79 @@ def _front(rows: Sequence[Scored]) -> Table:
 
 
 def _funnel(store: Store, rows: Sequence[Scored]) -> Table:
-    ids = store.noted("finalists") or []
-    base = store.noted("base")
     search = {row.candidate.id: row.score for row in rows}
-    by_stage = {stage: measured(store, stage) for stage in STAGES}
-    by_stage = {stage: found for stage, found in by_stage.items() if found}
+    found = finalists(store)
+    stages = [stage for stage in STAGES if any(stage in scores for scores, _ in found.values())]
     made = []
-    for id in ids:
-        candidate = store.candidate(id)
-        line = [str(id), str(candidate.parent), percent(search.get(candidate.parent or 0, math.inf))]
-        for found in by_stage.values():
-            line.append(percent(mean_ratio(found[id], found[base])) if id in found and base in found else "-")
-        made.append(tuple(line))
-    head = ("finalist", "candidate", "search score", *(STAGES[stage] for stage in by_stage))
+    for id, (scores, ended) in found.items():
+        parent = store.candidate(id).parent
+        line = [percent(scores[stage]) if stage in scores else "-" for stage in stages]
+        made.append((str(id), str(parent), percent(search.get(parent or 0, math.inf)), *line, ended))
+    head = (
+        "finalist",
+        "candidate",
+        "search score",
+        *(STAGES[stage] for stage in stages),
+        "what became of it",
+    )
     note = (
         "Loss against the start, both tuned alike. What the search saw and fresh seeds do not show was luck."
     )
     return Table("Funnel", head, tuple(made), note)
+
+
+def finalists(store: Store) -> dict[int, tuple[dict[str, float], str]]:
+    """The finalists: the mean log ratio to the start at each stage that they came to, and what became of them."""
+    verdict, base = store.noted("verdict"), store.noted("base")
+    by_stage = {stage: measured(store, stage) for stage in STAGES}
+    by_stage = {stage: found for stage, found in by_stage.items() if base in found}
+    scores = {
+        id: {stage: mean_ratio(found[id], found[base]) for stage, found in by_stage.items() if id in found}
+        for id in store.noted("finalists") or []
+    }
+    stages = list(by_stage)
+    over = stages if verdict else stages[:-1]  # the last one may be under way
+    winner = verdict and verdict["winner"]
+    origin = None if winner is None else store.candidate(winner).parent
+    made = {}
+    for id, mine in scores.items():
+        out = next((stage for stage in over if not mine.get(stage, -1) < 0), None)
+        if out is not None:
+            ended = f"{_OUT} {STAGES[out]}"
+        elif id == origin:
+            ended = "the winner"
+        elif any(stage not in mine for stage in stages):
+            ended = f"others were better on {STAGES[list(mine)[-1]]}" if mine else "failed"
+        elif verdict is None:
+            ended = ""
+        else:  # the best of those that are left are tried first
+            first = origin is None or mine[stages[-1]] < scores[origin][stages[-1]]
+            ended = "stress breaks it" if first else "another one was better"
+        made[id] = mine, ended
+    return made
+
+
+#: What became of a finalist that was no better than the start, but for where.
+_OUT = "out: no better than the start on"
+
+
+def _refused(store: Store, rows: Sequence[Scored]) -> str:
+    """How many finalists looked better than the start and were not, and the one that looked best of these."""
+    found = finalists(store)
+    search = {row.candidate.id: row.score for row in rows}
+    out = [
+        (search.get(store.candidate(id).parent or 0, math.inf), id)
+        for id, (_, ended) in found.items()
+        if ended.startswith(_OUT)
+    ]
+    if not out:
+        return f"none of {len(found)} finalists: all that were tested on were better than the start"
+    score, id = min(out)
+    stage, last = list(found[id][0].items())[-1]
+    return (
+        f"{len(out)} of {len(found)} finalists; one looked like {percent(score)} in the search (candidate "
+        f"{store.candidate(id).parent}) and is {percent(last)} on {STAGES[stage]}"
+    )
 
 
 def tested(store: Store) -> tuple[int, Tested] | None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -115,6 +116,43 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         pytest.skip("no Chromium to look at pages with: on Debian it is `apt-get install chromium`")
     with Browser(path, tmp_path_factory.mktemp("browser")) as found:
         yield found
+
+
+# ---- tables -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ending", "out"), [("better", 3), ("nothing", 5), ("tests", None)])
+def test_the_funnel_says_what_became_of_each_finalist(
+    stores: dict[str, Path], ending: str, out: int | None
+) -> None:
+    """What looked better in the search and was not is told by number, in the table and in short."""
+    with Store(stores[ending], write=False) as store:
+        found = {table.title: table for table in tables(store)}
+        fresh, search = measured(store, "fresh"), measured(store, "search")
+        ids, base = store.noted("finalists"), store.noted("base")
+        origins = {i: store.candidate(i).parent for i in ids}
+    ended = {int(row[0]): row[-1] for row in found["Funnel"].rows}
+    (told,) = [row[1] for row in found["In short"].rows if row[0] == "refused"] or [""]
+
+    def score(results: dict[int, Any], id: int | None, against: int) -> float:
+        logs = [np.log(r.losses) - np.log(results[against][t].losses) for t, r in results[id].items()]
+        return float(np.mean(logs))
+
+    worse = {i for i in ids if score(fresh, i, base) > 0}
+    assert list(ended) == ids
+    if out is None:  # the tests are not finished
+        assert set(ended.values()) == {""}
+        assert told == ""
+        return
+    assert len(worse) == out
+    assert {i for i, text in ended.items() if text == "out: no better than the start on fresh seeds"} == worse
+    assert [i for i, text in ended.items() if text == "the winner"] == (ids[:1] if ending == "better" else [])
+    looked = min(worse, key=lambda i: score(search, origins[i], 0))
+    at = [np.expm1(score(search, origins[looked], 0)), np.expm1(score(fresh, looked, base))]
+    assert told == (
+        f"{out} of 5 finalists; one looked like {100 * at[0]:+.1f} % in the search (candidate {origins[looked]}) and "
+        f"is {100 * at[1]:+.1f} % on fresh seeds"
+    )
 
 
 # ---- in a browser -----------------------------------------------------------------------------------------
