@@ -74,14 +74,18 @@ def test_pairs_are_of_programs_that_are_written_differently(
 
     def apart(one: object, other: object, given: object) -> float:
         asked.append((str(one), str(other)))
-        return 1.0 if len(asked) == 3 else 0.0
+        # the third pair differs, as it was made and simplified; the fifth as it was made alone
+        return 1.0 if len(asked) in (3, 4, 6) else 0.0
 
     monkeypatch.setattr(measures, "apart", apart)
-    found = measures.pairs(12, 3, 1.0)
-    assert found["pairs"] == sum(found["counts"].values()) == len(set(asked)) == 12
-    assert all(one != other for one, other in asked)
-    ((wrong),) = found["wrong"]
-    assert (wrong["one"], wrong["other"]) == asked[2]
+    found = measures.pairs(12, 3, 5.0)
+    assert found["pairs"] == sum(found["counts"].values()) == 12
+    made = [pair for n, pair in enumerate(asked) if n not in (3, 6)]
+    assert len(set(made)) == 12
+    assert all(one != other for one, other in made)
+    assert [(row["one"], row["other"]) for row in found["apart"]] == [asked[2], asked[5]]
+    assert [row["simplified"] for row in found["apart"]] == [1.0, 0.0]
+    assert found["wrong"] == 1
 
 
 def test_arms_are_compared_on_tasks_that_they_have_not_seen(
