@@ -340,7 +340,8 @@ def pairs(wanted: int, seed: int, minutes: float) -> dict[str, Any]:
             print(told(), flush=True)
     print(told())
     return {
-        "seed": seed, "pairs": sum(counts.values()), "counts": dict(counts), "apart": apart_,
+        "seed": seed, "pairs": sum(counts.values()), "counts": dict(counts),
+        "apart": [{k: None if v == math.inf else v for k, v in row.items()} for row in apart_],
         "wrong": sum(row["simplified"] > FAR for row in apart_), "programs": sieve.counts["all"],
         "seconds": time.process_time() - begin,
     }  # fmt: skip
