@@ -363,6 +363,7 @@ def _search_options(command: _Command) -> None:
         "  optdsl search --from adamw --budget 30m --store run.db --workers 2\n"
         "  optdsl search --from my.opt --from lion --tasks digits_mlp,regression --evaluations 2000 --store run.db\n"
         "  optdsl search --from adamw --arm tuning --budget 30m --store tuning.db\n"
+        "  optdsl search --from adamw --objectives state-bytes,loss --budget 30m --store small.db\n"
         "  optdsl search --from adamw --budget 8h --executor dask --scheduler tcp://host:8786 --ahead 64 \\\n"
         "      --store postgresql://user@host/searches\n"
         "  optdsl search report run.db -o report.html\n"
@@ -449,6 +450,14 @@ def _search_options(command: _Command) -> None:
         default=100,
         metavar="N",
         help="how many may have children (default: 100)",
+    )
+    search.add_argument(
+        "--objectives",
+        type=_comma(str),
+        default=["loss"],
+        metavar="NAMES",
+        help="what is to be small, the most important first, with commas: loss, state-bytes, step-bytes (default: "
+        "loss)",
     )
     search.add_argument(
         "--sizes",
@@ -711,6 +720,7 @@ def _search(options: argparse.Namespace) -> int:
         scheduler=options.scheduler,
         population=options.population,
         ahead=options.ahead,
+        objectives=options.objectives,
         budget=budget,
         evaluations=options.evaluations,
         sizes=options.sizes,

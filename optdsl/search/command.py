@@ -18,6 +18,7 @@ from optdsl.search import cluster, live, report, tasks
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.export import export
 from optdsl.search.funnel import Funnel, proof
+from optdsl.search.objectives import LOSS
 from optdsl.search.pool import Limits, Pool
 from optdsl.search.space import Genome, Refused, start
 from optdsl.search.store import Store
@@ -49,6 +50,7 @@ class Request:
     scheduler: str | None = None
     population: int = 100
     ahead: int = 8
+    objectives: Sequence[str] = (LOSS,)
     budget: float | None = None
     evaluations: int | None = None
     sizes: str | None = None
@@ -74,7 +76,7 @@ def search(request: Request) -> bool:
     names = tuple(task.name for task in chosen)
     settings = Settings(
         tuple(request.starts), names, arm=request.arm, seed=request.seed, population=request.population,
-        ahead=request.ahead,
+        ahead=request.ahead, objectives=tuple(request.objectives),
     )  # fmt: skip
     executor = _executor(request)
     both = request.sizes == "both"

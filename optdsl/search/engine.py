@@ -22,6 +22,7 @@ from typing import Any
 from optdsl.core.record import field, record
 from optdsl.search.evaluate.tune import Effort, Tuned
 from optdsl.search.jobs import Assessed, Begin, Executor, assess
+from optdsl.search.objectives import LOSS, Costs, beats, check, costs
 from optdsl.search.pool import Outcome
 from optdsl.search.space import (
     CHANGES,
@@ -75,7 +76,8 @@ class Settings:
     `starts` name specs. A restart comes after `patience` evaluations without a better candidate; `elites` is how
     often a parent comes from the archive. `effort` is spent on each candidate. `changes` are the kinds of changes
     with their weights; constants are none of them, they are tuned in every evaluation. `ahead` are proposed before
-    the first of them has a result: more workers than that have nothing to do.
+    the first of them has a result: more workers than that have nothing to do. `objectives` are what is to be small,
+    the most important first.
     """
 
     starts: tuple[str, ...]
@@ -91,6 +93,7 @@ class Settings:
     bounds: Bounds = Bounds()
     changes: tuple[tuple[str, float], ...] = tuple((k, w) for k, w in CHANGES.items() if k != "constant")
     effort: Effort = Effort(configurations=16, coarse=3, tuning=(0, 1), fresh=tuple(range(1000, 1006)))
+    objectives: tuple[str, ...] = (LOSS,)
 
     def __post_init__(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -104,6 +107,7 @@ class Settings:
             raise ValueError("at least one candidate is proposed ahead")
         if self.population < 2 or self.tournament < 1:
             raise ValueError("a population has at least two members, a tournament one")
+        check(self.objectives)
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -113,7 +117,10 @@ class Settings:
                 return {name: value(getattr(x, name)) for name in x.__dataclass_fields__}
             return list(x) if isinstance(x, tuple) else x
 
-        return {name: value(getattr(self, name)) for name in self.__dataclass_fields__}
+        made = {name: value(getattr(self, name)) for name in self.__dataclass_fields__}
+        if self.objectives == (LOSS,):  # as stores have it from before there was a choice
+            del made["objectives"]
+        return made
 
 
 @record(eq=False)
@@ -134,6 +141,10 @@ class Member:
         coarse = math.floor(self.score / STEP) if math.isfinite(self.score) else math.inf
         size = self.genome.bytes_per_parameter(), self.moved or math.inf, len(self.genome.body)
         return (coarse, *size, self.candidate.id)
+
+    def costs(self, objectives: Sequence[str]) -> Costs:
+        """What of it is to be small. Scores that hardly differ are the same."""
+        return costs(objectives, self.rank[0] * STEP, self.genome.bytes_per_parameter(), self.moved)
 
     @property
     def cell(self) -> tuple[int, int]:
@@ -291,7 +302,11 @@ class Engine:
         if self.archive and rng.random() < self.settings.elites:
             return self.archive[rng.choice(sorted(self.archive))]
         some = [rng.choice(self.population) for _ in range(self.settings.tournament)]
-        return min(some, key=lambda m: m.rank)
+        if len(self.settings.objectives) == 1:
+            return min(some, key=lambda m: m.rank)
+        found = [m.costs(self.settings.objectives) for m in some]
+        beaten = [sum(beats(other, mine) for other in found) for mine in found]
+        return rng.choice([m for m, count in zip(some, beaten, strict=True) if count == min(beaten)])
 
     def _submit(self, candidate: Candidate) -> int:
         """The job of a candidate. It begins where its parent ended."""
@@ -350,6 +365,10 @@ class Engine:
                 self.population.popleft()
             if member.cell not in self.archive or member.rank < self.archive[member.cell].rank:
                 self.archive[member.cell] = member
+            mine, objectives = member.costs(self.settings.objectives), self.settings.objectives
+            before = (m.costs(objectives) for m in self.members[:-1]) if len(objectives) > 1 else ()
+            if before and not any(c == mine or beats(c, mine) for c in before):
+                self.stale = 0
             if self.best is None or member.rank < self.best.rank:
                 self.best, self.stale = member, 0
                 if told and candidate.kind != "start":
@@ -409,7 +428,7 @@ class Engine:
             sieve.remember(Analysis(candidate.reason, candidate.genome, candidate.hash, candidate.structure))
 
     def ranked(self) -> list[Member]:
-        """The best candidate of each structure, best first."""
+        """The best candidate of each structure, best first, whatever else than loss is to be small."""
         found: dict[str, Member] = {}
         for member in sorted(self.members, key=lambda m: m.rank):
             if math.isfinite(member.score):

@@ -24,6 +24,7 @@ from optdsl.search import tasks as known
 from optdsl.search.engine import Engine, Member, Tick, front
 from optdsl.search.evaluate.tune import LENGTH, Effort, Tuned
 from optdsl.search.jobs import Begin, assess
+from optdsl.search.objectives import LOSS, MOVED, STATES, TOLERATED, better
 from optdsl.search.simplify import replaced, simplify
 from optdsl.search.space import (
     Genome,
@@ -42,19 +43,19 @@ from optdsl.search.space import (
 from optdsl.search.space.genome import LR
 from optdsl.search.space.mutate import place
 from optdsl.search.store import Candidate, Evaluation
-from optdsl.search.summary import held_out, mean_ratio
+from optdsl.search.summary import costs_of, held_out, mean_ratio
 from optdsl.search.tasks import Task
 
 #: How many candidates are tried on fresh seeds, and how many of these go on.
 FINALISTS, SURVIVORS = 8, 3
-#: What a simplification may cost, in log loss.
-TOLERATED = 0.005
 #: So many changes that are none of meaning are tried on a winner.
 TRIALS = 80
 #: Of longer rules only so many statements are ablated.
 ABLATED = 30
 #: Known rules that a winner is compared with on the held-out tasks.
 BASELINES = ("adamw", "lion", "sgd with momentum")
+#: How sizes are called.
+_SIZES = {STATES: "States of the winner", MOVED: "Moved by a step of the winner"}
 #: Seeds and configurations of each stage; those of no two stages are the same.
 EFFORTS = {
     "fresh": Effort(16, 5, tuning=(2000, 2001, 2002), fresh=tuple(range(2100, 2112))),
@@ -151,14 +152,14 @@ class Funnel:
             return _null("no candidate scored better than the start in the search")
         search = self.engine.settings.tasks
         scores = self._compared("fresh", finalists, first, search)
-        left = sorted((i for i in finalists if scores[i] < 0), key=lambda i: (scores[i], i))[:SURVIVORS]
+        left = self._better(finalists, scores, first)[:SURVIVORS]
         if not left:
             return _null("no candidate is better than the start on fresh seeds: what the search saw was luck")
         for stage, names in (("large", self.tasks.large), ("validation", self.tasks.validation)):
             if not names:
                 continue
             scores = self._compared(stage, left, first, names)
-            left = sorted((i for i in left if scores[i] < 0), key=lambda i: (scores[i], i))
+            left = self._better(left, scores, first)
             if not left:
                 where = "larger tasks" if stage == "large" else "tasks of other kinds"
                 return _null(
@@ -172,11 +173,20 @@ class Funnel:
 
     # ---- who goes on --------------------------------------------------------------------------------------
 
+    def _better(self, ids: Sequence[int], scores: Mapping[int, float], first: int) -> list[int]:
+        """Those that are better than the start, the best first."""
+        found = {i: costs_of(self.store, i, scores[i]) for i in ids}
+        start = costs_of(self.store, first, 0.0)
+        left = [i for i in ids if better(self.engine.settings.objectives, found[i], start)]
+        return sorted(left, key=lambda i: (found[i], i))
+
     def _finalists(self, base: Member) -> list[int]:
         """The best of each structure and of the Pareto front, of those that stress does not break once tuned."""
-        better = [m for m in self.engine.ranked() if m.score < base.score and m is not base]
-        found: list[int] = []
-        for member in [*better[: FINALISTS - 2], *front(better), *better[FINALISTS - 2 :]]:
+        wanted, found = self.engine.settings.objectives, list[int]()
+        start = base.costs(wanted)
+        ranked = [m for m in self.engine.ranked() if m is not base and better(wanted, m.costs(wanted), start)]
+        ranked.sort(key=lambda m: (m.costs(wanted), m.rank))
+        for member in [*ranked[: FINALISTS - 2], *front(ranked), *ranked[FINALISTS - 2 :]]:
             if len(found) == FINALISTS:
                 break
             if member.candidate.id in {self.store.candidate(i).parent for i in found}:
@@ -349,7 +359,16 @@ class Funnel:
         ids = [winner, first, *rivals]
         measured = self.measure("held-out", ids, self.tasks.held_out)
         found = held_out(measured[winner], {self.called(i): measured[i] for i in ids[1:]})
-        return {"winner": winner, "better": found.better, "text": found.text}
+        return {"winner": winner, "better": found.better, "text": found.text + self._sizes(winner, first)}
+
+    def _sizes(self, winner: int, first: int) -> str:
+        """What a winner needs, where that was to be small, too."""
+        wanted = [name for name in self.engine.settings.objectives if name != LOSS]
+        both = [dict(zip(wanted, costs_of(self.store, i, 0.0, wanted), strict=True)) for i in (winner, first)]
+        lines = (
+            f"{_SIZES[n]}: {both[0][n]:g} bytes per parameter, of the start {both[1][n]:g}." for n in wanted
+        )
+        return "".join(f"\n{line}" for line in lines)
 
     def called(self, id: int) -> str:
         """What a rival is called."""

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from optdsl.core.record import record
 from optdsl.search.evaluate.tune import Tuned, log_ratios
+from optdsl.search.objectives import LOSS, Costs, better, costs
 from optdsl.search.space import REASONS
 from optdsl.search.statistics import Comparison, Estimate, compare, holm, standard_error
 from optdsl.search.store import Candidate, Evaluation, Store
@@ -184,6 +185,23 @@ def lineage(store: Store, id: int) -> list[Candidate]:
     return found[::-1]
 
 
+def objectives(store: Store) -> tuple[str, ...]:
+    """What is to be small."""
+    return tuple(store.settings.get("objectives", [LOSS]))  # stores have it where it is not loss alone
+
+
+def costs_of(store: Store, id: int, score: float, wanted: Sequence[str] | None = None) -> Costs:
+    """What of a candidate behind the search is to be small, or what is `wanted` of it, with this score."""
+    states = store.candidate(id).genome.bytes_per_parameter()
+    found = (e.moved for stage in ("fresh", "held-out") for e in store.evaluations(stage, id))
+    return costs(
+        objectives(store) if wanted is None else wanted,
+        score,
+        states,
+        next((x for x in found if x is not None), None),
+    )
+
+
 def why(store: Store) -> str:
     """What is to be said where a table has no rows."""
     verdict = store.noted("verdict")
@@ -282,6 +300,7 @@ def _run(store: Store, rows: Sequence[Scored]) -> Table:
         ("arm", settings["arm"]),
         ("starts", ", ".join(settings["starts"])),
         ("tasks", ", ".join(settings["tasks"])),
+        ("objectives", ", ".join(objectives(store))),
         ("seed", str(settings["seed"])),
         ("population", str(settings["population"])),
         ("evaluations", f"{len(rows)} in the search"),
@@ -307,6 +326,8 @@ def _commands(store: Store, rows: Sequence[Scored]) -> Table:
     words += ["--population", str(settings["population"]), "--evaluations", str(max(1, len(rows)))]
     if settings.get("ahead", 8) != 8:  # stores of the first form had no other number
         words += ["--ahead", str(settings["ahead"])]
+    if objectives(store) != (LOSS,):
+        words += ["--objectives", ",".join(objectives(store))]
     words += ["--no-proof"] if both is None else ["--sizes", "both" if both else "small"]
     run = f" --run {store.run}" if len(store.runs()) > 1 else ""
     told = [
@@ -465,9 +486,11 @@ def finalists(store: Store) -> dict[int, tuple[dict[str, float], str]]:
     over = stages if verdict else stages[:-1]  # the last one may be under way
     winner = verdict and verdict["winner"]
     origin = None if winner is None else store.candidate(winner).parent
+    wanted, start = objectives(store), costs_of(store, base, 0.0) if scores else ()
     made = {}
     for id, mine in scores.items():
-        out = next((stage for stage in over if not mine.get(stage, -1) < 0), None)
+        found = {stage: costs_of(store, id, score) for stage, score in mine.items()}
+        out = next((s for s in over if s in found and not better(wanted, found[s], start)), None)
         if out is not None:
             ended = f"{_OUT} {STAGES[out]}"
         elif id == origin:
@@ -477,7 +500,8 @@ def finalists(store: Store) -> dict[int, tuple[dict[str, float], str]]:
         elif verdict is None:
             ended = ""
         else:  # the best of those that are left are tried first
-            first = origin is None or mine[stages[-1]] < scores[origin][stages[-1]]
+            last = stages[-1]
+            first = origin is None or found[last] < costs_of(store, origin, scores[origin][last])
             ended = "stress breaks it" if first else "another one was better"
         made[id] = mine, ended
     return made

@@ -90,6 +90,8 @@ def test_ctrl_c_ends_with_a_report_and_the_same_command_goes_on(tmp_path: Path) 
         (["--scheduler", "tcp://127.0.0.1:1"], "`--scheduler` goes with `--executor dask`"),
         (["--executor", "slurm"], "invalid choice: 'slurm'"),
         (["--seed", "-1"], "a seed is not negative"),
+        (["--objectives", "speed"], "there is no objective `speed`: loss, state-bytes, step-bytes"),
+        (["--objectives", "state-bytes"], "without it a rule that does nothing is best"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(

@@ -8,7 +8,9 @@ import re
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 from xml.etree import ElementTree
 
@@ -25,6 +27,7 @@ from optdsl.search.evaluate.tune import Effort, tune
 from optdsl.search.export import export
 from optdsl.search.funnel import EFFORTS, Funnel, Proof
 from optdsl.search.jobs import Executor, Inline
+from optdsl.search.objectives import better, costs
 from optdsl.search.pool import Pool
 from optdsl.search.space import Genome, digest, express, live, stress
 from optdsl.search.store import Mismatch, Store, decode, encode
@@ -543,3 +546,64 @@ def test_no_better_candidate_is_said_plainly(tmp_path: Path) -> None:
         assert verdict["text"].startswith("Nothing worth shipping was found")
         assert store.stages() == ["search"]  # no held-out task was touched
         assert "Nothing worth shipping" in report.text(store)
+
+
+# ---- objectives -------------------------------------------------------------------------------------------
+
+
+def test_a_smaller_rule_that_is_as_good_wins_where_bytes_come_first(tmp_path: Path) -> None:
+    """An average of the gradient that nothing needs is a state too many."""
+    wanted = ("state-bytes", "loss")
+    start = spec("m = 0.01 * m + g\np = p - lr * m", "m = 0")
+    with Store(tmp_path / "run.db") as store:
+        settings = Settings(
+            ("average",), (NAME,), population=30, changes=LADDER, effort=TINY, objectives=wanted
+        )
+        made = Engine(settings, store, Inline(), [start], [planted()])
+        made.search(evaluations=16)
+        efforts = dict.fromkeys(EFFORTS, TINY)
+        verdict = Funnel(made, Proof((), (NAME,), (NAME,)), planted, efforts=efforts).run()
+        winner = store.candidate(verdict["winner"]).genome
+        found = {table.title: table for table in tables(store)}
+    assert (start.bytes_per_parameter(), winner.bytes_per_parameter()) == (4, 0)
+    assert "States of the winner: 0 bytes per parameter, of the start 4." in verdict["text"]
+    assert ("objectives", "state-bytes, loss") in found["Run"].rows
+    assert "--objectives state-bytes,loss" in found["Commands"].rows[0][1]
+    assert "the winner" in [row[-1] for row in found["Funnel"].rows]
+
+
+def test_what_is_better_depends_on_the_objectives() -> None:
+    start = (0.0, 8.0)
+    small, smaller = (0.004, 4.0), (0.02, 0.0)
+    assert [better(("loss", "state-bytes"), x, start) for x in (small, smaller)] == [True, False]
+    assert better(("loss", "state-bytes"), (-0.1, 16.0), start)
+    assert better(("state-bytes", "loss"), (4.0, 0.004), (8.0, 0.0))
+    assert not better(("loss",), (0.004,), (0.0,))
+    assert not better(("loss", "state-bytes"), start, start)
+    both = ("state-bytes", "loss", "step-bytes")
+    assert costs(both, -0.5, 4.0, None) == (4.0, -0.5, math.inf)
+    assert better(both, (4.0, 0.0, 12.0), (8.0, 0.0, 12.0))
+    assert not better(both, (4.0, 0.001, 16.0), (8.0, 0.0, 12.0))
+
+
+def test_a_parent_is_beaten_by_few(tmp_path: Path) -> None:
+    """With bytes to save, the one with the lowest loss is not the only one that has children."""
+    with Store(tmp_path / "run.db") as store:
+        made = engine(store, effort=TINY, objectives=("loss", "state-bytes"), elites=0.0, tournament=2)
+        made.search(evaluations=1)
+        first = made.members[0]
+        small, large, worst = (
+            replace(first, genome=spec(text, state), score=score)
+            for text, state, score in (
+                ("p = p - lr * g", "", 0.1),
+                ("m = g\np = p - lr * m", "m = 0", -0.2),
+                ("m = g\np = p - lr * m", "m = 0", 0.3),
+            )
+        )
+        made.population.clear()
+        made.population.extend([small, large, worst])
+        rng = Random(0)
+        chosen = [made._parent(rng) for _ in range(900)]
+    # both draws are one of three: `worst` loses to both others, which share where they meet
+    counts = [sum(m is one for m in chosen) for one in (small, large, worst)]
+    assert np.allclose(counts, [400, 400, 100], atol=50)
