@@ -24,7 +24,7 @@ from optdsl.search import tasks as known
 from optdsl.search.engine import Engine, Member, Tick, front
 from optdsl.search.evaluate.tune import LENGTH, Effort, Tuned
 from optdsl.search.jobs import Begin, assess
-from optdsl.search.objectives import LOSS, MOVED, STATES, TOLERATED, better
+from optdsl.search.objectives import TOLERATED, better
 from optdsl.search.simplify import replaced, simplify
 from optdsl.search.space import (
     Genome,
@@ -43,7 +43,7 @@ from optdsl.search.space import (
 from optdsl.search.space.genome import LR
 from optdsl.search.space.mutate import place
 from optdsl.search.store import Candidate, Evaluation
-from optdsl.search.summary import costs_of, held_out, mean_ratio
+from optdsl.search.summary import costs_of, held_out, mean_ratio, sizes
 from optdsl.search.tasks import Task
 
 #: How many candidates are tried on fresh seeds, and how many of these go on.
@@ -54,8 +54,6 @@ TRIALS = 80
 ABLATED = 30
 #: Known rules that a winner is compared with on the held-out tasks.
 BASELINES = ("adamw", "lion", "sgd with momentum")
-#: How sizes are called.
-_SIZES = {STATES: "States of the winner", MOVED: "Moved by a step of the winner"}
 #: Seeds and configurations of each stage; those of no two stages are the same.
 EFFORTS = {
     "fresh": Effort(16, 5, tuning=(2000, 2001, 2002), fresh=tuple(range(2100, 2112))),
@@ -359,16 +357,8 @@ class Funnel:
         ids = [winner, first, *rivals]
         measured = self.measure("held-out", ids, self.tasks.held_out)
         found = held_out(measured[winner], {self.called(i): measured[i] for i in ids[1:]})
-        return {"winner": winner, "better": found.better, "text": found.text + self._sizes(winner, first)}
-
-    def _sizes(self, winner: int, first: int) -> str:
-        """What a winner needs, where that was to be small, too."""
-        wanted = [name for name in self.engine.settings.objectives if name != LOSS]
-        both = [dict(zip(wanted, costs_of(self.store, i, 0.0, wanted), strict=True)) for i in (winner, first)]
-        lines = (
-            f"{_SIZES[n]}: {both[0][n]:g} bytes per parameter, of the start {both[1][n]:g}." for n in wanted
-        )
-        return "".join(f"\n{line}" for line in lines)
+        text = "\n".join([found.text, *sizes(self.store, winner, first)])
+        return {"winner": winner, "better": found.better, "text": text}
 
     def called(self, id: int) -> str:
         """What a rival is called."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from optdsl.core.record import record
 from optdsl.search.evaluate.tune import Tuned, log_ratios
-from optdsl.search.objectives import LOSS, Costs, better, costs
+from optdsl.search.objectives import LOSS, MOVED, STATES, Costs, better, costs
 from optdsl.search.space import REASONS
 from optdsl.search.statistics import Comparison, Estimate, compare, holm, standard_error
 from optdsl.search.store import Candidate, Evaluation, Store
@@ -202,6 +202,20 @@ def costs_of(store: Store, id: int, score: float, wanted: Sequence[str] | None =
     )
 
 
+#: How sizes are called.
+_SIZES = {STATES: "States of the winner", MOVED: "Moved by a step of the winner"}
+
+
+def sizes(store: Store, winner: int, start: int) -> list[str]:
+    """What a winner needs beside the start, where that was to be small, too."""
+    wanted = [name for name in objectives(store) if name != LOSS]
+    both = [costs_of(store, id, 0.0, wanted) for id in (winner, start)]
+    return [
+        f"{_SIZES[name]}: {mine:g} bytes per parameter, of the start {other:g}."
+        for name, mine, other in zip(wanted, *both, strict=True)
+    ]
+
+
 def why(store: Store) -> str:
     """What is to be said where a table has no rows."""
     verdict = store.noted("verdict")
@@ -274,6 +288,9 @@ def _short(store: Store, rows: Sequence[Scored]) -> Table:
             told.append(
                 (f"held-out, against {name}", f"{percent(on.mean)} ({percent(on.low)} to {percent(on.high)})")
             )
+        for line in sizes(store, both[0], store.noted("base")):
+            what, _, value = line.rstrip(".").partition(": ")
+            told.append((_lower(what), value))
     else:
         told.append(("held-out", f"nothing: {_lower(why(store))}"))
     return Table("In short", ("what", "value"), tuple(told), "Changes of the loss: below 0 is better.")
@@ -539,7 +556,8 @@ def tested(store: Store) -> tuple[int, Tested] | None:
     winner = verdict["winner"]
     rivals = [store.noted("base"), *(store.noted("baselines") or [])]
     by_name = {store.candidate(id).name or "the start": found.get(id, {}) for id in rivals}
-    return winner, held_out(found[winner], by_name)
+    result = held_out(found[winner], by_name)
+    return winner, replace(result, text="\n".join([result.text, *sizes(store, winner, rivals[0])]))
 
 
 def _tested(store: Store) -> list[Table]:

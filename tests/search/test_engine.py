@@ -20,7 +20,7 @@ import torch
 
 import optdsl
 from optdsl import driver
-from optdsl.search import report
+from optdsl.search import report, summary
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.evaluate.tune import Effort, tune
@@ -565,8 +565,12 @@ def test_a_smaller_rule_that_is_as_good_wins_where_bytes_come_first(tmp_path: Pa
         verdict = Funnel(made, Proof((), (NAME,), (NAME,)), planted, efforts=efforts).run()
         winner = store.candidate(verdict["winner"]).genome
         found = {table.title: table for table in tables(store)}
+        both = summary.tested(store)
+    assert both is not None
+    assert both[1].text == verdict["text"]
     assert (start.bytes_per_parameter(), winner.bytes_per_parameter()) == (4, 0)
     assert "States of the winner: 0 bytes per parameter, of the start 4." in verdict["text"]
+    assert ("states of the winner", "0 bytes per parameter, of the start 4") in found["In short"].rows
     assert ("objectives", "state-bytes, loss") in found["Run"].rows
     assert "--objectives state-bytes,loss" in found["Commands"].rows[0][1]
     assert "the winner" in [row[-1] for row in found["Funnel"].rows]
