@@ -84,6 +84,14 @@ def connect(address: str | os.PathLike[str], write: bool) -> Database:
     return Sqlite(Path(address), write)
 
 
+def _number(path: Path) -> int | None:
+    """What tells a file from others that were or will be in its place."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
 class Sqlite:
     """A file. Writers wait for each other; a run is held by a lock on a file beside it."""
 
@@ -152,14 +160,18 @@ class Sqlite:
         """Holds a run."""
         self.let_go()
         path = self._path.with_name(f"{self._path.name}-writer{run}")
-        guard = sqlite3.connect(path, isolation_level=None, timeout=0.0)
-        try:
-            guard.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            guard.close()
-            return False
-        self._guard = path, guard
-        return True
+        while True:
+            before = _number(path)
+            guard = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+            try:
+                guard.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError:
+                guard.close()
+                return False
+            if before is not None and before == _number(path):
+                self._guard = path, guard
+                return True
+            guard.close()  # of a new file, or of one that who held it has removed: others may hold the next one
 
     def let_go(self) -> None:
         """Holds no run any more."""

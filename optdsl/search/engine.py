@@ -22,7 +22,7 @@ from typing import Any
 from optdsl.core.record import field, record
 from optdsl.search.evaluate.tune import Effort, Tuned
 from optdsl.search.jobs import Assessed, Begin, Executor, assess
-from optdsl.search.objectives import LOSS, Costs, beats, check, costs
+from optdsl.search.objectives import LOSS, OBJECTIVES, Costs, beats, check, costs, undominated
 from optdsl.search.pool import Outcome
 from optdsl.search.space import (
     CHANGES,
@@ -447,13 +447,4 @@ def middle(found: Any) -> dict[str, float]:
 
 def front(members: Sequence[Member]) -> list[Member]:
     """Those that no other one beats in score, bytes of states and bytes moved at once, best score first."""
-
-    def costs(m: Member) -> tuple[float, float, float]:
-        return m.score, m.genome.bytes_per_parameter(), math.inf if m.moved is None else m.moved
-
-    found: list[Member] = []
-    for member in sorted(members, key=costs):
-        mine = costs(member)
-        if not any(all(a <= b for a, b in zip(costs(other), mine, strict=True)) for other in found):
-            found.append(member)
-    return found
+    return undominated(members, lambda m: costs(OBJECTIVES, m.score, m.genome.bytes_per_parameter(), m.moved))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 #: All there are; those of a search are in the order of their importance.
 OBJECTIVES = LOSS, STATES, MOVED = "loss", "state-bytes", "step-bytes"
-#: More loss than the start's by so much, in logarithms, is no worse where bytes are saved.
+#: More loss by so much, in logarithms, is no worse if it is for something: fewer bytes, or fewer lines of a winner.
 TOLERATED = 0.005
 
 Costs = tuple[float, ...]
+T = TypeVar("T")
 
 
 def check(objectives: Sequence[str]) -> None:
@@ -34,6 +36,16 @@ def costs(objectives: Sequence[str], score: float, states: float, moved: float |
 def beats(one: Costs, other: Costs) -> bool:
     """Whether one is worse in nothing, and better in something."""
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+def undominated(items: Iterable[T], cost: Callable[[T], Costs]) -> list[T]:
+    """Those that no other one beats, the smallest costs first; of several that cost the same, the first."""
+    found: list[tuple[Costs, T]] = []
+    for item in sorted(items, key=cost):
+        mine = cost(item)
+        if not any(other == mine or beats(other, mine) for other, _ in found):
+            found.append((mine, item))
+    return [item for _, item in found]
 
 
 def better(objectives: Sequence[str], rule: Costs, start: Costs) -> bool:

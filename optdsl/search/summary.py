@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from optdsl.core.record import record
 from optdsl.search.evaluate.tune import Tuned, log_ratios
-from optdsl.search.objectives import LOSS, MOVED, STATES, Costs, better, costs
+from optdsl.search.objectives import LOSS, MOVED, OBJECTIVES, STATES, Costs, better, costs, undominated
 from optdsl.search.space import REASONS
 from optdsl.search.statistics import Comparison, Estimate, compare, holm, standard_error
 from optdsl.search.store import Candidate, Evaluation, Store
@@ -164,17 +164,10 @@ def progress(rows: Sequence[Scored]) -> list[tuple[float, Scored | None]]:
 
 def pareto(rows: Sequence[Scored]) -> list[Scored]:
     """Those that no other one beats in score, bytes of states and bytes moved at once, best score first."""
-
-    def costs(row: Scored) -> tuple[float, float, float]:
-        moved = math.inf if row.moved is None else row.moved
-        return row.score, row.candidate.genome.bytes_per_parameter(), moved
-
-    found: list[Scored] = []
-    for row in sorted((r for r in rows if math.isfinite(r.score)), key=costs):
-        mine = costs(row)
-        if not any(all(a <= b for a, b in zip(costs(other), mine, strict=True)) for other in found):
-            found.append(row)
-    return found
+    return undominated(
+        (row for row in rows if math.isfinite(row.score)),
+        lambda row: costs(OBJECTIVES, row.score, row.candidate.genome.bytes_per_parameter(), row.moved),
+    )
 
 
 def lineage(store: Store, id: int) -> list[Candidate]:

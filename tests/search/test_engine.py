@@ -20,7 +20,7 @@ import torch
 
 import optdsl
 from optdsl import driver
-from optdsl.search import report, summary
+from optdsl.search import database, report, summary
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.evaluate.tune import Effort, tune
@@ -330,6 +330,30 @@ def test_a_run_is_of_one_program_and_other_runs_of_others(tmp_path: Path) -> Non
         engine(store)
         assert [(number, settings["seed"]) for number, settings, _ in store.runs()] == [(1, 0), (2, 7)]
     assert [p.name for p in tmp_path.iterdir() if "writer" in p.name] == []
+
+
+def test_a_run_is_let_go_and_taken_while_another_program_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that the last one holds is no longer that of the run."""
+    first, last, between = (database.Sqlite(tmp_path / "run.db", True) for _ in range(3))
+    assert first.hold(1)
+    connect = sqlite3.connect
+
+    def opened(*args: Any, **options: Any) -> sqlite3.Connection:
+        found = connect(*args, **options)
+        monkeypatch.undo()
+        first.let_go()
+        assert between.hold(1)
+        return found
+
+    monkeypatch.setattr(sqlite3, "connect", opened)
+    assert not last.hold(1)
+    between.let_go()
+    assert last.hold(1)
+    for each in (first, last, between):
+        each.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["run.db"]
 
 
 _AT_ONCE = """
