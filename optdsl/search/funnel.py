@@ -40,8 +40,8 @@ from optdsl.search.space import (
     tunable,
     typed,
 )
+from optdsl.search.space.draft import place
 from optdsl.search.space.genome import LR
-from optdsl.search.space.mutate import place
 from optdsl.search.store import Candidate, Evaluation
 from optdsl.search.summary import costs_of, held_out, mean_ratio, sizes
 from optdsl.search.tasks import Task

@@ -22,8 +22,8 @@ from optdsl.ir.numpy_ops import Array
 from optdsl.ir.program import Hyper, Interval, Program
 from optdsl.search.space.analyse import longest, ordinary, strained
 from optdsl.search.space.canonical import live
+from optdsl.search.space.draft import named, place
 from optdsl.search.space.genome import LR, OPS, Fault, Genome, Ref, Statement, express, typed
-from optdsl.search.space.mutate import named, place
 from optdsl.search.space.probe import Probes, moves, trace
 
 #: Agreement of two steps, relative to the size of the step (rms), and absolute.

@@ -28,7 +28,7 @@ from optdsl.search.space import (
     tunable,
     typed,
 )
-from optdsl.search.space.mutate import Draft, moved
+from optdsl.search.space.draft import Draft, moved
 from optdsl.search.space.transforms import NAMES, transform, transforms
 from tests import fuzz
 from tests.search.genomes import WIDE, small, spec, walk

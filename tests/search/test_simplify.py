@@ -17,7 +17,7 @@ from optdsl.lang.diagnostics import SpecError
 from optdsl.lang.formatter import format_text
 from optdsl.search.simplify import behaviour, rate, simplify
 from optdsl.search.space import Genome, Sieve, digest, effect, live, settle, to_spec
-from optdsl.search.space.mutate import tunable
+from optdsl.search.space.draft import tunable
 from optdsl.search.space.probe import Probes, moves
 from tests import fuzz
 from tests.search.genomes import probes, small, spec, starts, walk

@@ -12,8 +12,9 @@ Everything random is drawn from the `random.Random` that is given, and depends o
 
 from optdsl.search.space.analyse import REASONS, Analysis, Effect, Sieve, analyse, effect, stress
 from optdsl.search.space.canonical import digest, live, structure
+from optdsl.search.space.draft import tunable
 from optdsl.search.space.genome import Fault, Genome, Refused, Slot, Statement, express, of_program, typed
-from optdsl.search.space.mutate import CHANGES, Bounds, Space, tunable
+from optdsl.search.space.mutate import CHANGES, Bounds, Space
 from optdsl.search.space.spec import to_spec
 from optdsl.search.space.starts import Starts, settle, shipped, start
 

@@ -15,8 +15,8 @@ from optdsl.ir.program import Assign, Hyper, Interval, Program, State
 from optdsl.ir.text import to_opt
 from optdsl.lang.formatter import format_text
 from optdsl.search.space.canonical import live
+from optdsl.search.space.draft import tunable
 from optdsl.search.space.genome import LR, OPS, Genome, Make, Ref, Statement, express, inputs, renamed
-from optdsl.search.space.mutate import tunable
 
 #: An expression of more nodes than this gets a name.
 _LONG = 16

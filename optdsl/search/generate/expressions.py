@@ -1,21 +1,10 @@
-"""Random programs, well typed by construction.
-
-`random_program` makes a whole method. Its parts are the building blocks of mutations: `random_expr` makes an
-expression of a wanted type from what is `Available`, `random_condition` something that an `if` can ask, and
-`available_at` says what a statement of an existing program may read. All of them draw from the
-`random.Random` they are given and from nothing else, so its seed determines the result.
-
-`Weights` says how often each construct occurs. `TAME` makes methods whose numbers usually stay finite and do
-not jump: operands are brought into the domain of their operator, and operators with steps or poles are left
-out. `WILD` uses everything, hostile literals included.
-"""
+"""Random expressions, well typed by construction, and what a place in a program offers for them."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from optdsl.core import types as ty
@@ -23,19 +12,19 @@ from optdsl.core.ops import AXES_OPERANDS, CORE, FACTS, Rule
 from optdsl.core.record import field, record
 from optdsl.core.types import AXES, COLS, ELEMENT, ROWS, SCALAR, STATE_LEVELS, Dim, Kind, Level, Shape, Type
 from optdsl.ir.expr import Call, Expr, Var, as_number, call, const, is_random, var
-from optdsl.ir.program import Assign, Guard, Hyper, Interval, Program, State
+from optdsl.ir.program import Guard, Hyper, Program
 
 #: Where a value lives.
 Place: TypeAlias = tuple[Level, Shape]
 
-_CONST: Place = (Level.CONST, SCALAR)
-_HOST: Place = (Level.HOST, SCALAR)
-_GROUP: Place = (Level.GROUP, SCALAR)
-_TENSOR: Place = (Level.TENSOR, SCALAR)
-_ROWS: Place = (Level.ARRAY, ROWS)
-_COLS: Place = (Level.ARRAY, COLS)
-_ELEMENT: Place = (Level.ARRAY, ELEMENT)
-_AXES: Place = (Level.ARRAY, AXES)
+AT_CONST: Place = (Level.CONST, SCALAR)
+AT_HOST: Place = (Level.HOST, SCALAR)
+AT_GROUP: Place = (Level.GROUP, SCALAR)
+AT_TENSOR: Place = (Level.TENSOR, SCALAR)
+AT_ROWS: Place = (Level.ARRAY, ROWS)
+AT_COLS: Place = (Level.ARRAY, COLS)
+AT_ELEMENT: Place = (Level.ARRAY, ELEMENT)
+AT_AXES: Place = (Level.ARRAY, AXES)
 
 _T = TypeVar("_T")
 
@@ -155,7 +144,7 @@ def available_at(program: Program, index: int, guard: Guard | None = None) -> Av
     """
     if guard is None:
         guard = program.body[index].guard if index < len(program.body) else ()
-    inputs = _inputs(program.hypers)
+    inputs = inputs_of(program.hypers)
     inputs |= {s.name: var(s.name, s.type) for s in program.states if s.init is not None or s.given}
     current: dict[str, Expr] = dict(inputs)
     old: list[Expr] = []
@@ -176,7 +165,7 @@ def available_at(program: Program, index: int, guard: Guard | None = None) -> Av
     )
 
 
-def _inputs(hypers: Iterable[Hyper]) -> dict[str, Expr]:
+def inputs_of(hypers: Iterable[Hyper]) -> dict[str, Expr]:
     """What every step may read, by name."""
     values: dict[str, Expr] = {"p": var("p", ty.element()), "g": var("g", ty.element())}
     values |= {name: var(name, ty.host(kind)) for name, kind in FACTS.items()}
@@ -192,25 +181,23 @@ def random_expr(
     can be summed up or drawn; a host value needs a host value), and at a coarser one otherwise. `type` is a
     number or a truth value.
     """
-    return _Maker(rng, available, weights).make(type.kind, (type.level, type.shape), depth)
+    return Maker(rng, available, weights).make(type.kind, (type.level, type.shape), depth)
 
 
 def random_condition(rng: random.Random, available: Available, weights: Weights = TAME) -> Expr:
     """A small condition known on the host, such as an `if` asks; a literal if nothing is there to ask."""
-    maker = _Maker(rng, available, weights)
+    maker = Maker(rng, available, weights)
     for _ in range(20):
-        found = maker.condition(_pick(rng, weights.conditions), 2)
+        found = maker.condition(pick(rng, weights.conditions), 2)
         if found is not None:
             return found
     return const(rng.random() < 0.5)
 
 
-def _pick(rng: random.Random, weights: Mapping[_T, float]) -> _T:
+def pick(rng: random.Random, weights: Mapping[_T, float]) -> _T:
+    """One of these, as often as they weigh."""
     names = list(weights)
     return rng.choices(names, [weights[name] for name in names])[0]
-
-
-# ---- expressions ------------------------------------------------------------------------------------------
 
 
 def _matrix(place: Place, usual: bool = True) -> Place:
@@ -223,7 +210,7 @@ def _matrix(place: Place, usual: bool = True) -> Place:
     return level, ((other, cols) if rows is Dim.ONE else (rows, other))
 
 
-class _Maker:
+class Maker:
     """Makes expressions. Methods that take a place return a value that lives there, or fits there."""
 
     def __init__(self, rng: random.Random, available: Available, weights: Weights) -> None:
@@ -278,16 +265,16 @@ class _Maker:
     def derived(self, place: Place) -> Expr:
         """A float at a place where nothing is at hand, from something finer, or a host value."""
         level, (rows, cols) = place
-        if place == _AXES:
-            x = self.leaf(_ELEMENT if self.chance(0.7) else _HOST)
+        if place == AT_AXES:
+            x = self.leaf(AT_ELEMENT if self.chance(0.7) else AT_HOST)
             return call("gram", x) if x.type.is_element else call("mul", x, call("identity"))
-        if place == _ELEMENT:
-            return self.draw("normal", place) or self.leaf(_HOST)
+        if place == AT_ELEMENT:
+            return self.draw("normal", place) or self.leaf(AT_HOST)
         if level < Level.ARRAY:
-            return self.reduce("reduce_mean", self.leaf(_ELEMENT), place) or self.leaf(_HOST)
+            return self.reduce("reduce_mean", self.leaf(AT_ELEMENT), place) or self.leaf(AT_HOST)
         if Dim.ONE in (rows, cols):
-            return self.reduce("reduce_mean", self.leaf(_matrix(place)), place) or self.leaf(_TENSOR)
-        element = self.leaf(_ELEMENT)
+            return self.reduce("reduce_mean", self.leaf(_matrix(place)), place) or self.leaf(AT_TENSOR)
+        element = self.leaf(AT_ELEMENT)
         if element.type.shape != ELEMENT:
             return element
         other = call("transpose", element)
@@ -300,9 +287,9 @@ class _Maker:
     def coarser(self, place: Place) -> Place:
         """A place from which a value broadcasts into `place`."""
         level, shape = place
-        places = [_CONST, *(p for p in (_HOST, _HOST, _TENSOR) if p[0] < level)]
+        places = [AT_CONST, *(p for p in (AT_HOST, AT_HOST, AT_TENSOR) if p[0] < level)]
         if level > Level.GROUP and self.available.site is not None and self.chance(self.weights.joint):
-            places = [_GROUP]
+            places = [AT_GROUP]
         elif level is Level.ARRAY and Dim.ONE not in shape:
             places += [(level, (shape[0], Dim.ONE)), (level, (Dim.ONE, shape[1]))]
         return self.rng.choice(places)
@@ -355,7 +342,7 @@ class _Maker:
                 return [a, self.positive(b)]
             case "pow", [a, b]:
                 base = a if ty.join([a.type, b.type]) == (a.type.level, a.type.shape) else b
-                found = self.at_hand(Kind.INT, _HOST)
+                found = self.at_hand(Kind.INT, AT_HOST)
                 if base.type.level is Level.HOST and found is not None and self.chance(0.5):
                     return [call("div", 1.0, call("add", 1.0, call("abs", base))), found]
                 exponent = self.rng.choice((2, 2, 2, 3, 0.5, -1, -0.5, 2.0, 1.5))
@@ -374,7 +361,7 @@ class _Maker:
         if depth <= 0 or self.chance(self.weights.leaf):
             return self.leaf(place)
         # nothing is drawn for programs without them
-        filters = self.weights.filter > 0 and place == _ELEMENT and self.chance(self.weights.filter)
+        filters = self.weights.filter > 0 and place == AT_ELEMENT and self.chance(self.weights.filter)
         weights = {
             op: weight
             for op, weight in self.weights.operators.items()
@@ -382,7 +369,7 @@ class _Maker:
         }
         if not weights:
             return self.leaf(place)
-        result = self.computed(_pick(self.rng, weights), place, depth - 1)
+        result = self.computed(pick(self.rng, weights), place, depth - 1)
         return result if result is not None and result.type.kind is Kind.FLOAT else self.leaf(place)
 
     def gives(self, op: str, place: Place) -> bool:
@@ -396,16 +383,16 @@ class _Maker:
             case Rule.REDUCE:
                 if level is Level.GROUP:
                     return self.available.site is not None
-                return level is Level.TENSOR or (level is Level.ARRAY and ones == 1 and place != _AXES)
+                return level is Level.TENSOR or (level is Level.ARRAY and ones == 1 and place != AT_AXES)
             case Rule.RANDOM:
-                return place == _ELEMENT and self.available.stream is not None
+                return place == AT_ELEMENT and self.available.stream is not None
             case Rule.MATRIX:
                 return level is Level.ARRAY and ones == 0
             case Rule.LIST:
                 return row.result == "float" and level is Level.HOST and bool(self.hosts(Kind.LIST))
             case Rule.AXES:
                 return place == STATE_LEVELS[AXES_OPERANDS[op][1]]
-        return level is Level.ARRAY and place != _AXES
+        return level is Level.ARRAY and place != AT_AXES
 
     def computed(self, op: str, place: Place, depth: int) -> Expr | None:
         """The operator `op` on random operands, or None when these do not suit it."""
@@ -437,7 +424,7 @@ class _Maker:
 
     def asked_list(self, op: str, depth: int) -> Expr:
         """An entry of a list, or a count of its entries: of a whole number, as a small change of it may jump."""
-        x = self.number(_HOST, 0) if self.chance(self.weights.jump) else self.whole(_HOST, depth - 1)
+        x = self.number(AT_HOST, 0) if self.chance(self.weights.jump) else self.whole(AT_HOST, depth - 1)
         return call(op, self.rng.choice(self.hosts(Kind.LIST)), x)
 
     def choice_condition(self, place: Place, depth: int) -> Expr:
@@ -450,21 +437,21 @@ class _Maker:
 
     def reducible(self, place: Place, depth: int) -> Expr:
         """An operand for a reduction that ends at `place`."""
-        if place == _ELEMENT:
-            source = _ELEMENT
+        if place == AT_ELEMENT:
+            source = AT_ELEMENT
         elif place[0] is Level.ARRAY:
             source = _matrix(place, usual=self.chance(0.9))
         elif place[0] is Level.GROUP and self.chance(0.3):
-            source = _TENSOR
+            source = AT_TENSOR
         else:
-            source = self.rng.choice((*[_ELEMENT] * 6, _ROWS, _COLS, (Level.ARRAY, (Dim.R, Dim.R))))
+            source = self.rng.choice((*[AT_ELEMENT] * 6, AT_ROWS, AT_COLS, (Level.ARRAY, (Dim.R, Dim.R))))
         if self.chance(self.weights.truth):
             return as_number(self.truth(source, depth))
         return self.number(source, depth)
 
     def rank(self) -> Expr:
         """A number known on the host, often the rank of something."""
-        return const(self.rng.randrange(1, 5)) if self.chance(0.7) else self.operand(_HOST, 1)
+        return const(self.rng.randrange(1, 5)) if self.chance(0.7) else self.operand(AT_HOST, 1)
 
     def reduce(self, op: str, x: Expr, place: Place, *more: Expr) -> Expr | None:
         """`op` of `x`, ending at `place`, or None when `x` has nothing to reduce there."""
@@ -472,7 +459,7 @@ class _Maker:
         if level is Level.ARRAY:
             if x.type.level is not Level.ARRAY or Dim.ONE in x.type.shape:
                 return None
-            if place == _ELEMENT:
+            if place == AT_ELEMENT:
                 return call(op, x, *more, over="filter") if x.type.is_element else None
             return call(op, x, *more, over="rows" if shape[1] is Dim.ONE else "cols")
         if level is Level.TENSOR:
@@ -485,7 +472,7 @@ class _Maker:
     def draw(self, op: str, place: Place, depth: int = 0) -> Expr | None:
         """A random draw."""
         stream = self.available.stream
-        if place != _ELEMENT or stream is None:
+        if place != AT_ELEMENT or stream is None:
             return None
         if stream and self.chance(0.1):
             stream = self.rng.randrange(stream)  # the same numbers again
@@ -512,7 +499,7 @@ class _Maker:
 
     def family(self, depth: int) -> Expr:
         """A matrix for each axis."""
-        x = self.number(_AXES, depth)
+        x = self.number(AT_AXES, depth)
         return x if x.type.shape == AXES else call("mul", x, call("identity"))
 
     def on_axes(self, op: str, depth: int) -> Expr:
@@ -521,17 +508,17 @@ class _Maker:
             return call(op)
         if op == "matrix_power":
             if not self.chance(self.weights.protect):
-                return call(op, self.family(depth), self.operand(_HOST, 1), self.operand(_HOST, 1))
+                return call(op, self.family(depth), self.operand(AT_HOST, 1), self.operand(AT_HOST, 1))
             exponent, least = self.rng.choice((0.5, -0.5, -0.25, 2.0)), self.rng.choice((1e-3, 0.1, 1.0))
             return call(op, self.family(depth), exponent, least)
-        x = self.number(_ELEMENT, depth)
+        x = self.number(AT_ELEMENT, depth)
         if not x.type.is_element:  # nothing to multiply, but it fits the place of the result
             return x if op == "along_axes" else call("mul", x, call("identity"))
         return call(op, x) if op == "gram" else call(op, self.family(depth), x)
 
     def iterations(self) -> Expr:
         """A small whole number known on the host."""
-        found = self.at_hand(Kind.INT, _HOST)
+        found = self.at_hand(Kind.INT, AT_HOST)
         few = const(self.rng.randrange(1, 4))
         return few if found is None or self.chance(0.7) else call("min", found, few)
 
@@ -541,7 +528,7 @@ class _Maker:
         """An int."""
         level, _ = place
         if level > Level.HOST:
-            one, other = (self.whole(self.rng.choice((_CONST, _HOST)), depth - 1) for _ in range(2))
+            one, other = (self.whole(self.rng.choice((AT_CONST, AT_HOST)), depth - 1) for _ in range(2))
             found = self.at_hand(Kind.INT, place)
             if found is not None and self.chance(0.5):
                 return call(self.rng.choice(("add", "sub", "mul", "min", "max")), found, one)
@@ -549,7 +536,7 @@ class _Maker:
         if level is Level.HOST and depth > 0 and self.hosts(Kind.LIST) and self.chance(0.5):
             return self.asked_list("count_upto", depth)
         if depth <= 0 or level is Level.CONST or self.chance(0.6):
-            found = self.at_hand(Kind.INT, _HOST) if level is Level.HOST else None
+            found = self.at_hand(Kind.INT, AT_HOST) if level is Level.HOST else None
             return const(self.rng.randrange(5)) if found is None else found
         op = self.rng.choice(("add", "sub", "mul", "mod", "min", "max", "neg", "abs", "sign", "select"))
         a = self.whole(place, depth - 1)
@@ -569,7 +556,7 @@ class _Maker:
         found = self.at_hand(Kind.BOOL, place)
         if found is not None and (depth <= 0 or self.chance(0.4)):
             return found
-        if place == _HOST and self.chance(0.5):
+        if place == AT_HOST and self.chance(0.5):
             return random_condition(self.rng, self.available, self.weights)
         form = self.rng.randrange(8) if depth > 0 else 0
         if form == 5:
@@ -650,7 +637,7 @@ class _Maker:
         simple = {k: v for k, v in self.weights.conditions.items() if k not in ("both", "literal", "every")}
         parts: list[Expr] = []
         for _ in range(1 if form == "not" else 2):
-            part = self.condition(_pick(self.rng, simple), depth - 1)
+            part = self.condition(pick(self.rng, simple), depth - 1)
             if part is None or _size(part) > 3:  # a longer condition would get a name
                 return None
             parts.append(part)
@@ -659,298 +646,3 @@ class _Maker:
 
 def _size(expr: Expr) -> int:
     return 1 + sum(map(_size, expr.args))
-
-
-# ---- programs ---------------------------------------------------------------------------------------------
-
-_FLOATS = ("lr", "weight_decay", "momentum", "eps", "rho", "tau", "kappa", "scale")
-_INTS = ("k", "warmup", "window")
-_FLAGS = ("nesterov", "amsgrad", "decoupled")
-_CHOICES = ("mode", "norm_kind")
-_TUPLES = ("betas", "rates")
-_STATES = ("m", "v", "s", "z", "mu", "avg", "peak", "d")
-_INPUTS = ("curvature", "other_g", "noise")
-_NUMBERS = ("loss", "spread")
-_LISTS = ("milestones", "factors")
-_LOCALS = ("u", "h", "q", "r", "a", "b", "step_size", "ratio", "gain", "x")
-_WORDS = ("l2", "decoupled", "max", "mean", "none", "row wise")
-
-_INTERVALS = (
-    Interval(0, math.inf), Interval(0, math.inf, low_open=True, high_open=True), Interval(0, 1),
-    Interval(0, 1, high_open=True), Interval(-1, 1), Interval(-math.inf, math.inf), None,
-)  # fmt: skip
-
-
-def random_program(
-    rng: random.Random,
-    size: int = 12,
-    weights: Weights = TAME,
-    name: str = "Random",
-    inputs: bool = False,
-    lists: bool = False,
-) -> Program:
-    """A method with about `size` statements. It always assigns `p`.
-
-    With `inputs`, many take some beside the gradient, and many have a view for evaluation; with `lists`, many have
-    lists among their hyperparameters.
-    """
-    hypers = _random_hypers(rng)
-    if lists:
-        hypers += _random_lists(rng)
-    states = _random_states(rng, weights, hypers)
-    if inputs and rng.random() < 0.4:
-        names = rng.sample(_INPUTS, rng.randrange(1, 3))
-        states += tuple(
-            State(n, n, ty.element(), None, given=True, doc=rng.choice(("", "more"))) for n in names
-        )
-    if inputs and rng.random() < 0.3:
-        name = rng.choice(_NUMBERS)
-        states += (State(name, name, Type(Kind.FLOAT, *_GROUP), None, given=True),)
-    program = _Steps(rng, weights, hypers, states).run(size, name)
-    if inputs and rng.random() < 0.4:
-        view = _Steps(rng, weights, hypers, states, view=True).run(rng.randrange(1, 5), name)
-        program = replace(program, view=replace(view, doc="", cite=""))
-    return program
-
-
-def _random_hypers(rng: random.Random) -> tuple[Hyper, ...]:
-    hypers = [
-        Hyper("lr", "lr", Kind.FLOAT, rng.choice((1e-3, 0.1, 0.01)), Interval(0, math.inf), (), "step size")
-    ]
-    for name in rng.sample(_FLOATS[1:], rng.randrange(4)):
-        interval = rng.choice(_INTERVALS)
-        default = rng.choice(
-            [x for x in (0.0, 1e-8, 0.01, 0.5, 0.9, 1.0) if interval is None or x in interval]
-        )
-        doc = rng.choice(("", "", "how much of it"))
-        hypers.append(Hyper(name, name, Kind.FLOAT, default, interval, (), doc))
-    for name in rng.sample(_INTS, rng.randrange(3)):
-        hypers.append(Hyper(name, name, Kind.INT, rng.randrange(1, 6), rng.choice((Interval(1, 8), None))))
-    for name in rng.sample(_FLAGS, rng.randrange(3)):
-        hypers.append(Hyper(name, name, Kind.BOOL, rng.random() < 0.5))
-    for name in rng.sample(_CHOICES, rng.randrange(3)):
-        choices = tuple(rng.sample(_WORDS, rng.randrange(2, 4)))
-        hypers.append(Hyper(name, name, Kind.CHOICE, rng.choice(choices), None, choices))
-    for name in rng.sample(_TUPLES, rng.randrange(3)):
-        parts = [f"{name[:-1]}{number}" for number in range(1, rng.randrange(3, 5))]
-        if rng.random() < 0.8:
-            kind, defaults, interval = Kind.FLOAT, (0.9, 0.99, 0.5, 0.0), Interval(0, 1, high_open=True)
-        else:
-            kind, defaults, interval = Kind.INT, (1, 2, 3, 4), Interval(0, 9)
-        for part in parts:
-            hypers.append(Hyper(part, name, kind, rng.choice(defaults), interval))
-    first, *rest = hypers
-    # a tuple stays together, everything else may come in any order
-    groups = [[h for h in rest if h.argument == a] for a in dict.fromkeys(h.argument for h in rest)]
-    rng.shuffle(groups)
-    return (first, *(hyper for group in groups for hyper in group))
-
-
-def _random_lists(rng: random.Random) -> tuple[Hyper, ...]:
-    hypers: list[Hyper] = []
-    for name in rng.sample(_LISTS, rng.choice((0, 0, 1, 2))):
-        some: tuple[tuple[float, ...], ...] = (2,), (1, 3, 3), (4, 2, 0), (0.5,), (1.0, 0.1, 0.25)
-        interval = rng.choice((Interval(0, math.inf), None))
-        hypers.append(Hyper(name, name, Kind.LIST, rng.choice(some), interval))
-    return tuple(hypers)
-
-
-def _random_states(rng: random.Random, weights: Weights, hypers: tuple[Hyper, ...]) -> tuple[State, ...]:
-    states: list[State] = []
-    inputs = list(_inputs(hypers).values())
-    choices = {h.name: h.choices for h in hypers if h.choices}
-    for name in rng.sample(_STATES, rng.randrange(1, 6)):
-        type_ = Type(Kind.FLOAT, *STATE_LEVELS[_pick(rng, weights.levels)])
-        init: Expr | None = const(rng.choice((0, 0, 0.0, 1.0, 1e-6)))
-        if rng.random() < 0.1:
-            init = None
-        elif rng.random() < 0.3:
-            place = type_.level, type_.shape
-            init = _Maker(rng, Available(inputs, [], choices, None, None), weights).number(
-                _HOST if place == _GROUP and rng.random() < 0.5 else place, 1
-            )
-        key = rng.choice((name, f"exp_{name}", f"{name}_buffer"))
-        delay = rng.randrange(1, 4) if type_.is_element and init is not None and rng.random() < 0.1 else None
-        states.append(State(name, key, type_, init, delay=delay))
-    return tuple(states)
-
-
-class _Steps:
-    """Writes the statements of a step, or of a `view`; `now` is what each name stands for."""
-
-    def __init__(
-        self,
-        rng: random.Random,
-        weights: Weights,
-        hypers: tuple[Hyper, ...],
-        states: tuple[State, ...],
-        view: bool = False,
-    ) -> None:
-        self.rng = rng
-        self.weights = weights
-        self.hypers = hypers
-        self.states = states
-        self.body: list[Assign] = []
-        self.guard: Guard = ()
-        self.versions: dict[str, int] = {}
-        self.now = _inputs(hypers)
-        self.now |= {s.name: var(s.name, s.type) for s in states if s.init is not None or s.given}
-        self.view = view
-        if view:
-            for unseen in ("g", *(s.name for s in states if s.given)):
-                del self.now[unseen]
-        self.kept = () if view else tuple(s for s in states if not s.given)
-        self.targets = {"p": _ELEMENT, "g": _ELEMENT} | {s.name: (s.type.level, s.type.shape) for s in states}
-        self.kinds: dict[str, Kind] = {}
-        self.old: list[Expr] = []
-        self.choices = {h.name: h.choices for h in hypers if h.choices}
-        self.site: int | None = None if view else 0
-        self.stream: int | None = None if view else 0
-
-    def run(self, size: int, name: str) -> Program:
-        """The whole program."""
-        for state in self.kept:
-            if state.init is None:  # has no value until it gets one
-                self.assign(state.name, self.expr(Kind.FLOAT, self.targets[state.name]))
-        self.block(size, 0)
-        if "p" not in self.versions or self.rng.random() < 0.8:
-            self.move()
-        results = {n: self.now[n] for n in ("p", *(s.name for s in self.kept)) if n in self.now}
-        results = {
-            n: value for n, value in results.items() if not (isinstance(value, Var) and value.name == n)
-        }
-        doc = self.rng.choice(("", "A random method.", "A random method.\n\nNobody has published it."))
-        cite = self.rng.choice(("", "Nobody 2026, Noise"))
-        return Program(name, doc, cite, self.hypers, self.states, tuple(self.body), results)
-
-    # ---- statements -------------------------------------------------------------------------------------
-
-    def block(self, size: int, depth: int) -> None:
-        """About `size` statements."""
-        while size > 0:
-            if size >= 2 and depth < self.weights.nesting and self.rng.random() < self.weights.branch:
-                inside = self.rng.randrange(1, size)
-                self.branch(inside, depth)
-                size -= inside + 1
-            else:
-                self.statement()
-                size -= 1
-
-    def statement(self) -> None:
-        """One assignment."""
-        rng = self.rng
-        target = rng.randrange(10)
-        if target < 2:
-            self.move()
-        elif target == 2 and not self.view:
-            self.assign("g", self.expr(Kind.FLOAT, self.place("g")))
-        elif target < 6 and self.kept:
-            self.remember(rng.choice(self.kept))
-        else:
-            self.local()
-
-    def move(self) -> None:
-        """`p = ...`"""
-        amount = self.expr(Kind.FLOAT, self.place("p"))
-        if self.rng.random() < self.weights.descend:
-            rate = self.now["lr"] if self.rng.random() < 0.7 else self.expr(Kind.FLOAT, _HOST)
-            amount = call("sub", self.now["p"], call("mul", rate, amount))
-        self.assign("p", amount)
-
-    def place(self, name: str) -> Place:
-        """Where the next value of `p` or `g` lives."""
-        if self.rng.random() < self.weights.coarse_p:
-            return self.rng.choice((_HOST, _TENSOR, _ROWS, _COLS))
-        return self.targets[name]
-
-    def remember(self, state: State) -> None:
-        """A new value for a state."""
-        place = self.targets[state.name]
-        if self.rng.random() < self.weights.average and state.name in self.now:
-            before = self.now[state.name]
-            share = const(self.rng.choice((0.1, 0.5, 0.9)))
-            betas = [self.now[h.name] for h in self.hypers if h.argument == "betas" and h.kind is Kind.FLOAT]
-            beta = self.rng.choice([share, *betas])
-            x = self.expr(Kind.FLOAT, place)
-            value: Expr = call("add", call("mul", beta, before), call("mul", call("sub", 1, beta), x))
-        elif place[0] <= Level.HOST and self.rng.random() < 0.3:
-            value = as_number(self.expr(self.rng.choice((Kind.INT, Kind.BOOL)), place))
-        else:
-            value = self.expr(Kind.FLOAT, place)
-        self.assign(state.name, value)
-
-    def local(self) -> None:
-        """A new name, or a new value for one."""
-        rng = self.rng
-        names = [n for n in self.now if n in _LOCALS]
-        if names and rng.random() < 0.3:
-            name = rng.choice(names)
-            type_ = self.now[name].type
-            # whatever the paths bring, the values of one name must broadcast
-            self.assign(name, self.expr(type_.kind, (type_.level, type_.shape)))
-            return
-        free = [n for n in _LOCALS if n not in self.now]
-        if not free:
-            self.move()
-            return
-        level = _pick(rng, {**self.weights.levels, "const": 0.3})
-        kind = rng.choice((*[Kind.FLOAT] * 7, Kind.BOOL, Kind.INT))
-        name = rng.choice(free)
-        # the same place wherever a name is used, so that the values of two paths broadcast
-        place = self.targets.setdefault(name, _CONST if level == "const" else STATE_LEVELS[level])
-        if rng.random() >= self.weights.truth:
-            kind = self.kinds.setdefault(name, kind)
-        self.assign(name, self.expr(kind, place))
-
-    def branch(self, size: int, depth: int) -> None:
-        """`if`, its blocks, and the values that the names have after it."""
-        condition = random_condition(self.rng, self.available(), self.weights)
-        other = self.rng.randrange(size) if size > 1 and self.rng.random() < self.weights.otherwise else 0
-        before, old = dict(self.now), list(self.old)
-        sides: list[dict[str, Expr]] = []
-        for wanted, inside in ((True, size - other), (False, other)):
-            self.now, self.old = dict(before), list(old)
-            self.guard = (*self.guard, (condition, wanted))
-            self.block(inside, depth + 1)
-            self.guard = self.guard[:-1]
-            sides.append(self.now)
-        then, otherwise = sides
-        self.now, self.old = before, old
-        for name in [n for n in then if n in otherwise and then[n] is not otherwise[n]]:
-            self.assign(name, call("select", condition, then[name], otherwise[name]))
-
-    def assign(self, name: str, expr: Expr) -> None:
-        """`name = expr`."""
-        self.versions[name] = self.versions.get(name, 0) + 1
-        made = Assign(f"{name}.{self.versions[name]}", name, expr, self.guard)
-        self.body.append(made)
-        if name in self.now:
-            self.old.append(self.now[name])
-        self.now[name] = made.var
-
-    # ---- expressions ------------------------------------------------------------------------------------
-
-    def available(self) -> Available:
-        """What may be read now."""
-        return Available(list(self.now.values()), self.old, self.choices, self.site, self.stream)
-
-    def expr(self, kind: Kind, place: Place) -> Expr:
-        """An expression of what may be read now."""
-        available = self.available()
-        depth = self.rng.randrange(1, self.weights.depth + 1)
-        made = random_expr(self.rng, available, Type(kind, *place), depth, self.weights)
-        self.site, self.stream = available.site, available.stream
-        return made
-
-
-__all__ = [
-    "TAME",
-    "WILD",
-    "Available",
-    "Place",
-    "Weights",
-    "available_at",
-    "random_condition",
-    "random_expr",
-    "random_program",
-]
