@@ -404,7 +404,7 @@ def _search_options(command: _Command) -> None:
     length.add_argument(
         "--budget",
         metavar="TIME",
-        help="such as 90s, 30m, 2h; three fifths of it are for the search, the rest for tests (default: 10m)",
+        help="such as 90s, 30m, 2h; two fifths of it, at most 15m, are for tests of what was found (default: 10m)",
     )
     length.add_argument(
         "--evaluations",

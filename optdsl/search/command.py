@@ -23,8 +23,9 @@ from optdsl.search.pool import Limits, Pool
 from optdsl.search.space import Genome, Refused, start
 from optdsl.search.store import Store
 
-#: The share of a budget that the search gets; the funnel and the tests get the rest.
-SHARE = 0.6
+#: Of a budget, what the funnel and the tests get: this share, but no more than so many seconds. How much they train
+#: does not depend on the length of the search.
+SHARE, MOST = 0.4, 900.0
 #: From a budget of so many seconds, or so many evaluations, on tasks of both sizes are used.
 LONG, MANY = 600.0, 1000
 _SHOWN = (
@@ -66,6 +67,11 @@ def seconds(text: str) -> float:
     return number
 
 
+def for_search(budget: float) -> float:
+    """Of so many seconds, those of the search itself."""
+    return budget - min(SHARE * budget, MOST)
+
+
 def search(request: Request) -> bool:
     """Searches, or goes on, and prints a report; False where Ctrl-C ended it. Raises ValueError."""
     for name in ("scipy", "sklearn"):
@@ -98,7 +104,7 @@ def search(request: Request) -> bool:
                 if others:
                     print(f"run {store.run} of {store.name}, beside {others} more", file=sys.stderr)
                 if store.phase == "search":
-                    budget = None if request.budget is None else SHARE * request.budget
+                    budget = None if request.budget is None else for_search(request.budget)
                     engine.search(evaluations=request.evaluations, seconds=budget, tick=tick)
                 if request.proof:
                     if store.noted("both sizes") is None:

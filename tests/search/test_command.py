@@ -17,7 +17,7 @@ import pytest
 
 from optdsl import cli
 from optdsl.search import live
-from optdsl.search.command import seconds
+from optdsl.search.command import for_search, seconds
 from optdsl.search.engine import Progress, Settings
 from optdsl.search.store import Store
 
@@ -108,6 +108,11 @@ def test_a_store_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     for action in (["report"], ["export", "-o", str(tmp_path)]):
         assert cli.main(["search", action[0], str(tmp_path / "no.db"), *action[1:]]) == 2
         assert "there is no store" in capsys.readouterr().err
+
+
+def test_tests_take_no_more_of_a_long_budget_than_they_need() -> None:
+    assert for_search(600.0) == pytest.approx(360.0)
+    assert for_search(8 * 3600.0) == 8 * 3600.0 - 900.0
 
 
 def test_another_seed_is_another_run_of_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
