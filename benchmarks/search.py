@@ -48,6 +48,7 @@ from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.evaluate.train import train
 from optdsl.search.funnel import Funnel, Proof
 from optdsl.search.jobs import Inline
+from optdsl.search.results import mean_ratio
 from optdsl.search.simplify import simplify
 from optdsl.search.space import (
     Genome,
@@ -65,7 +66,6 @@ from optdsl.search.space import (
 )
 from optdsl.search.space.probe import Probes, moves
 from optdsl.search.store import Store
-from optdsl.search.summary import mean_ratio
 from optdsl.search.tasks import Task, admission
 
 #: Two rules are something else that are further apart than this.

@@ -45,11 +45,11 @@ from optdsl.search.engine import ARMS, Engine, Settings
 from optdsl.search.evaluate.tune import Effort, Tuned, log_ratios, tune
 from optdsl.search.funnel import EFFORTS, Funnel, Proof, proof
 from optdsl.search.jobs import Inline
+from optdsl.search.results import mean_ratio, percent
 from optdsl.search.simplify import simplify
 from optdsl.search.space import Genome, express, live, start, tunable
 from optdsl.search.statistics import compare, wilcoxon
 from optdsl.search.store import Store
-from optdsl.search.summary import mean_ratio, percent
 from optdsl.search.tasks import Task
 from optdsl.search.tasks.base import Batch, generator_of, of
 from optdsl.search.tasks.generated import Regression

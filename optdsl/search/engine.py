@@ -24,6 +24,7 @@ from optdsl.search.evaluate.tune import Effort, Tuned
 from optdsl.search.jobs import Assessed, Begin, Executor, assess
 from optdsl.search.objectives import LOSS, OBJECTIVES, Costs, beats, check, costs, undominated
 from optdsl.search.pool import Outcome
+from optdsl.search.results import percent
 from optdsl.search.space import (
     CHANGES,
     Analysis,
@@ -38,7 +39,6 @@ from optdsl.search.space import (
 )
 from optdsl.search.space.genome import LR
 from optdsl.search.store import Candidate, Evaluation, Generation, Store
-from optdsl.search.summary import percent
 from optdsl.search.tasks import Task
 
 #: Draws for one proposal; then a parent is tuned once more.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from optdsl import driver
 from optdsl.search.evaluate.tune import Tuned
+from optdsl.search.results import STAGES, Scored, mean_ratio, measured, percent, scored, steps, tested
 from optdsl.search.space import to_spec
 from optdsl.search.store import Candidate, Store
-from optdsl.search.summary import STAGES, Scored, mean_ratio, measured, percent, scored, steps, tested
 
 #: Of a line of a docstring, without what the spec indents it by.
 _WIDTH = 96

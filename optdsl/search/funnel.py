@@ -25,6 +25,7 @@ from optdsl.search.engine import Engine, Member, Tick, front
 from optdsl.search.evaluate.tune import LENGTH, Effort, Tuned
 from optdsl.search.jobs import Begin, assess
 from optdsl.search.objectives import TOLERATED, better
+from optdsl.search.results import costs_of, held_out, mean_ratio, sizes
 from optdsl.search.simplify import replaced, simplify
 from optdsl.search.space import (
     Genome,
@@ -43,7 +44,6 @@ from optdsl.search.space import (
 from optdsl.search.space.draft import place
 from optdsl.search.space.genome import LR
 from optdsl.search.store import Candidate, Evaluation
-from optdsl.search.summary import costs_of, held_out, mean_ratio, sizes
 from optdsl.search.tasks import Task
 
 #: How many candidates are tried on fresh seeds, and how many of these go on.

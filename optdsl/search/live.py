@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 from optdsl.search.engine import Progress, Tick
-from optdsl.search.summary import percent
+from optdsl.search.results import percent
 
 #: Seconds between two lines where there is no terminal.
 EVERY = 10.0

@@ -9,11 +9,9 @@ from collections.abc import Iterable, Sequence
 
 from optdsl.search.export import spec
 from optdsl.search.pictures import COLOURS, Plot, esc, intervals, legend
-from optdsl.search.store import Candidate, Store
-from optdsl.search.summary import (
+from optdsl.search.results import (
     STAGES,
     Scored,
-    Table,
     best,
     chosen,
     curves,
@@ -24,9 +22,10 @@ from optdsl.search.summary import (
     percent,
     progress,
     scored,
-    tables,
     tested,
 )
+from optdsl.search.store import Candidate, Store
+from optdsl.search.summary import Table, tables
 
 
 def verdict(store: Store) -> str:

@@ -13,10 +13,10 @@ import numpy as np
 from optdsl.search.engine import Settings
 from optdsl.search.evaluate.tune import Effort, Tuned
 from optdsl.search.funnel import EFFORTS
+from optdsl.search.results import held_out, measured
 from optdsl.search.space import Space, live, start, structure, tunable
 from optdsl.search.space.canonical import digest
 from optdsl.search.store import Candidate, Evaluation, Generation, Store
-from optdsl.search.summary import held_out, measured
 from tests.search.genomes import spec
 
 TASKS = ("digits_mlp/small", "regression/small", "factorisation/small")

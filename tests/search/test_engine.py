@@ -20,7 +20,7 @@ import torch
 
 import optdsl
 from optdsl import driver
-from optdsl.search import database, report, summary
+from optdsl.search import database, report, results
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.evaluate.tune import Effort, tune
@@ -29,9 +29,10 @@ from optdsl.search.funnel import EFFORTS, Funnel, Proof
 from optdsl.search.jobs import Executor, Inline
 from optdsl.search.objectives import better, costs
 from optdsl.search.pool import Pool
+from optdsl.search.results import pareto, scored
 from optdsl.search.space import Genome, digest, express, live, stress
 from optdsl.search.store import Mismatch, Store, decode, encode
-from optdsl.search.summary import pareto, scored, tables
+from optdsl.search.summary import tables
 from optdsl.search.tasks import Task
 from optdsl.search.tasks.base import of
 from optdsl.search.tasks.layout import Layout
@@ -589,7 +590,7 @@ def test_a_smaller_rule_that_is_as_good_wins_where_bytes_come_first(tmp_path: Pa
         verdict = Funnel(made, Proof((), (NAME,), (NAME,)), planted, efforts=efforts).run()
         winner = store.candidate(verdict["winner"]).genome
         found = {table.title: table for table in tables(store)}
-        both = summary.tested(store)
+        both = results.tested(store)
     assert both is not None
     assert both[1].text == verdict["text"]
     assert (start.bytes_per_parameter(), winner.bytes_per_parameter()) == (4, 0)

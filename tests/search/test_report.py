@@ -21,9 +21,10 @@ from optdsl.search import report
 from optdsl.search.evaluate.stacked import Stacked
 from optdsl.search.export import export
 from optdsl.search.pictures import ticks
+from optdsl.search.results import held_out, measured
 from optdsl.search.space import express
 from optdsl.search.store import Store
-from optdsl.search.summary import held_out, measured, tables
+from optdsl.search.summary import tables
 from optdsl.search.tasks.layout import Layout
 from tests.backends.interpreted import interpreted, needs_triton
 from tests.search.browser import Browser, program
