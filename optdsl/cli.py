@@ -634,15 +634,16 @@ def _list(options: argparse.Namespace) -> int:
         return OK
     from optdsl.analysis import zoo
 
-    paths = driver.shipped_specs()
-    show = sys.stderr.isatty()
-    rows: list[zoo.Entry] = []
-    for name, path in paths.items():
+    rows = None if options.markdown else zoo.kept()
+    if rows is None:
+        paths, show, rows = driver.shipped_specs(), sys.stderr.isatty(), []
+        for name, path in paths.items():
+            if show:
+                print(f"\r\x1b[K{len(rows)} of {len(paths)}: {name}", end="", file=sys.stderr, flush=True)
+            rows.append(zoo.entry(name, path))
         if show:
-            print(f"\r\x1b[K{len(rows)} of {len(paths)}: {name}", end="", file=sys.stderr, flush=True)
-        rows.append(zoo.entry(name, path))
-    if show:
-        print("\r\x1b[K", end="", file=sys.stderr)
+            print("\r\x1b[K", end="", file=sys.stderr)
+        zoo.keep(rows)
     sys.stdout.write(zoo.markdown(rows) if options.markdown else zoo.terminal(rows))
     return OK
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from optdsl import driver
+from optdsl import __version__, driver
 from optdsl.analysis.explain import explain
 from optdsl.analysis.prose import cell, code
 from optdsl.analysis.setting import Setting
 from optdsl.check import check_path
 from optdsl.core.record import record
+from optdsl.resources import cache_dir, data_dir, write_bytes
 
+#: A file in the cache.
+_KEPT = "zoo.json"
 #: Author and year at the head of a citation.
 _SOURCE = re.compile(r"(.{1,60}?[^\d](?:19|20)\d\d)\b")
 
@@ -61,6 +69,35 @@ def entry(name: str, path: Path) -> Entry:
         tuple(state.key for state in program.inputs),
         program.view is not None,
     )
+
+
+def kept() -> list[Entry] | None:
+    """All entries as `keep` left them, if no file has changed that has to do with them."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        found: Any = json.loads((cache_dir() / _KEPT).read_text("utf-8"))
+        if found["state"] == _state():
+            lists = (
+                {**e, "states": tuple(e["states"]), "inputs": tuple(e["inputs"])} for e in found["entries"]
+            )
+            return [Entry(**e) for e in lists]
+    return None
+
+
+def keep(entries: Sequence[Entry]) -> None:
+    """Keeps all entries for the next time; where there is no place for them, they are made again."""
+    made = {"state": _state(), "entries": [dataclasses.asdict(e) for e in entries]}
+    with contextlib.suppress(OSError):
+        write_bytes(cache_dir() / _KEPT, json.dumps(made).encode())
+
+
+def _state() -> str:
+    """Tells whether the compiler or a spec is another than it was."""
+    package = Path(__file__).parent.parent
+    files = sorted(
+        [*package.rglob("*.py"), *data_dir("grammar").rglob("*.lark"), *data_dir("specs").rglob("*.opt")]
+    )
+    said = [f"{f} {(s := f.stat()).st_size} {s.st_mtime_ns}" for f in files]
+    return hashlib.sha256("\n".join([__version__, *said]).encode()).hexdigest()
 
 
 def _number(value: float | None) -> str:
