@@ -20,6 +20,7 @@ from optdsl.check import Checked, check_path
 from optdsl.core.record import record
 from optdsl.ir.program import Program
 from optdsl.lang.diagnostics import Diagnostic, Span, SpecError, nearest
+from optdsl.lang.source import read_text
 from optdsl.resources import cache_dir, data_dir, write_together
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def compile(
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    with_ = [with_] if isinstance(with_, str) else list(with_)
+    with_ = _transforms(with_)
     backends = known_backends(backends)
     results = []
     for path, target in _targets(spec_paths(paths), out).items():
@@ -199,6 +200,15 @@ def compile(
         write_all(target.parent, made)
         results.append(Compiled(path, checked, tuple(map(target.with_name, made)), no_kernels))
     return results
+
+
+def _transforms(with_: str | Sequence[str]) -> list[str]:
+    """The texts that ask for transforms. Raises TypeError for what is no text."""
+    texts = list(with_) if isinstance(with_, Iterable) and not isinstance(with_, str) else [with_]
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"`with_` is a transform as text, or a list of them, and {text!r} is no text")
+    return texts
 
 
 def _composition(path: Path, with_: Sequence[str], store: Store | None) -> tuple[Checked, str, str]:
@@ -216,7 +226,8 @@ def _composition(path: Path, with_: Sequence[str], store: Store | None) -> tuple
         except SpecError as error:
             return Checked(None, error.diagnostics), "", ""
     else:
-        text, checked = path.read_text(encoding="utf-8"), check_path(path)
+        checked = check_path(path)
+        text = read_text(path) if checked.program is not None else ""
     if checked.program is not None:
         checked = replace(checked, program=stored(checked.program, store))
     name = module_of(path, with_, store)
@@ -290,7 +301,7 @@ def load(
     """
     path = locate(path_or_name)
     backends = BACKENDS if backend is None else known_backends(["torch", backend])
-    with_ = [with_] if isinstance(with_, str) else list(with_)
+    with_ = _transforms(with_)
     ready = None if with_ or store not in _AS_IT_IS else _shipped_class(path)
     if ready is not None and backend != "torch":
         return ready
@@ -413,7 +424,7 @@ def plans(program: Program) -> str:
 def _syntax(path: Path) -> str:
     """The syntax tree as indented text."""
     from optdsl.lang.parser import parse
-    from optdsl.lang.source import read_text, split
+    from optdsl.lang.source import split
 
     source = split(read_text(path), str(path))
     tree = parse(source)

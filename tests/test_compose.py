@@ -169,6 +169,29 @@ def test_transforms_that_there_are_not(text: str, message: str) -> None:
         optdsl.load("adamw", with_=text)
 
 
+@pytest.mark.parametrize("with_", [None, 3, ["ema", 3]], ids=str)
+def test_transforms_that_are_no_text(with_: Any, tmp_path: Path) -> None:
+    wrong = "3" if with_ else "None"
+    with pytest.raises(
+        TypeError, match=f"`with_` is a transform as text, or a list of them, and {wrong} is no"
+    ):
+        optdsl.load("adamw", with_=with_)
+    with pytest.raises(TypeError, match=f"and {wrong} is no text"):
+        optdsl.compile(driver.locate("adamw"), out=tmp_path, with_=with_)
+
+
+@pytest.mark.parametrize(("data", "code"), [(b"# \xfc\n", "E0002"), (b"#" * 70000, "E0003"), (None, "E0001")])
+def test_a_spec_that_cannot_be_read(data: bytes | None, code: str, tmp_path: Path) -> None:
+    """The message is the same with formats and transforms."""
+    spec = tmp_path / "mine.opt"
+    if data is not None:
+        spec.write_bytes(data)
+    for options in ({}, {"store": "q8"}, {"with_": "ema"}):
+        (made,) = optdsl.compile(spec, out=tmp_path / "o", **options)
+        assert [d.code for d in made.diagnostics] == [code]
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     "store",
     [
