@@ -105,6 +105,11 @@ class Library:
                 "imports are looked for beside the spec and in the shipped library; "
                 "`..` and absolute paths are not followed"
             )
+            near = (f"{item.path}.opt", f"lib/{item.path}", f"lib/{item.path}.opt") if found is None else ()
+            for path in near:
+                if locate(path, into.directory) is not None:
+                    help = f"did you mean `{shown(path)}`?"
+                    break
             into.report("E0502", item.span, message, help)
             return
         key = str(found.resolve())

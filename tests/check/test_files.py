@@ -106,6 +106,20 @@ def test_imports_that_are_not_followed(tmp_path: Path, path: str) -> None:
     assert len(message.render()) < 800
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("schedules.opt", "lib/schedules.opt"),
+        ("lib/schedules", "lib/schedules.opt"),
+        ("schedules", "lib/schedules.opt"),
+        ("mine", "mine.opt"),
+    ],
+)
+def test_an_import_without_its_folder_or_ending(tmp_path: Path, path: str, meant: str) -> None:
+    write(tmp_path, mine=EMA, main=f'import "{path}"\n' + USES_EMA)
+    assert one(tmp_path / "main.opt", "E0502").help == f"did you mean `{meant}`?"
+
+
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     write(
         tmp_path,
