@@ -64,6 +64,12 @@ _TORCH_SAYS = {
 }
 #: Those of torch.optim.Rprop about all numbers of a tuple.
 _TORCH_SAYS_OF_ALL = {"etas": "Invalid eta values: {}, {}"}
+#: Names of the types of what is on or off, and of the flags of an optimizer.
+_SWITCH = ("bool", "bool_")  # bool_: numpy's
+_SWITCHES = {
+    **dict.fromkeys(("maximize", "capturable", "differentiable", "overwrite_grad"), _SWITCH),
+    **dict.fromkeys(("foreach", "fused"), (*_SWITCH, "NoneType")),
+}
 
 
 def _complaint(hyper: Hyper, index: int | None, value: float, whole: Any) -> str:
@@ -110,7 +116,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
     `changed` says that the value replaces one which the constructor had accepted.
     """
     if hyper.kind == "bool":
-        if type(value).__name__ not in ("bool", "bool_"):  # bool_: numpy's
+        if type(value).__name__ not in _SWITCH:
             raise TypeError(f"{hyper.name} must be True or False, not {value!r}")
         return bool(value)
     elif hyper.kind == "choice":
@@ -154,7 +160,14 @@ def _kept(kind: str, value: Any) -> Any:
 def check_flags(
     name: str, flags: Mapping[str, Any], not_capturable: str | None, no_kernels: str | None
 ) -> None:
-    """Raises RuntimeError, in torch's words where it has any, for flags that do not go together or here."""
+    """Raises RuntimeError, in torch's words where it has any, for flags that do not go together or here.
+
+    TypeError for what is no flag: `"False"`, say, would be a true one.
+    """
+    for flag, kinds in _SWITCHES.items():
+        if type(flags[flag]).__name__ not in kinds:
+            allowed = "True, False or None" if "NoneType" in kinds else "True or False"
+            raise TypeError(f"{flag} must be {allowed}, not {flags[flag]!r}")
     if flags["fused"]:
         if flags["differentiable"]:
             raise RuntimeError("`fused` does not support `differentiable`")

@@ -27,6 +27,11 @@ def take(groups: Sequence[GroupStep], inputs: Inputs, states: MutableMapping[Ten
     params = [p for group in groups for p in group.group["params"]]
     found: dict[str, dict[Tensor, Tensor]] = {}
     numbers: dict[str, Tensor] = {}
+    if not isinstance(inputs, Mapping):
+        raise ValueError(
+            f"{name}: `inputs` is a mapping from names to what is given, not a {type(inputs).__name__}; "
+            + (f"its inputs are {known}" if known else "it takes none")
+        )
     for key, given in inputs.items():
         if key not in rule._inputs:
             has = f"its inputs are {known}" if known else "it takes none"

@@ -147,6 +147,18 @@ def test_what_is_refused_changes_nothing(
     assert not optimizer.state
 
 
+def test_inputs_have_names(given: Any) -> None:
+    params = [torch.nn.Parameter(torch.ones(s)) for s in SHAPES]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer = given(params)
+    with pytest.raises(
+        ValueError, match=r"`inputs` is a mapping from names .*, not a list; its inputs are 'loss'"
+    ):
+        optimizer.step(inputs=[1.0, 1.0])
+    assert not optimizer.state
+
+
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_number_of_another_type(dtype: torch.dtype) -> None:

@@ -583,11 +583,18 @@ def test_other_words():
         (Chooser, {"every": 2.0}, "^every must be an int, not float"),
         (Chooser, {"every": True}, "^every must be an int, not bool"),
         (Chooser, {"every": torch.tensor(2)}, "^every must be an int, not Tensor"),
+        (AdamW, {"maximize": "False"}, "^maximize must be True or False, not 'False'"),
+        (AdamW, {"capturable": None}, "^capturable must be True or False, not None"),
+        (AdamW, {"differentiable": 1}, "^differentiable must be True or False, not 1"),
+        (AdamW, {"foreach": "no"}, "^foreach must be True, False or None, not 'no'"),
+        (AdamW, {"fused": 0}, "^fused must be True, False or None, not 0"),
     ],
 )
 def test_values_of_the_wrong_type(cls, options, message):
     with pytest.raises(TypeError, match=message):
         cls(make(), **options)
+    with pytest.raises(TypeError, match=message):
+        cls([{"params": make(), **options}])
 
 
 def test_values_are_kept_in_plain_form():
