@@ -23,6 +23,10 @@ _CONNECTION = {
     "connect_timeout": 10, "application_name": "optdsl",
     "keepalives_idle": 60, "keepalives_interval": 10, "keepalives_count": 3,
 }  # fmt: skip
+#: Results of SQLite that are of the machine, not of what a file holds: a right is missing, the disk is full.
+_MACHINE = {
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+}  # fmt: skip
 _SESSION = "SET tcp_keepalives_idle = 60; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 
 
@@ -77,10 +81,13 @@ class Database(Protocol):
 def connect(address: str | os.PathLike[str], write: bool) -> Database:
     """The database at a path or at postgresql://user@host/name; a file is made if it is written and there is none.
 
-    Raises FileNotFoundError, ConnectionError, ValueError.
+    Raises OSError (FileNotFoundError, ConnectionError, what the machine refuses), ValueError.
     """
     if isinstance(address, str) and address.startswith(("postgresql://", "postgres://")):
         return Postgres(address, write)
+    if isinstance(address, str) and "://" in address:  # what follows may hold a password
+        scheme = address.partition("://")[0]
+        raise ValueError(f"a store is a file, or postgresql://user@host/database, and not {scheme}://...")
     return Sqlite(Path(address), write)
 
 
@@ -105,14 +112,29 @@ class Sqlite:
         self.name = str(path)
         self._path = path
         self._guard: tuple[Path, sqlite3.Connection] | None = None
-        self._db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
+        with self._told():
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
         if write:
             try:
-                self._use_wal()
-                self._db.execute("PRAGMA synchronous = NORMAL")
+                with self._told():
+                    self._use_wal()
+                    self._db.execute("PRAGMA synchronous = NORMAL")
             except sqlite3.DatabaseError as error:
                 self._db.close()
                 raise Mismatch(f"{path} is no store of a search: {error}") from None
+            except OSError:
+                self._db.close()
+                raise
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What the machine refuses is an OSError that names the file."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _MACHINE:
+                raise
+            raise OSError(f"the store {self.name} cannot be used: {error}") from None
 
     def _use_wal(self) -> None:
         """Has changes written ahead. A new file that another process is changing to that, too, is not waited for by
@@ -130,22 +152,25 @@ class Sqlite:
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> Rows:
         """One statement."""
-        return self._db.execute(query, values)
+        with self._told():
+            return self._db.execute(query, values)
 
     def executemany(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         """One statement, many times."""
-        self._db.executemany(query, rows)
+        with self._told():
+            self._db.executemany(query, rows)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """A transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
+        self.execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk, say, has ended it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+        self.execute("COMMIT")
 
     def alone(self) -> contextlib.AbstractContextManager[None]:
         """A transaction: there is one at a time in a file."""
@@ -154,7 +179,7 @@ class Sqlite:
     def has(self, table: str) -> bool:
         """Whether there is such a table."""
         query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-        return self._db.execute(query, (table,)).fetchone() is not None
+        return self.execute(query, (table,)).fetchone() is not None
 
     def hold(self, run: int) -> bool:
         """Holds a run."""
@@ -162,7 +187,8 @@ class Sqlite:
         path = self._path.with_name(f"{self._path.name}-writer{run}")
         while True:
             before = _number(path)
-            guard = sqlite3.connect(path, isolation_level=None, timeout=0.0)
+            with self._told():
+                guard = sqlite3.connect(path, isolation_level=None, timeout=0.0)
             try:
                 guard.execute("BEGIN EXCLUSIVE")
             except sqlite3.OperationalError:

@@ -125,7 +125,7 @@ class Store:
     """What is at a path, or at postgresql://user@host/name; made if there is none, unless it is only read.
 
     A writer begins a run; a reader gets the last one, or number `run`. Use it as a context, or call `close`.
-    Raises FileNotFoundError, ConnectionError, ValueError, and Mismatch for what is no store.
+    Raises OSError (FileNotFoundError, ConnectionError), ValueError, and Mismatch for what is no store.
     """
 
     def __init__(

@@ -450,6 +450,24 @@ def test_what_is_no_store_is_said(tmp_path: Path) -> None:
         Store(tmp_path / "nowhere" / "run.db")
 
 
+def test_a_full_disk(tmp_path: Path) -> None:
+    """What was written before is there, and what was being written is not."""
+
+    def write(store: Store) -> None:
+        with store.together():
+            store.note("small", 1)
+            store.note("large", "x" * 1_000_000)
+
+    with Store(tmp_path / "run.db") as store:
+        engine(store)
+        store.note("before", 1)
+        store._db.execute("PRAGMA max_page_count = 1")  # no more pages than there are
+        with pytest.raises(OSError, match=r"the store .*run\.db cannot be used: database or disk is full"):
+            write(store)
+    with Store(tmp_path / "run.db", write=False) as store:
+        assert [store.noted(name) for name in ("before", "small", "large")] == [1, None, None]
+
+
 def test_what_was_begun_together_is_written_together(tmp_path: Path) -> None:
     def half(store: Store) -> None:
         with store.together():
