@@ -129,14 +129,16 @@ def search(request: Request) -> bool:
 def _executor(request: Request) -> Callable[[], Pool | cluster.Cluster]:
     """What makes the workers; what is wrong with a request is told before anything is made."""
     limits, preload = Limits(seconds=600.0), ["optdsl.search.jobs"]
+    # there are never more jobs at a time, so that another process would only take memory
+    workers = min(request.workers or 1, max(request.ahead, len(request.starts)))
     if request.executor == "local":
         if request.scheduler is not None:
             raise ValueError("`--scheduler` goes with `--executor dask`")
-        return lambda: Pool(request.workers or 1, limits, preload)
+        return lambda: Pool(workers, limits, preload)
     scheduler = cluster.scheduler(request.scheduler)
     if scheduler is not None and request.workers is not None:
         raise ValueError(f"`--workers` are for this machine alone: a search takes all those of {scheduler}")
-    return lambda: cluster.Cluster(request.workers or 1, scheduler, limits, preload)
+    return lambda: cluster.Cluster(workers, scheduler, limits, preload)
 
 
 def _start(name: str) -> Genome:

@@ -210,13 +210,14 @@ class Engine:
     ) -> None:
         """Goes on until so many candidates are evaluated, or the search has worked for so long, all calls together.
 
-        `tick` is called about twice a second. Raises RuntimeError where the first start fails.
+        The first start is evaluated however short that is: all else is measured against it. `tick` is called about
+        twice a second. Raises RuntimeError where the first start fails.
         """
         begin, before, here = time.monotonic(), self.store.seconds, len(self.members)
         written = begin
         while evaluations is None or len(self.members) < evaluations:
             now = time.monotonic()
-            if seconds is not None and before + now - begin >= seconds:
+            if seconds is not None and self.members and before + now - begin >= seconds:
                 break
             self._propose()
             last = len(self.proposed) if evaluations is None else min(evaluations, len(self.proposed))

@@ -19,6 +19,7 @@ from optdsl import cli
 from optdsl.search import live
 from optdsl.search.command import for_search, seconds
 from optdsl.search.engine import Progress, Settings
+from optdsl.search.pool import Pool
 from optdsl.search.store import Store
 
 TASKS = "regression"
@@ -100,6 +101,42 @@ def test_what_is_wrong_with_a_request_is_said(
     assert cli.main(["search", "--store", str(tmp_path / "run.db"), *arguments]) == 2
     assert told in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_budget_that_ends_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The start is evaluated all the same, and there is a verdict; the same command gives it again."""
+    for _ in range(2):
+        assert cli.main(command(tmp_path / "run.db", "--budget", "0.01s")) == 0
+        out, err = capsys.readouterr()
+        assert "no candidate scored better than the start in the search" in out, err
+    assert evaluations(tmp_path / "run.db") == 1
+
+
+def test_no_more_workers_than_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Counted(Pool):
+        def __init__(self, workers: int, *more: Any) -> None:
+            made.append(workers)
+            super().__init__(1, *more)
+
+    monkeypatch.setattr("optdsl.search.command.Pool", Counted)
+    for more in ("--ahead", "3"), ():
+        arguments = command(
+            tmp_path / "run.db", "--evaluations", "1", "--no-proof", "--workers", "100000", *more
+        )
+        assert cli.main(arguments) == 0
+    assert made == [3, 8]
+
+
+def test_a_store_that_the_machine_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    assert cli.main(command(tmp_path / "folder")) == 2
+    assert f"the store {tmp_path / 'folder'} cannot be used: unable to open" in capsys.readouterr().err
+    assert cli.main(["search", "--store", "mysql://me:secret@host/x"]) == 2
+    told = capsys.readouterr().err
+    assert "a store is a file, or postgresql://user@host/database, and not mysql://..." in told
+    assert "secret" not in told
 
 
 def test_a_store_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
