@@ -14,13 +14,14 @@ import torch
 
 from optdsl import __version__, driver
 from optdsl.core.record import record
-from optdsl.search import cluster, live, report, tasks
+from optdsl.search import cluster, report, tasks
+from optdsl.search import live as views
 from optdsl.search.engine import Engine, Settings
 from optdsl.search.export import export
 from optdsl.search.funnel import Funnel, proof
 from optdsl.search.objectives import LOSS
 from optdsl.search.pool import Limits, Pool
-from optdsl.search.space import Genome, Refused, start
+from optdsl.search.space import Bounds, Genome, Refused, live, start, tunable
 from optdsl.search.store import Store
 
 #: Of a budget, what the funnel and the tests get: this share, but no more than so many seconds. How much they train
@@ -97,7 +98,7 @@ def search(request: Request) -> bool:
         try:
             with (
                 executor() as workers,
-                live.view() as tick,
+                views.view() as tick,
             ):
                 engine = Engine(settings, store, workers, genomes, chosen, versions)
                 others = len(store.runs()) - 1
@@ -142,11 +143,14 @@ def _executor(request: Request) -> Callable[[], Pool | cluster.Cluster]:
 
 
 def _start(name: str) -> Genome:
-    path = Path(name)
+    path, bounds = Path(name), Bounds()
     try:
-        return start(path if path.is_file() else driver.locate(name))
+        genome = start(path if path.is_file() else driver.locate(name))
     except Refused as reason:
         raise ValueError(f"a search cannot start from `{name}`: it {reason}") from None
+    if excess := bounds.excess(live(tunable(genome))):
+        raise ValueError(f"a search cannot start from `{name}`: it has {bounds.limit(excess)}")
+    return genome
 
 
 def write_report(store: str, out: Path | None, run: int | None = None) -> None:

@@ -211,7 +211,7 @@ class Engine:
         """Goes on until so many candidates are evaluated, or the search has worked for so long, all calls together.
 
         The first start is evaluated however short that is: all else is measured against it. `tick` is called about
-        twice a second. Raises RuntimeError where the first start fails.
+        twice a second. Raises ValueError where the first start fails.
         """
         begin, before, here = time.monotonic(), self.store.seconds, len(self.members)
         written = begin
@@ -353,9 +353,10 @@ class Engine:
             first = self.members[0].tuned if self.members else tuned
             score = statistics.fmean(float((t.logs - first[task].logs).mean()) for task, t in tuned.items())
         elif not self.members:
-            raise RuntimeError(
-                f"`{candidate.name}` cannot be trained on {found[-1].task}: {found[-1].outcome}"
-            )
+            why = found[-1].outcome
+            if why == "done":
+                why = "no step moves a parameter, or the first ones are not finite"
+            raise ValueError(f"`{candidate.name}` cannot be trained on {found[-1].task}: {why}")
         genome = candidate.genome.with_values(middle(tuned.values())) if complete else candidate.genome
         member = Member(candidate, genome, score, tuned, found[0].moved)
         self.members.append(member)

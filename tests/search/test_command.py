@@ -82,6 +82,7 @@ def test_ctrl_c_ends_with_a_report_and_the_same_command_goes_on(tmp_path: Path) 
     [
         (["--from", "adamm"], "did you mean `adam`"),
         (["--from", "cocob"], "cannot start from `cocob`"),
+        (["--from", "ademamix"], "cannot start from `ademamix`: it has more than 40 statements"),
         (["--tasks", "digits"], "there is no task `digits`: digits_mlp"),
         (["--budget", "soon"], "`soon` is no time: write 90s, 30m or 2h"),
         (["--budget", "0m"], "`0m` is no time"),

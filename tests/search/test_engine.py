@@ -175,7 +175,10 @@ def test_a_start_that_cannot_be_trained_is_an_error(tmp_path: Path) -> None:
             [spec("p = p - lr * g / 0", "")],
             [planted()],
         )
-        with pytest.raises(RuntimeError, match="`dead` cannot be trained on planted/small"):
+        message = (
+            "`dead` cannot be trained on planted/small: no step moves a parameter, or the first ones are not"
+        )
+        with pytest.raises(ValueError, match=message):
             made.search(evaluations=3)
 
 

@@ -151,7 +151,7 @@ def test_random_genomes_of_starts() -> None:
 
 
 def test_a_start_beyond_the_bounds_is_refused() -> None:
-    with pytest.raises(ValueError, match="start 1 has bytes beyond"):
+    with pytest.raises(ValueError, match="start 1 has more than 4 bytes of states per parameter"):
         Space(Bounds(bytes=4), small("lion", "adamw"))
     tight = Space(Bounds(statements=5, states=1, bytes=4), small("sgd"))
     for seed in range(30):

@@ -42,6 +42,15 @@ class Bounds:
         overs = {s.over for s in genome.body} | {s.level for s in genome.states} - {"host"}
         return "levels" if not overs <= {None, *self.overs} else None
 
+    def limit(self, excess: str) -> str:
+        """What a genome has that has too much of something."""
+        return {
+            "statements": f"more than {self.statements} statements",
+            "states": f"more than {self.states} states",
+            "bytes": f"more than {self.bytes} bytes of states per parameter",
+            "levels": "states or reductions other than over " + ", ".join(self.overs),
+        }[excess]
+
 
 #: How often each kind of change is made. As much is taken away as is added.
 CHANGES: dict[str, float] = {
@@ -82,7 +91,7 @@ class Space:
         starts = tuple(live(tunable(genome)) for genome in self.starts)
         for number, genome in enumerate(starts):
             if excess := self.bounds.excess(genome):
-                raise ValueError(f"start {number} has {excess} beyond the bounds")
+                raise ValueError(f"start {number} has {self.bounds.limit(excess)}")
         object.__setattr__(self, "starts", starts)
 
     def random(self, rng: Random) -> Genome:
