@@ -61,8 +61,9 @@ def step_in_backward(
         RuntimeError: the class reduces over several tensors, shares states among them or needs inputs; a parameter is
             cut among processes; `differentiable` is asked for.
     """
-    if not issubclass(optimizer, Optimizer):
-        raise TypeError(f"{optimizer.__name__} is no class that optdsl has generated")
+    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+        what = optimizer.__name__ if isinstance(optimizer, type) else repr(optimizer)
+        raise TypeError(f"{what} is no class that optdsl has generated")
     make: Any = optimizer
     made: AnyOptimizer
     if isinstance(model, torch.nn.Module):

@@ -401,6 +401,8 @@ def test_what_cannot_be_is_refused() -> None:
         RuntimeError, match=r"^AdamW does not support steps in backward: not with `differentiable`$"
     ):
         step_in_backward(model, cls, differentiable=True)
+    with pytest.raises(TypeError, match=r"^'adamw' is no class that optdsl has generated$"):
+        step_in_backward(torch.nn.Linear(2, 2), "adamw")
     with pytest.raises(TypeError, match=r"^AdamW is no class that optdsl has generated$"):
         step_in_backward(model, torch.optim.AdamW)
     optimizer = step_in_backward(model.layers, cls)
