@@ -6,7 +6,9 @@ import contextlib
 import functools
 import hashlib
 import io
+import re
 import sys
+import unicodedata
 
 import lark
 from lark import Lark, Token, Tree
@@ -65,6 +67,25 @@ _HINTS = {
     ";": "one statement per line",
     "==": "`=` assigns, `==` compares",
 }
+#: Signs that are pasted from papers and word processors, and how this language writes them.
+_SIGNS = {
+    **dict.fromkeys("−–—‐", "write `-`"),
+    **dict.fromkeys("×·⋅∗⊙∘", "write `*`"),
+    **dict.fromkeys("÷∕⁄", "write `/`"),
+    **dict.fromkeys("“”„‘", 'write `"`'),
+    **dict.fromkeys("’′⊤", "the transpose of `x` is `x'`"),
+    **dict.fromkeys("←≔", "write `=`"),
+    **dict.fromkeys("\u00a0\u2009\u202f\u3000", "write an ordinary blank"),
+    "≤": "write `<=`",
+    "≥": "write `>=`",
+    "≠": "write `!=`",
+    "√": "write `sqrt(x)`",
+    "²": "write `x^2`",
+    "³": "write `x^3`",
+    "∞": "write `inf`",
+    "‖": "write `norm(x)`",
+}
+_GREEK = re.compile("GREEK (SMALL|CAPITAL) LETTER ([A-Z]+)")
 
 
 class LineError(Exception):
@@ -139,8 +160,7 @@ def _line_error(error: UnexpectedInput, text: str) -> LineError:
                 line, column, 1, "E0101", f"unexpected `{found}`", _expected(error.allowed or ())
             )
         shown = f"`{found}`" if found.isprintable() else f"U+{ord(found):04X}"
-        help = "names are ASCII letters, digits and underscores"
-        return LineError(line, column, 1, "E0102", f"the language has no character {shown}", help)
+        return LineError(line, column, 1, "E0102", f"the language has no character {shown}", _spelled(found))
     accepts = _accepted(error)
     if isinstance(error, UnexpectedEOF) or (
         isinstance(error, UnexpectedToken) and error.token.type == "$END"
@@ -153,6 +173,13 @@ def _line_error(error: UnexpectedInput, text: str) -> LineError:
     first = str(token).split("\n", 1)[0]
     shown = first if len(first) <= 60 and first == str(token) else first[:57] + "..."
     return LineError(line, column, max(1, len(first)), "E0101", f"unexpected `{shown}`", _expected(accepts))
+
+
+def _spelled(found: str) -> str:
+    """How a character that the language does not have is written in it."""
+    if letter := _GREEK.fullmatch(unicodedata.name(found, "")):
+        return f"write `{letter[2].lower() if letter[1] == 'SMALL' else letter[2].title()}`"
+    return _SIGNS.get(found, "names are ASCII letters, digits and underscores")
 
 
 def _accepted(error: UnexpectedInput) -> set[str]:

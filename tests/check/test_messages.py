@@ -40,6 +40,26 @@ def test_five_mistakes_are_five_messages() -> None:
     assert found(FIVE) == [("E0203", 3), ("E0301", 9), ("E0306", 10), ("E0401", 11), ("E0302", 13)]
 
 
+@pytest.mark.parametrize(
+    ("step", "help"),
+    [
+        ("p = p \u2212 lr * g", "write `-`"),
+        ("p = p - lr \u00d7 g", "write `*`"),
+        ("p = p - lr * g / \u221alr", "write `sqrt(x)`"),
+        ("p = p - lr * g\u00b2", "write `x^2`"),
+        ("p \u2190 p - lr * g", "write `=`"),
+        ("p = p - \u03b7 * g", "write `eta`"),
+        ("p = p - \u0394 * g", "write `Delta`"),
+        ("p = p -\u00a0lr * g", "write an ordinary blank"),
+        ("p = p - lr * g\u00e9", "names are ASCII letters, digits and underscores"),
+    ],
+)
+def test_what_is_pasted_from_a_paper(step: str, help: str) -> None:
+    """Of such a character the message says how it is written here."""
+    (message,) = check(f"optimizer A:\n    hyper:\n        lr = 0.1\n    step:\n        {step}\n").diagnostics
+    assert (message.code, message.help) == ("E0102", help)
+
+
 def test_five_mistakes_of_all_stages() -> None:
     text = """\
 optimizer Five:
