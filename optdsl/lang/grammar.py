@@ -16,6 +16,7 @@ from lark.exceptions import UnexpectedCharacters, UnexpectedEOF, UnexpectedInput
 from lark.lexer import PatternRE, PatternStr, TerminalDef
 
 from optdsl import __version__
+from optdsl.lang.diagnostics import nearest
 from optdsl.resources import cache_dir, data_dir, write_bytes
 
 __all__ = ["LineError", "Token", "Tree", "parse_line", "tokens_of"]
@@ -51,6 +52,8 @@ _WORDS = {
     "QUOTE": "`'`",
     "$END": "the end of the line",
 }
+#: Those of them that are words of the language, as all that are not among them.
+_KEYWORDS = {"INF", "TRUE", "FALSE"}
 #: What other languages write, and what this one writes instead.
 _HINTS = {
     "**": "write a power as `x^2`",
@@ -172,7 +175,13 @@ def _line_error(error: UnexpectedInput, text: str) -> LineError:
     line, column = _place(text, position)
     first = str(token).split("\n", 1)[0]
     shown = first if len(first) <= 60 and first == str(token) else first[:57] + "..."
-    return LineError(line, column, max(1, len(first)), "E0101", f"unexpected `{shown}`", _expected(accepts))
+    help = _expected(accepts)
+    if token.type == "NAME":
+        keywords = [name.lower() for name in accepts if name in _KEYWORDS or name not in _WORDS]
+        help = nearest(shown.lower(), keywords) or help
+    elif accepts == {"NAME"} and re.fullmatch(r"\s*\w+\s*=\s*\(\s*", text[:position]):
+        help = "the parts of a tuple have names, as in `betas = (beta1: 0.9, beta2: 0.999)`"
+    return LineError(line, column, max(1, len(first)), "E0101", f"unexpected `{shown}`", help)
 
 
 def _spelled(found: str) -> str:

@@ -60,6 +60,37 @@ def test_what_is_pasted_from_a_paper(step: str, help: str) -> None:
     assert (message.code, message.help) == ("E0102", help)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right", "help"),
+    [
+        ("optimiser A:", "optimizer A:", "did you mean `optimizer`?"),
+        ("    Hyper:", "    hyper:", "did you mean `hyper`?"),
+        ("    steps:", "    step:", "did you mean `step`?"),
+        ("amsgrad = True", "amsgrad = true", "did you mean `true`?"),
+        (
+            "betas = (0.9, 0.99)",
+            "betas = (beta1: 0.9, beta2: 0.99)",
+            "the parts of a tuple have names, as in",
+        ),
+        ("lr * g when", "lr * g if", "expected "),
+    ],
+)
+def test_a_word_that_is_nearly_one_of_the_language(wrong: str, right: str, help: str) -> None:
+    text = """\
+optimizer A:
+    hyper:
+        lr = 0.1 in [0, inf)
+        betas = (beta1: 0.9, beta2: 0.99)
+        amsgrad = true
+    step:
+        p = p - lr * g if beta1 < beta2 or amsgrad else p
+"""
+    assert not check(text).diagnostics
+    assert right in text
+    message = next(m for m in check(text.replace(right, wrong)).diagnostics if m.code == "E0101")
+    assert message.help.startswith(help)
+
+
 def test_five_mistakes_of_all_stages() -> None:
     text = """\
 optimizer Five:
