@@ -74,7 +74,7 @@ def _parser(only: str | None = None) -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  optdsl new my_method              write a first spec, my_method.opt\n"
         "  optdsl check my_method.opt        look for mistakes\n"
-        "  optdsl compile my_method.opt      write my_method.py and my_method.c beside it\n"
+        "  optdsl compile my_method.opt      write the class, my_method.py, and its kernels beside it\n"
         "  optdsl show adamw --stage torch   see what a shipped spec becomes\n"
         "  optdsl explain adamw              its equations, and what a step costs\n"
         "  optdsl explain E0301              what a message means",

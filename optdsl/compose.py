@@ -153,7 +153,10 @@ def _file(name: str, beside: Path) -> tuple[str, Path]:
             path.parent == Path() or path.parent.resolve() == beside.resolve()
         ):
             return path.name, beside / path.name
-        raise ValueError(f"there is no transform at `{name}`: its file stands beside the spec")
+        raise ValueError(
+            f"there is no transform at `{name}`: a file of one has to stand beside the spec, in `{beside}`; "
+            "or write a spec that has `use` of both"
+        )
     shipped = data_dir("specs")
     plain = name.lower().replace("-", "_")
     for place in (f"lib/{plain}.opt", f"{plain}.opt"):

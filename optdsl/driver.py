@@ -67,6 +67,11 @@ class Compiled:
     files: tuple[Path, ...] = ()
     no_kernels: str | None = None
 
+    def __repr__(self) -> str:
+        """Without the program, which takes pages."""
+        files = ", ".join(map(str, self.files)) or "nothing written"
+        return f"<Compiled {self.path}: {files}, {len(self.checked.errors)} errors>"
+
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]:
         """Errors and warnings."""
@@ -88,7 +93,8 @@ def locate(path_or_name: str | os.PathLike[str]) -> Path:
     path = Path(text)
     if path.suffix == ".opt" or len(path.parts) > 1:
         if not path.is_file():
-            raise FileNotFoundError(f"there is no spec at `{text}`")
+            folder = ", which is a folder" if path.is_dir() else ""
+            raise FileNotFoundError(f"there is no spec at `{text}`{folder}")
         return path
     shipped = shipped_specs()
     name = text.lower().replace("-", "_")

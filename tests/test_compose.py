@@ -160,7 +160,7 @@ def test_a_transform_beside_the_spec(tmp_path: Path) -> None:
     [
         ("clip_global", "there is no transform `clip_global`; did you mean `clip_by_global_norm`"),
         ("(max_norm = 1.0)", "is not a transform, as in"),
-        ("../halve.opt", "its file stands beside the spec"),
+        ("../halve.opt", f"a file of one has to stand beside the spec, in `{driver.locate('adamw').parent}`"),
         ("schedules", "`schedules` holds no transform"),
     ],
 )

@@ -158,6 +158,7 @@ def test_a_spec_with_mistakes_writes_nothing_and_stops_no_other(plain, tmp_path)
     bad, done = optdsl.compile(tmp_path)
     assert bad.files == ()
     assert [d.code for d in bad.checked.errors] == ["E0301", "E0301"]
+    assert repr(bad) == f"<Compiled {tmp_path / 'bad.opt'}: nothing written, 2 errors>"
     assert (tmp_path / "bad.py").read_text() == "# of an earlier run\n"
     assert done.files[0].is_file()
 
@@ -565,6 +566,12 @@ def test_unknown_names_and_paths(name, message):
     with pytest.raises(FileNotFoundError) as caught:
         optdsl.load(name)
     assert message in str(caught.value)
+
+
+def test_a_folder_is_no_spec(tmp_path):
+    (tmp_path / "mine.opt").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"there is no spec at `.*mine\.opt`, which is a folder"):
+        optdsl.load(tmp_path / "mine.opt")
 
 
 def test_a_spec_with_mistakes_raises_all_of_them_and_writes_nothing(tmp_path, cache):
