@@ -585,10 +585,10 @@ def _compile(options: argparse.Namespace) -> int:
 
 def _fmt(options: argparse.Namespace) -> int:
     from optdsl.lang.formatter import format_text
-    from optdsl.lang.source import read_text
+    from optdsl.lang.source import read_open, read_text
 
     if options.paths == ["-"]:
-        before = sys.stdin.buffer.read().decode("utf-8-sig")
+        before = read_open(sys.stdin.buffer, "<stdin>")
         after = format_text(before, "<stdin>")
         if options.check:
             return FOUND_ERRORS if after != before else OK

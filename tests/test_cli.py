@@ -369,9 +369,13 @@ def test_fmt_from_standard_input_to_standard_output():
     code, out, said = fmt_of(b"optimizer\n")
     assert (code, out) == (1, b"")
     assert "--> <stdin>:1:10" in said
-    code, out, said = fmt_of(b"\xff")
-    assert (code, out) == (2, b"")
-    assert said.startswith("optdsl: 'utf-8' codec can't decode")
+    for data, told in (
+        (b"# x\n \xff", "error[E0002]: byte 0xff is not valid UTF-8\n --> <stdin>:2:2\n"),
+        (b"#" * 70000, "error[E0003]: the file is larger than 64 KiB\n --> <stdin>:1:1\n"),
+    ):
+        code, out, said = fmt_of(data)
+        assert (code, out) == (1, b"")
+        assert said.startswith(told)
 
 
 def test_the_shipped_specs_are_formatted(capsys):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import BinaryIO
 
 from optdsl.core.record import record
 from optdsl.lang.diagnostics import Diagnostic, Reporter, Span, SpecError
@@ -100,31 +101,33 @@ class Source:
 
 def read_text(path: str | Path) -> str:
     """The text of a spec. Raises SpecError (E0001, E0002, E0003) with the file and what to do."""
-
-    def fail(code: str, message: str, help: str, line: int = 1, column: int = 1) -> SpecError:
-        return SpecError([Diagnostic(code, str(path), Span(line, column, line, column + 1), message, help)])
-
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return read_open(file, str(path))
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = (getattr(error, "strerror", None) or str(error)).lower()
-        raise fail("E0001", f"cannot read `{path}`: {reason}", "check the path and its permissions") from None
+        help = "check the path and its permissions"
+        raise _unread(path, "E0001", f"cannot read `{path}`: {reason}", help) from None
+
+
+def read_open(file: BinaryIO, path: str) -> str:
+    """The text of a spec in a file that is open; `path` is for messages. Raises SpecError (E0002, E0003), OSError."""
+    data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise fail("E0003", *_TOO_LARGE)
+        raise _unread(path, "E0003", *_TOO_LARGE)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
-        raise fail(
-            "E0002",
-            f"byte 0x{data[error.start]:02x} is not valid UTF-8",
-            "save the file as UTF-8",
-            line,
-            column,
-        ) from None
-    return text
+        message = f"byte 0x{data[error.start]:02x} is not valid UTF-8"
+        raise _unread(path, "E0002", message, "save the file as UTF-8", line, column) from None
+
+
+def _unread(
+    path: str | Path, code: str, message: str, help: str, line: int = 1, column: int = 1
+) -> SpecError:
+    return SpecError([Diagnostic(code, str(path), Span(line, column, line, column + 1), message, help)])
 
 
 def split(text: str, path: str) -> Source:
