@@ -418,9 +418,11 @@ def test_a_cache_below_a_file(monkeypatch, tmp_path):
     with_kernels()
 
 
-@pytest.mark.parametrize("problem", ["write", "read", "load", "move"])
+@pytest.mark.parametrize("problem", ["write", "read", "load", "move", "full"])
 def test_a_cache_that_refuses(monkeypatch, cache, problem):
-    """No permission to write or to look, a file system from which nothing is executed, one that is full."""
+    """No permission to write or to look, a file system from which nothing is executed, one that is full at the end,
+    or for what the compiler writes and says.
+    """
     inside = str(cache.parent)
 
     def refusing(whole, argument):
@@ -440,8 +442,21 @@ def test_a_cache_that_refuses(monkeypatch, cache, problem):
     elif problem == "load":
         for name in ("Library", "Driver"):
             monkeypatch.setattr(build, name, refusing(getattr(build, name), 0))
-    else:
+    elif problem == "move":
         monkeypatch.setattr(build.os, "replace", refusing(os.replace, 1))
+    else:
+        compiled, written = build._compile, Path.write_bytes
+
+        def compile_(command, work):
+            return "exit status 1" if str(work).startswith(inside) else compiled(command, work)
+
+        def write(path, data):
+            if str(path).startswith(inside) and len(data) > 1 << 19:
+                raise OSError(28, "No space left on device", str(path))
+            return written(path, data)
+
+        monkeypatch.setattr(build, "_compile", compile_)
+        monkeypatch.setattr(Path, "write_bytes", write)
     with_kernels()
     monkeypatch.undo()
     assert not kept(cache)

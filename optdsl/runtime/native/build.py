@@ -31,6 +31,8 @@ _HERE = Path(__file__).parent
 _HEADERS = ("table.h", "philox.h", "kernel.h", "codes.h")
 #: Seconds after which a compiler is taken to hang.
 TIMEOUT = 120
+#: Bytes that a build has room for where a compiler is at fault if it fails.
+_ROOM = 1 << 20
 #: How the folder of a build is called, and after how many seconds nobody builds in it any more.
 _WORK, _ABANDONED = ".build-", 86400
 
@@ -207,6 +209,8 @@ def _build(
                     with contextlib.suppress(OSError):  # it is loaded, so it need not be kept
                         os.replace(made, folder / f"{stem}-{_digest(made)}.so")
                     return found
+            else:  # a full disk fails the compiler, and leaves no room for what it says of that
+                (work / "room").write_bytes(bytes(_ROOM))
         if refused is not None:
             raise OSError(f"what the compiler made is not loaded: {_without(work, str(refused))}")
         said = _without(work, str(complaint))
