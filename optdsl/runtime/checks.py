@@ -64,12 +64,16 @@ _TORCH_SAYS = {
 }
 #: Those of torch.optim.Rprop about all numbers of a tuple.
 _TORCH_SAYS_OF_ALL = {"etas": "Invalid eta values: {}, {}"}
-#: Names of the types of what is on or off, and of the flags of an optimizer.
-_SWITCH = ("bool", "bool_")  # bool_: numpy's
-_SWITCHES = {
-    **dict.fromkeys(("maximize", "capturable", "differentiable", "overwrite_grad"), _SWITCH),
-    **dict.fromkeys(("foreach", "fused"), (*_SWITCH, "NoneType")),
-}
+#: Flags of an optimizer, and of these what may be left to it.
+_SWITCHES = ("foreach", "maximize", "capturable", "differentiable", "fused", "overwrite_grad")
+_LEFT = ("foreach", "fused")
+
+
+def _is_switch(value: Any) -> bool:
+    """Whether something is on or off: true or false, or 0 or 1, which scripts have and torch takes."""
+    return type(value).__name__ in ("bool", "bool_") or (
+        type(value) is int and value in (0, 1)
+    )  # bool_: numpy's
 
 
 def _complaint(hyper: Hyper, index: int | None, value: float, whole: Any) -> str:
@@ -116,7 +120,7 @@ def check(hyper: Hyper, value: Any, changed: bool = False) -> Any:
     `changed` says that the value replaces one which the constructor had accepted.
     """
     if hyper.kind == "bool":
-        if type(value).__name__ not in _SWITCH:
+        if not _is_switch(value):
             raise TypeError(f"{hyper.name} must be True or False, not {value!r}")
         return bool(value)
     elif hyper.kind == "choice":
@@ -164,10 +168,11 @@ def check_flags(
 
     TypeError for what is no flag: `"False"`, say, would be a true one.
     """
-    for flag, kinds in _SWITCHES.items():
-        if type(flags[flag]).__name__ not in kinds:
-            allowed = "True, False or None" if "NoneType" in kinds else "True or False"
-            raise TypeError(f"{flag} must be {allowed}, not {flags[flag]!r}")
+    for flag in _SWITCHES:
+        value = flags[flag]
+        if not _is_switch(value) and not (value is None and flag in _LEFT):
+            allowed = "True, False or None" if flag in _LEFT else "True or False"
+            raise TypeError(f"{flag} must be {allowed}, not {value!r}")
     if flags["fused"]:
         if flags["differentiable"]:
             raise RuntimeError("`fused` does not support `differentiable`")

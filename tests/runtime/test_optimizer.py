@@ -579,15 +579,15 @@ def test_other_words():
         (AdamW, {"lr": None}, "^lr must be a number, not NoneType"),
         (AdamW, {"lr": True}, "^lr must be a number, not bool"),
         (AdamW, {"betas": ("a", 0.9)}, r"^betas\[0\] must be a number"),
-        (AdamW, {"amsgrad": 1}, "^amsgrad must be True or False, not 1"),
+        (AdamW, {"amsgrad": 2}, "^amsgrad must be True or False, not 2"),
         (Chooser, {"every": 2.0}, "^every must be an int, not float"),
         (Chooser, {"every": True}, "^every must be an int, not bool"),
         (Chooser, {"every": torch.tensor(2)}, "^every must be an int, not Tensor"),
         (AdamW, {"maximize": "False"}, "^maximize must be True or False, not 'False'"),
         (AdamW, {"capturable": None}, "^capturable must be True or False, not None"),
-        (AdamW, {"differentiable": 1}, "^differentiable must be True or False, not 1"),
+        (AdamW, {"differentiable": 2}, "^differentiable must be True or False, not 2"),
         (AdamW, {"foreach": "no"}, "^foreach must be True, False or None, not 'no'"),
-        (AdamW, {"fused": 0}, "^fused must be True, False or None, not 0"),
+        (AdamW, {"fused": 0.0}, "^fused must be True, False or None, not 0.0"),
     ],
 )
 def test_values_of_the_wrong_type(cls, options, message):
@@ -607,6 +607,7 @@ def test_values_are_kept_in_plain_form():
     assert group["lr"].data_ptr() == one.data_ptr()
     assert group["betas"] == (0.5, 0.75)
     assert [type(group[name]) for name in ("betas", "eps", "amsgrad")] == [tuple, float, bool]
+    assert AdamW(make(), amsgrad=1, maximize=1, foreach=0).param_groups[0]["amsgrad"] is True
     assert type(Chooser(make(), every=np.int64(3)).param_groups[0]["every"]) is int
     assert AdamW(make(), lr=1).param_groups[0]["lr"] == 1
 
