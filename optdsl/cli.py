@@ -163,7 +163,8 @@ def _composition_options(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TRANSFORM",
-        help='a transform around the optimizer, as in "clip_by_global_norm(max_norm = 0.5)"; may be repeated',
+        help='a transform around the optimizer, as in "clip_by_global_norm(max_norm = 0.5)", or the path of one; '
+        "may be repeated",
     )
     command.add_argument(
         "--store",

@@ -19,8 +19,10 @@ from optdsl.lang.diagnostics import Diagnostic, Span, SpecError, nearest
 from optdsl.lang.source import read_text
 from optdsl.resources import data_dir
 
-#: `NAME`, and what `use` has behind it: `(option = value)`, `as prefix`.
-_WITH = re.compile(r"\s*([\w./-]+)\s*(.*)")
+#: `NAME`, or a path, and what `use` has behind it: `(option = value)`, `as prefix`.
+_WITH = re.compile(r"\s*([^=]+?\.opt(?!\w)|[\w./-]+)\s*(.*)")
+#: With this in front, imports call files that do not stand beside the spec: it is in no path that they follow.
+_ELSEWHERE = "//"
 #: How states are kept: one format for all of them, or one for each key.
 Store = str | Mapping[str, str]
 
@@ -59,11 +61,11 @@ class _Given:
 def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
     """The text of the optimizer of the spec at `path` with transforms around it, and its check.
 
-    A transform is named like a file of the shipped library (`clip_by_global_norm`), or by the path of a file beside
-    the spec; what may follow is what `use` has there: options in brackets, `as` a prefix. Those that change the
-    gradient come in front of the optimizer, those that change the update, or act on what it leaves, behind it, each
-    in the order given. Messages show these texts as they were given. Raises ValueError for a transform that there is
-    not, SpecError for files with mistakes.
+    A transform is named like a file of the shipped library (`clip_by_global_norm`), or by the path of a file: it is
+    looked for beside the spec, and from the working directory. What may follow is what `use` has there: options in
+    brackets, `as` a prefix. Those that change the gradient come in front of the optimizer, those that change the
+    update, or act on what it leaves, behind it, each in the order given. Messages show these texts as they were
+    given. Raises ValueError for a transform that there is not, SpecError for files with mistakes.
     """
     library = Library()
     base = library.path(path)
@@ -73,6 +75,13 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
     if not optimizers:
         raise ValueError(f"{path} holds no optimizer")
     given = [_given(library, text, path.parent) for text in transforms]
+    elsewhere: dict[str, Path] = {}
+    for one in given:
+        file = Path(one.loaded.path).resolve()
+        if one.file.startswith(_ELSEWHERE) and elsewhere.setdefault(one.file, file) != file:
+            raise ValueError(
+                f"two files of transforms are called `{file.name}`: give one of them another name"
+            )
     behind = [_behind(library, one) for one in given]
     own, names = optimizers[-1], [one.spec.name for one in given]
     lines = [
@@ -84,7 +93,7 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
     ]
     above = re.sub("\r\n?", "\n", read_text(path).rstrip()) + "\n\n\n"
     whole = above + "\n".join(lines) + "\n"
-    checked = check_text(whole, str(path), path.parent)
+    checked = check_text(whole, str(path), path.parent, elsewhere)
     lines_above = above.count("\n")
 
     def as_given(found: Diagnostic) -> Diagnostic:
@@ -153,9 +162,10 @@ def _file(name: str, beside: Path) -> tuple[str, Path]:
             path.parent == Path() or path.parent.resolve() == beside.resolve()
         ):
             return path.name, beside / path.name
+        if path.is_file():
+            return _ELSEWHERE + path.name, path
         raise ValueError(
-            f"there is no transform at `{name}`: a file of one has to stand beside the spec, in `{beside}`; "
-            "or write a spec that has `use` of both"
+            f"there is no transform at `{name}`, and none of that name beside the spec, in `{beside}`"
         )
     shipped = data_dir("specs")
     plain = name.lower().replace("-", "_")

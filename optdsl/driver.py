@@ -298,9 +298,10 @@ def load(
 ) -> type[Optimizer]:
     """The optimizer class of a spec: of a file, or of a shipped spec by its bare name (`"adamw"`).
 
-    `with_` puts transforms around it: names of the shipped library, or of files beside the spec, with their options,
-    as in `with_="clip_by_global_norm(max_norm = 0.5)"`. `store` keeps states in other formats, by default: one of
-    `optdsl.core.storage.FORMATS` for all states per element, or a mapping from keys, as in `{"exp_avg": "q8"}`.
+    `with_` puts transforms around it: names of the shipped library, or paths of files (beside the spec, or from the
+    working directory), with their options, as in `with_="clip_by_global_norm(max_norm = 0.5)"`. `store` keeps states
+    in other formats, by default: one of `optdsl.core.storage.FORMATS` for all states per element, or a mapping from
+    keys, as in `{"exp_avg": "q8"}`.
 
     Compiles if needed; the same spec gives the same class again. Raises FileNotFoundError when there is no
     such spec, SpecError with every message when it has mistakes, ValueError for an unknown backend.

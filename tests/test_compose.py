@@ -16,6 +16,7 @@ import optdsl
 from optdsl import driver
 from optdsl.analysis.explain import explain
 from optdsl.analysis.setting import Setting
+from optdsl.cli import main
 from optdsl.compose import module_of, store_of
 from optdsl.lang.diagnostics import SpecError
 from tests.support import TRANSFORM, class_of, command, environment, good
@@ -155,12 +156,54 @@ def test_a_transform_beside_the_spec(tmp_path: Path) -> None:
     torch.testing.assert_close(p.detach(), torch.full((3,), 0.95))
 
 
+def test_a_transform_of_ones_own_around_a_shipped_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From anywhere, and from the working directory; what it imports stands beside it."""
+    folder = tmp_path / "my own (1)"
+    folder.mkdir()
+    (folder / "parts.opt").write_text("def scaled(x, factor): return factor * x\n")
+    own = (
+        'import "parts.opt"\n\ntransform Scaled:\n    hyper:\n        factor = 0.5\n'
+        "    step:\n        g = scaled(g, factor)\n"
+    )
+    (folder / "scaled.opt").write_text(own)
+    (tmp_path / "scaled.opt").write_text(own)
+    (tmp_path / "parts.opt").write_text("def scaled(x, factor): return 10 * factor * x\n")
+    monkeypatch.chdir(tmp_path)
+    for text, wanted in ((f"{folder}/scaled.opt(factor = 0.25)", 0.975), ("./scaled.opt", 0.5)):
+        p = torch.nn.Parameter(torch.ones(3))
+        p.grad = torch.ones(3)
+        optimizer = optdsl.load("sgd", with_=text)
+        assert optimizer.__name__ == "SGDWithScaled"
+        optimizer([p], lr=0.1).step()
+        torch.testing.assert_close(p.detach(), torch.full((3,), wanted))
+    with pytest.raises(ValueError, match=r"two files of transforms are called `scaled\.opt`"):
+        optdsl.load("sgd", with_=["scaled.opt", f"{folder}/scaled.opt"])
+    assert main(["compile", "sgd", "-o", "out", "--with", "scaled.opt(fcator = 1.0)"]) == 1
+    said = capsys.readouterr().err
+    assert "scaled.opt(fcator = 1.0)" in said
+    assert "did you mean `factor`" in said
+    assert main(["compile", "sgd", "-o", "out", "--with", "scaled.opt"]) == 0
+    assert sorted(path.name for path in Path("out").iterdir())[0] == "sgd_with_scaled.c"
+
+
+def test_what_a_spec_imports_stays_in_its_folders(tmp_path: Path) -> None:
+    """Where a caller's transform lies is nothing that another spec can reach."""
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "halve.opt").write_text(TRANSFORM)
+    base = 'import "//halve.opt"\n\noptimizer Mine:\n    step:\n        p = p - 0.1 * g\n'
+    (tmp_path / "mine.opt").write_text(base)
+    with pytest.raises(SpecError, match=r"cannot find `//halve\.opt`"):
+        optdsl.load(tmp_path / "mine.opt")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("clip_global", "there is no transform `clip_global`; did you mean `clip_by_global_norm`"),
         ("(max_norm = 1.0)", "is not a transform, as in"),
-        ("../halve.opt", f"a file of one has to stand beside the spec, in `{driver.locate('adamw').parent}`"),
+        ("../halve.opt", f"none of that name beside the spec, in `{driver.locate('adamw').parent}`"),
         ("schedules", "`schedules` holds no transform"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from optdsl.check.files import Folders, locate, plain_name, roots
@@ -52,11 +52,13 @@ class Loaded:
 class Library:
     """Loads each file once. `loaded` keeps every file in the order it was first needed.
 
-    `spent` is the work that the specs and functions checked so far took.
+    `given` are files wherever they are, by what imports call them. `spent` is the work that the specs and functions
+    checked so far took.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: Mapping[str, Path] | None = None) -> None:
         self.loaded: dict[str, Loaded] = {}
+        self._given = given or {}
         self.spent = 0
         self._folders = Folders()
         self._circles: set[frozenset[int]] = set()
@@ -96,7 +98,7 @@ class Library:
 
     def _import(self, item: syn.Import, into: Loaded) -> None:
         name = shown(item.path)
-        found = locate(item.path, into.directory)
+        found = self._given.get(item.path) or locate(item.path, into.directory)
         if found is None or len(self.loaded) >= MAX_FILES:
             into.complete = False
             many = f"more than {MAX_FILES} files are imported"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -53,9 +53,11 @@ def check_path(path: str | Path, name: str | None = None) -> Checked:
         return Checked(None, error.diagnostics)
 
 
-def check_text(text: str, path: str = "<text>", directory: Path | None = None) -> Checked:
-    """Checks `text` as if it were the file `path` in `directory`."""
-    library = Library()
+def check_text(
+    text: str, path: str = "<text>", directory: Path | None = None, given: Mapping[str, Path] | None = None
+) -> Checked:
+    """Checks `text` as if it were the file `path` in `directory`. Imports may name `given` files, too."""
+    library = Library(given)
     return _check(library, library.text(text, path, directory), None)
 
 
