@@ -9,7 +9,7 @@ from typing import TypeAlias
 from optdsl.check.declare import article, hypers_of, literal_value, numbers_of, with_default
 from optdsl.check.expression import Session, View
 from optdsl.check.library import Loaded
-from optdsl.check.names import check_name, closest, shown, snake_case
+from optdsl.check.names import TORCH_NAMES, check_name, closest, shown, snake_case
 from optdsl.check.scope import POISON, Instance, Scope, TooLarge, Undefined
 from optdsl.check.states import States
 from optdsl.check.why import describe
@@ -65,9 +65,14 @@ class Composer(States):
                 free = [replace(h, argument=h.name) for h in free]
             names = {h.name for h in free} | {h.argument for h in free}
             front = f"{instance.prefix}_" if instance.prefix and names & taken else ""
-            clash = {front + name for name in names} & taken
+            called = {front + name for name in names}
+            clash = called & taken or (called & TORCH_NAMES if front else set())
             if clash:
                 message = f"two hyperparameters would be called `{shown(min(clash))}`"
+                if clash <= TORCH_NAMES:
+                    message = (
+                        f"a hyperparameter would be called `{min(clash)}`, which every optimizer has already"
+                    )
                 help = "give the ones of this spec a prefix of their own: `use ... as NAME`"
                 instance.use_file.report("E0508", instance.use_span, message, help)
                 self.scope.hypers |= {h.name: POISON for h in free}

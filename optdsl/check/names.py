@@ -16,8 +16,10 @@ LANGUAGE_NAMES = frozenset({"p", "g", "update", *FACTS, *CONSTANTS, "true", "fal
 #: What every generated class, or a parameter group of it, has under a name already.
 TORCH_NAMES = frozenset({
     *("params", "self", "foreach", "maximize", "capturable", "differentiable", "fused", "seed", "step"),
-    *("state", "param_names", "initial_lr", "super"),
+    *("state", "param_names", "initial_lr", "super", "overwrite_grad", "store", "train_mode"),
 })  # fmt: skip
+#: What is kept beside the states of a parameter, and what the keys of scales of states in codes end in.
+BESIDE, SCALES = frozenset({"p_low", "train_value"}), "_absmax"
 #: What a generated file uses under a name already.
 FILE_NAMES = frozenset({
     *("host", "foreach", "axes", "super", "torch", "math", "Optimizer", "Tensor", "ParamsT", "Generator", "Any"),
@@ -75,7 +77,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 def check_name(name: str, span: Span, report: Reporter, what: str) -> bool:
     """Reports (E0202) and returns False when `name` cannot be the name of a `what`.
 
-    `what` is "hyperparameter", "part", "state", "key", "variable", "function", "parameter", "spec" or
+    `what` is "hyperparameter", "part", "state", "input", "key", "variable", "function", "parameter", "spec" or
     "prefix".
     """
     meaning = LANGUAGE_NAMES
@@ -94,6 +96,8 @@ def check_name(name: str, span: Span, report: Reporter, what: str) -> bool:
         reason = "every generated optimizer already has something of that name"
     elif what == "key" and name in TORCH_NAMES:
         reason = "torch keeps something else under it"
+    elif what in ("key", "input") and (name in BESIDE or f"_{name}".endswith(SCALES)):
+        reason = "what belongs to a parameter or to another state is kept under such names"
     elif what == "spec" and name in FILE_NAMES:
         reason = "every generated file has something of that name"
     elif what == "function" and name in BUILTINS:
@@ -101,7 +105,8 @@ def check_name(name: str, span: Span, report: Reporter, what: str) -> bool:
     if reason:
         kinds = {"key": "key: `as NAME`", "prefix": "prefix: `use ... as NAME`"}
         help = f"choose another {kinds.get(what, 'name')}"
-        report("E0202", span, f"`{shown(name)}` cannot name a {what}: {reason}", help)
+        article = "an" if what == "input" else "a"
+        report("E0202", span, f"`{shown(name)}` cannot name {article} {what}: {reason}", help)
     return not reason
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from optdsl.check.expression import fact
-from optdsl.check.names import LANGUAGE_NAMES, check_name, closest, shown
+from optdsl.check.names import BESIDE, LANGUAGE_NAMES, TORCH_NAMES, check_name, closest, shown
 from optdsl.check.ranges import whole_range
 from optdsl.check.scope import POISON, Instance, Undefined
 from optdsl.check.step import Statements, fits, remedy
@@ -303,7 +303,7 @@ class States(Statements):
         if check_name(key, span, report, "key") and key in owners and not instance.prefix:
             message = f"the key `{shown(key)}` is taken by {owners[key]}"
             self.report("E0208", span, message, "give this state a key of its own: `as NAME`")
-        return free_name(key, instance.prefix, set(owners))
+        return free_name(key, instance.prefix, {*owners, *TORCH_NAMES, *BESIDE})
 
 
 def free_name(name: str, prefix: str, taken: set[str]) -> str:

@@ -543,6 +543,15 @@ class Optimizer(Rule, torch.optim.Optimizer):
         unit.store(result, states)
         self._cohorts.advance(unit.params)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state dict; `store` of a group that has states in codes says which, even if the class itself does."""
+        found = super().state_dict()
+        usual = {spec.key: spec.stored for spec in self._states if spec.in_codes}
+        for group in found["param_groups"] if usual else ():
+            if not isinstance(group["store"], str):
+                group["store"] = {**usual, **(group["store"] or {})}
+        return found
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads a state dict of this class, or of the class of the same method in torch.optim.
 
@@ -625,14 +634,11 @@ class Optimizer(Rule, torch.optim.Optimizer):
         """A loaded state in codes: as it is if this class keeps it so, else what the codes stand for."""
         codes: Any = state[key]
         scales: Any = state[key + SCALES]
-        store: Any = None
+        name = spec.stored  # of a copy, which has the formats of its group
         if isinstance(codes, _AsSaved):
             store, codes, scales = codes.store, codes.value, scales.value
-        name = (
-            (store.get(key) if isinstance(store, Mapping) else store)
-            or self._specs[key].stored
-            or spec.stored
-        )
+            named = store.get(key) if isinstance(store, Mapping) else store
+            name = named or self._specs[key].stored or name
         if name not in CODES:
             raise ValueError(
                 f"state {key!r} of the loaded state dict is in codes, but its group says {name!r}"

@@ -263,8 +263,9 @@ class Coded(Packed):
         return self.codes.device
 
     def open(self, dtype: torch.dtype) -> Tensor:
-        """Its numbers, in memory of their own."""
-        return decode(self.codes, self.scales, self.table, self.shape, dtype)
+        """Its numbers, in memory of their own, whose `_version` tells whether they are written to."""
+        with torch.inference_mode(False), torch.no_grad():
+            return decode(self.codes, self.scales, self.table, self.shape, dtype)
 
     def put(self, value: Any) -> None:
         """Keeps a tensor, or the same number everywhere."""

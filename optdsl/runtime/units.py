@@ -259,13 +259,15 @@ class Single(Unit):
 class Bucket(Unit):
     """Parameters for one foreach update, which may work in place: then what is new is where it belongs."""
 
-    __slots__ = ("_handed_p", "_private")
+    __slots__ = ("_handed_p", "_private", "_versions")
 
     def open(self) -> None:
         """Makes `p`, `g` and `state`."""
         group, rule = self.group, self.group.rule
         # A joint update may fail after one of its units has begun to work in place, so these get copies.
         self._private = rule._joint and rule._foreach_inplace
+        #: By keys, what tells whether that has been written to which was decoded for the update.
+        self._versions: dict[str, list[int | None]] = {}
         self._handed_p = self._open("p", self.kept_p)
         self.g = [self._opened(number, "p", x) for number, x in enumerate(self.grads)]
         if group.maximize:
@@ -288,6 +290,10 @@ class Bucket(Unit):
     def _open(self, key: str, stored: Sequence[Any]) -> list[Tensor]:
         """Parameters or states as the rule sees them; copies of them if the unit must not work in place."""
         tensors = [self._opened(number, key, x) for number, x in enumerate(stored)]
+        self._versions[key] = [
+            x._version if isinstance(y, Coded) and not x.is_inference() else None
+            for x, y in zip(tensors, stored, strict=True)
+        ]
         if not self._private:
             return tensors
         return [
@@ -326,14 +332,19 @@ class Bucket(Unit):
     def _changed(
         self, key: str, stored: Sequence[Any], handed: Sequence[Tensor], new: Sequence[Any]
     ) -> list[tuple[Any, Tensor | float]]:
-        """Pairs of kept tensors and their new values, where these are not in the kept tensors already."""
+        """Pairs of kept tensors and their new values, where these are not in the kept tensors already.
+
+        What is in codes and was left alone stays as it is: codes of what codes stand for may be others.
+        """
         inplace = self.group.rule._foreach_inplace and not self.group.meets
         private = self._private or self.whole
-        return [
-            (target, self._mine(number, key, value))
-            for number, (target, old, value) in enumerate(zip(stored, handed, new, strict=True))
-            if value is not old or (inplace and (private or _apart(old, target)))
-        ]
+        pairs: list[tuple[Any, Tensor | float]] = []
+        each = zip(stored, handed, new, self._versions[key], strict=True)
+        for number, (target, old, value, version) in enumerate(each):
+            written = private or _apart(old, target) if version is None else old._version != version
+            if value is not old or (inplace and written):
+                pairs.append((target, self._mine(number, key, value)))
+        return pairs
 
 
 def _apart(opened: Tensor, kept: Any) -> bool:

@@ -299,6 +299,16 @@ def test_the_key_of_a_state_is_no_hyperparameter() -> None:
     assert list(hypers(text)) == ["lr", "inner_mu"]
 
 
+def test_a_prefix_makes_no_name_that_every_optimizer_has() -> None:
+    """Schedulers keep the rate that they began with as `initial_lr`."""
+    text = INNER + spec("p = p - lr * g", LR, uses="use Inner() as initial")
+    message = only(text, "E0508", "Inner")
+    assert "`initial_lr`, which every optimizer has already" in message.message
+    inner = spec("value = value + g\np = p - value", state="value = 0", name="Inner")
+    text = inner + spec("p = p - value\nvalue = value + g", state="value = 0", uses="use Inner() as train")
+    assert keys(text) == ["value", "train_value_2"]
+
+
 @pytest.mark.parametrize("alias", ["__import__", "class", "x" * 100, "p"])
 def test_hostile_prefixes(alias: str) -> None:
     assert len(only(INNER + spec("", uses=f"use Inner() as {alias}"), "E0202").message) < 200

@@ -139,7 +139,11 @@ def test_names_that_cannot_be_declared(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["params", "self", "foreach", "maximize", "capturable", "seed", "param_names"]
+    "name",
+    [
+        *("params", "self", "foreach", "maximize", "capturable", "seed", "param_names"),
+        *("store", "overwrite_grad", "train_mode", "initial_lr"),
+    ],
 )
 def test_names_that_every_optimizer_has(name: str) -> None:
     text = spec(f"p = p - {name} * g", f"{name} = 0.1")
@@ -147,11 +151,19 @@ def test_names_that_every_optimizer_has(name: str) -> None:
     program(spec(f"{name} = 2 * g\np = p - {name}"))
 
 
-@pytest.mark.parametrize("name", ["step", "params", "param_names"])
-def test_keys_that_torch_has(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["step", "params", "param_names", "store", "p_low", "train_value", "m_absmax", "absmax"]
+)
+def test_keys_that_are_taken(name: str) -> None:
     only(spec("p = p - m\nm = m + g", state=f"m = 0 as {name}"), "E0202", name)
     only(spec(f"p = p - {name}\n{name} = {name} + g", state=f"{name} = 0"), "E0202", name)
     program(spec(f"p = p - {name}\n{name} = {name} + g", state=f"{name} = 0 as buf"))
+
+
+@pytest.mark.parametrize("name", ["p_low", "train_value", "m_absmax"])
+def test_inputs_are_not_called_like_what_is_kept(name: str) -> None:
+    text = f"optimizer T:\n    input {name}\n    step:\n        p = p - {name} * g\n"
+    assert "cannot name an input" in only(text, "E0202", name).message
 
 
 @pytest.mark.parametrize("name", ["__import__", "_x", "lambda", "class", "x" * 61, "true"])

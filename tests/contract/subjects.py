@@ -342,10 +342,12 @@ def taken(optimizer: Any, closure: Any = None, **given: Any) -> Any:
         return optimizer.step(closure, **given)
     except RuntimeError as error:  # some branches of a class may have no kernels, or none for these tensors
         name, native = type(optimizer).__name__, getattr(type(optimizer), "_native", None)
-        pairs = any(p.is_complex() for group in optimizer.param_groups for p in group["params"])
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        delayed = any(getattr(spec, "delay", None) for spec in getattr(optimizer, "_states", ()))
+        odd = any(p.is_complex() or (delayed and not p.is_contiguous()) for p in params)
         if (
             native is not None
-            and (native.lacking or pairs)
+            and (native.lacking or odd)
             and str(error).startswith(f"{name} has no fused kernel for parameter")
         ):
             assert any(group["fused"] for group in optimizer.param_groups)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import io
+import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,11 @@ from optdsl import driver
 from optdsl.analysis.account import BYTES
 from optdsl.analysis.explain import explain
 from optdsl.analysis.setting import Setting
+from optdsl.check import names as check_names
+from optdsl.check.names import BESIDE
 from optdsl.core import storage as names
 from optdsl.runtime import states, storage
+from optdsl.runtime.states import TRAINED
 from optdsl.runtime.storage import BLOCK, CODES, LOW, SCALES, SPLITS, Split, code, decode, encode
 from tests.backends.interpreted import interpreted, needs_triton
 from tests.end_to_end.test_golden import REFERENCE
@@ -213,6 +220,37 @@ def test_steps_are_those_of_the_loop(name: str, kept: Any, path: str) -> None:
             assert {x.dtype for k, x in first.state[p].items() if k in ("exp_avg", "sum")} == {wanted}
 
 
+@EACH
+@pytest.mark.parametrize("name", CODES)
+def test_codes_that_a_step_leaves_alone(name: str, path: str, tmp_path: Path) -> None:
+    """They stay as they are, even where the largest number of a block is negative, which `q8` has no entry for."""
+    (tmp_path / "now_and_then.opt").write_text(
+        "optimizer NowAndThen:\n    state:\n        m = p\n        n = 0\n    step:\n"
+        "        n = n + g\n        if mod(t, 4) == 0:\n            m = m + 0.1 * g\n"
+        "        p = p - 0.1 * m - 0.1 * n\n"
+    )
+    generator = torch.Generator().manual_seed(6)
+    start = torch.randn(4200, generator=generator)
+    start[::100] = -5.0
+    grads = torch.randn(5, 4200, generator=generator)
+    p = torch.nn.Parameter(start.clone())
+    table = code(name, False, CPU)
+    wanted = encode(start, table)
+    with how(path):
+        optimizer = optdsl.load(tmp_path / "now_and_then.opt")([p], store={"m": name}, **PATHS[path])
+        for number, g in enumerate(grads, 1):
+            p.grad = g
+            with torch.inference_mode(mode=number == 2 and "triton" not in path):
+                optimizer.step()
+            if number == 4:
+                wanted = encode(decode(*wanted, table, start.shape, torch.float32) + 0.1 * g, table)
+            held = optimizer.state[p]
+            different = int((held["m"] != wanted[0]).sum())
+            assert different <= (0 if number < 4 else 5), (number, different)
+            torch.testing.assert_close(held["m" + SCALES], wanted[1], rtol=0 if number < 4 else 1e-6, atol=0)
+        assert kernels_ran(optimizer, path)
+
+
 # ---- parameters with the bits that they lack --------------------------------------------------------------------
 
 
@@ -282,6 +320,9 @@ def test_hostile_parameters(form: str, path: str, tmp_path: Path) -> None:
 # ---- checkpoints ------------------------------------------------------------------------------------------------
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
 def trained(store: Any, steps: int = 3, **flags: Any) -> tuple[torch.nn.Parameter, Any]:
     p = torch.nn.Parameter(torch.randn(65, 65, generator=torch.Generator().manual_seed(8)))
     optimizer = optdsl.load("adamw")([p], lr=1e-2, weight_decay=0.1, store=store, **flags)
@@ -294,6 +335,16 @@ def go_on(p: torch.nn.Parameter, optimizer: Any, steps: int, seed: int) -> None:
     for _ in range(steps):
         p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
         optimizer.step()
+
+
+def numbers(optimizer: Any, p: torch.Tensor, key: str, kept: str | None) -> torch.Tensor:
+    """A moment of AdamW, which is kept in this format."""
+    held = optimizer.state[p][key]
+    assert (held.dtype is torch.uint8) is (kept in CODES)
+    if held.dtype is not torch.uint8:
+        return held.float()
+    table = code(str(kept), key == "exp_avg_sq", CPU)
+    return decode(held, optimizer.state[p][key + SCALES], table, p.shape, torch.float32)
 
 
 def saved(optimizer: Any) -> Any:
@@ -344,6 +395,49 @@ def test_states_are_brought_into_the_formats_of_who_loads_them(before: Any, afte
         assert float((a - b).abs().max()) <= (0.02 if after in CODES else 0.005) * largest
 
 
+@pytest.mark.parametrize("after", [None, "q8", "q8_linear", {"exp_avg": "q4", "exp_avg_sq": "bf16"}], ids=str)
+@pytest.mark.parametrize("store", [None, {"exp_avg": "q8_sqrt"}], ids=str)
+@pytest.mark.parametrize("load", ["q8_linear", "q4_linear", {"exp_avg_sq": "q8_sqrt"}], ids=str)
+def test_codes_of_a_class_are_what_its_state_dict_says(load: Any, store: Any, after: Any) -> None:
+    """A class that keeps states in codes of itself, with what was asked for on top: read by the plain class, and by
+    one that keeps them otherwise of itself.
+    """
+    formats = {**(dict.fromkeys(MOMENTS, load) if isinstance(load, str) else load), **(store or {})}
+    p = torch.nn.Parameter(torch.randn(65, 65, generator=torch.Generator().manual_seed(8)))
+    optimizer = optdsl.load("adamw", store=load)([p], weight_decay=0.1, store=store)
+    go_on(p, optimizer, 3, 9)
+    assert optimizer.param_groups[0]["store"] == store
+    for cls, options in ((optdsl.load("adamw"), {"store": after}), (optdsl.load("adamw", store=after), {})):
+        q = torch.nn.Parameter(p.detach().clone())
+        other = cls([q], **options)
+        other.load_state_dict(saved(optimizer))
+        assert other.param_groups[0]["store"] == options.get("store")
+        kept = dict.fromkeys(MOMENTS, after) if not isinstance(after, dict) else after
+        for key in MOMENTS:
+            held = numbers(optimizer, p, key, formats.get(key))
+            found = numbers(other, q, key, kept.get(key))
+            # half of the widest gap between entries, and bfloat16's last place
+            wide = {"q8": 0.01, "q8_linear": 0.005, "q4": 0.15, "bf16": 0.004}.get(kept[key], 0.0)
+            if formats.get(key) == kept[key]:
+                wide = 0.0
+            assert float((found - held).abs().max()) <= wide * float(held.abs().max()), (key, kept[key])
+
+
+@pytest.mark.parametrize("load", ["q8_linear", "q8_sqrt", "bf16"])
+@pytest.mark.parametrize("store", ["q8", "q4"])
+def test_a_copy_has_the_formats_of_its_group(load: str, store: str) -> None:
+    """Not those of its class, where these are others."""
+    p = torch.nn.Parameter(torch.randn(65, 65, generator=torch.Generator().manual_seed(8)))
+    optimizer = optdsl.load("adamw", store=load)([p], weight_decay=0.1, store=store)
+    go_on(p, optimizer, 3, 9)
+    copied = [copy.deepcopy((p, optimizer)), pickle.loads(pickle.dumps((p, optimizer)))]
+    go_on(p, optimizer, 2, 10)
+    for q, other in copied:
+        go_on(q, other, 2, 10)
+        assert torch.equal(p, q)
+        assert all(torch.equal(held, other.state[q][key]) for key, held in optimizer.state[p].items())
+
+
 def test_a_checkpoint_of_torch_is_taken() -> None:
     p = torch.nn.Parameter(torch.randn(80, 80))
     theirs = torch.optim.AdamW([p])
@@ -372,6 +466,8 @@ def test_the_formats_are_the_same_everywhere() -> None:
     assert tuple(names.FORMATS) == storage.FORMATS
     assert {name for name in names.FORMATS if names.is_code(name)} == {*CODES}
     assert (names.BLOCK, names.LEAST) == (storage.BLOCK, storage.LEAST)
+    assert {LOW, TRAINED} == BESIDE
+    assert SCALES == check_names.SCALES
     assert BYTES["q8"] * 2 <= 2.1
 
 
@@ -391,6 +487,50 @@ def test_the_formats_are_the_same_everywhere() -> None:
 def test_what_cannot_be_had_is_refused(store: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         optdsl.load("adamw")([torch.nn.Parameter(torch.ones(3))], store=store)
+
+
+ROWS = """optimizer Rows:
+    state:
+        m = 0
+        r [rows] = 0
+    step:
+        r = 0.9 * r + mean(g * g, over=rows)
+        m = 0.9 * m + g / (1 + sqrt(r))
+        p = p - 0.1 * m / max(1, norm(m, over=all))
+"""
+
+
+@needs_compiler
+def test_kernels_that_take_no_codes(tmp_path: Path) -> None:
+    """Those that go by rows: `fused=True` says so, and else the loop does it, and nothing keeps the optimizer."""
+    (tmp_path / "rows.opt").write_text(ROWS)
+    rows = optdsl.load(tmp_path / "rows.opt")
+    for store, dtype in (
+        ("q8", torch.float32),
+        ({"p": "bf16+16"}, torch.bfloat16),
+        ("bf16_sr", torch.float32),
+    ):
+        small = torch.nn.Parameter(torch.ones(3, 4))
+        p = torch.nn.Parameter(torch.ones(64, 65, dtype=dtype))
+        p.grad = torch.ones_like(p)
+        optimizer = rows([{"params": [small]}, {"params": [p]}], store=store, fused=True)
+        with pytest.raises(
+            RuntimeError, match=r"Rows has no fused kernel for parameter 1, of shape \(64, 65\)"
+        ):
+            optimizer.step()
+        assert not any(optimizer.state.values())
+        optimizer = rows([{"params": [small]}, {"params": [p]}], store=store)
+        for number in range(3):
+            small.grad = torch.ones_like(small) if number != 1 else None
+            optimizer.step()
+        held = weakref.ref(optimizer)
+        gc.collect()
+        gc.disable()
+        try:
+            del optimizer
+            assert held() is None
+        finally:
+            gc.enable()
 
 
 def test_formats_do_not_change_on_the_way() -> None:

@@ -41,6 +41,7 @@ from optdsl.runtime.native.rows import (
 from optdsl.runtime.native.spec import Kernel, Native
 from optdsl.runtime.states import (
     Facts,
+    State,
     as_real,
     create_coded,
     create_state,
@@ -304,6 +305,8 @@ class Launcher:
         self._count = 0
         #: Batches with joint reductions, each with its group's number, and the order in which they run and meet.
         self._stages: tuple[list[tuple[int, Batch]], list[Any]] | None = None
+        #: Batches that this step has prepared, whether they run or not.
+        self._prepared: list[Batch] = []
 
     def step(
         self, groups: Sequence[GroupStep], firsts: Sequence[int], states: MutableMapping[Tensor, ParamState]
@@ -314,6 +317,16 @@ class Launcher:
         `failure` set and no parameter changed, where there are no kernels.
         """
         try:
+            return self._step(groups, firsts, states)
+        finally:
+            while self._prepared:
+                vars(self._prepared.pop()).pop("group", None)  # which holds the optimizer
+
+    def _step(
+        self, groups: Sequence[GroupStep], firsts: Sequence[int], states: MutableMapping[Tensor, ParamState]
+    ) -> list[set[int] | None] | None:
+        """The same; batches that were prepared have their groups from then on."""
+        try:
             tables = self.current(groups, firsts, states)
         except BuildError as error:
             self.failure = str(error)
@@ -322,6 +335,7 @@ class Launcher:
         if any(group.skip is not None or group.scale is not None for group in groups):
             _check_scaling(self.rule, tables, active)
         if self.rule._joint and any(table is None or table.skipped for table in tables):
+            self._stages = None
             return [None] * len(groups)
         threads = torch.get_num_threads()
         batches = [(group, batch) for group, table in active for batch in table.batches]
@@ -335,7 +349,6 @@ class Launcher:
                 table.stage_out()
             for batch in table.batches:
                 batch.finish(group)
-                del batch.group  # which holds the optimizer
             torch.autograd.graph.increment_version(table.params)
             if 2 in table.mode_of:  # gradients were written to
                 torch.autograd.graph.increment_version(
@@ -391,6 +404,7 @@ class Launcher:
             options = known.get(batch.counts_here)
             if options is None:
                 options = known[batch.counts_here] = _options(group, batch.counts_here)
+            self._prepared.append(batch)
             if not batch.prepare(group, options, self.native, mode) or not batch.known():
                 return False
             if batch.kernel.groups:
@@ -492,11 +506,9 @@ class Launcher:
                 if key in state and state[key].device != counter:  # a flag was set after the state was made
                     state[key] = state[key].to(counter)
             row = Row(first + number, p, state, counts_here)
-            packed = any(spec.in_codes or spec.at_random for spec in specs) or group.form_of(p) is not None
-            delayed = any(spec.delay is not None for spec in specs)
-            if (packed and not self._takes_codes()) or (
-                delayed and (p.is_complex() or not p.is_contiguous())
-            ):
+            if (reason := self._unfit(group, p, specs)) is not None:
+                if group.group["fused"]:
+                    raise RuntimeError(_no_kernel(group, first + number, p, reason))
                 skipped.add(number)
                 continue
             new = not states.get(p) or any(key not in state for key in keys)
@@ -504,10 +516,7 @@ class Launcher:
             if not self._complete(row, group, keys, options):
                 if group.group["fused"]:
                     reason = self.native.lacking or "what it leaves to torch is not for complex numbers"
-                    raise RuntimeError(
-                        f"{name} has no fused kernel for parameter {first + number}, of shape {tuple(p.shape)}, with "
-                        f"these options: {reason}"
-                    )
+                    raise RuntimeError(_no_kernel(group, first + number, p, reason))
                 skipped.add(number)
                 continue
             if new:
@@ -546,6 +555,15 @@ class Launcher:
             return None if group.capturable and not group.group["fused"] else False
         wanted = group.capturable or bool(group.group["fused"])
         return wanted and group.rule._not_capturable is None
+
+    def _unfit(self, group: GroupStep, p: Tensor, specs: Sequence[State]) -> str | None:
+        """Why no kernel takes a parameter and its states as they are kept, None if nothing stands in the way."""
+        packed = any(spec.in_codes or spec.at_random for spec in specs) or group.form_of(p) is not None
+        if packed and not self._takes_codes():
+            return "its kernels take no numbers in codes, rounded at random or with something beside them"
+        if any(spec.delay is not None for spec in specs) and (p.is_complex() or not p.is_contiguous()):
+            return "with a delayed state, kernels take real parameters that are contiguous"
+        return None
 
     def _takes_codes(self) -> bool:
         """Whether the kernels can have arrays in codes: they go by elements, from block to block."""
@@ -721,6 +739,14 @@ def _check_scaling(
             f"{rule.__name__}: a parameter or a state is not such as the kernels take, and only they take the "
             "scaling of gradients back; use `fused=False`, with which the scaler does it"
         )
+
+
+def _no_kernel(group: GroupStep, number: int, p: Tensor, reason: str) -> str:
+    """What `fused=True` says of a parameter that no kernel takes."""
+    return (
+        f"{type(group.rule).__name__} has no fused kernel for parameter {number}, of shape {tuple(p.shape)}, with "
+        f"these options: {reason}"
+    )
 
 
 def signature(group: GroupStep) -> tuple[Any, ...]:
