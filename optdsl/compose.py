@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from optdsl.check import Checked, check_path, check_text
 from optdsl.check.compose import assigned_lines, mentions_update, uses
 from optdsl.check.library import Library, Loaded
+from optdsl.check.names import MAX_NAME
 from optdsl.core.record import record
 from optdsl.core.storage import FORMATS
 from optdsl.ir.program import Program
@@ -23,6 +25,8 @@ from optdsl.resources import data_dir
 _WITH = re.compile(r"\s*([^=]+?\.opt(?!\w)|[\w./-]+)\s*(.*)")
 #: With this in front, imports call files that do not stand beside the spec: it is in no path that they follow.
 _ELSEWHERE = "//"
+#: Bytes of the name of a file, at most; what compilers put behind it needs some, too.
+LONGEST = 200
 #: How states are kept: one format for all of them, or one for each key.
 Store = str | Mapping[str, str]
 
@@ -86,7 +90,7 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
     own, names = optimizers[-1], [one.spec.name for one in given]
     lines = [
         *dict.fromkeys(f'import "{one.file}"' for one in given),
-        *("", "", f"optimizer {own.name}With{''.join(dict.fromkeys(names))}:"),
+        *("", "", f"optimizer {_class_of(own.name, names)}:"),
         *(one.line for one, late in zip(given, behind, strict=True) if not late),
         f"    use {own.name}()",
         *(one.line for one, late in zip(given, behind, strict=True) if late),
@@ -110,6 +114,12 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
         doc = f"{own.doc.split(chr(10))[0] or own.name} With {', '.join(names)}."
         checked = replace(checked, program=replace(checked.program, doc=doc, cite=own.cite))
     return whole, checked
+
+
+def _class_of(name: str, transforms: Sequence[str]) -> str:
+    """The class of an optimizer with transforms around it: with their names, or how many if that gets too long."""
+    found = f"{name}With{''.join(dict.fromkeys(transforms))}"
+    return found if len(found) <= MAX_NAME else f"{name[: MAX_NAME - 20]}With{len(transforms)}Transforms"
 
 
 def _given(library: Library, text: str, beside: Path) -> _Given:
@@ -216,6 +226,8 @@ def store_of(texts: Iterable[str]) -> Store | None:
     found: dict[str, str] = {}
     for text in texts:
         key, equals, name = text.partition("=")
+        if key.strip() in found:
+            raise ValueError(f"`--store {text}`: `{key.strip()}` has been given a format already")
         if not equals:
             if len(list(texts)) > 1:
                 raise ValueError(f"`--store {text}` is for all states; give others by their keys alone")
@@ -225,11 +237,14 @@ def store_of(texts: Iterable[str]) -> Store | None:
 
 
 def module_of(path: Path, transforms: Sequence[str], store: Store | None) -> str:
-    """The name of the files of a composition."""
+    """The name of the files of a composition; of one that no file could have, the beginning and a hash."""
     words = [path.stem, *(["with"] if transforms else [])]
     words += [Path(text.partition("(")[0].strip()).stem for text in transforms]
     if isinstance(store, str):
         words.append(store)
     elif store:
         words += [f"{key}_{name}" for key, name in store.items()]
-    return "_".join(os.path.basename(word) for word in words)
+    name = "_".join(os.path.basename(word) for word in words)
+    if len(name.encode()) <= LONGEST:
+        return name
+    return f"{name[: LONGEST // 2]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -262,6 +262,36 @@ def test_formats_that_there_are_not(store: Any, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+MANY = (
+    *("clip_by_global_norm", "clip_by_value", "centralize", "grokfast", "normalize", "stable_gradient"),
+    *("cautious", "decoupled_decay", "lookahead", "optimistic", "polyak_average", "trust_ratio"),
+)
+
+
+def test_many_transforms(tmp_path: Path) -> None:
+    """However long all their names would be together, of the class and of its files."""
+    cls = optdsl.load("adamw", with_=MANY)
+    assert cls.__name__ == f"AdamWWith{len(MANY)}Transforms"
+    store = {s.key: "q8_linear" for s in cls._states if s.level == "element"}
+    assert len("_".join(MANY)) + len("_q8_linear".join(store)) > 255
+    with_store = optdsl.load("adamw", with_=MANY, store=store)
+    p = torch.nn.Parameter(torch.randn(64, 65))
+    optimizer = with_store([p])
+    p.grad = torch.randn(64, 65)
+    optimizer.step()
+    assert optimizer.state[p]["grok_exp_avg"].dtype is torch.uint8
+    names = {}
+    for fmt in ("q8_linear", "q8_sqrt"):
+        (made,) = optdsl.compile(
+            driver.locate("adamw"), out=tmp_path, with_=MANY, store=dict.fromkeys(store, fmt)
+        )
+        names[fmt] = made.files[0].stem
+    assert len(set(names.values())) == 2
+    longest = "X" * 60
+    (tmp_path / "long.opt").write_text(MINE.replace("Mine", longest))
+    assert optdsl.load(tmp_path / "long.opt", with_="cautious").__name__ == f"{'X' * 40}With1Transforms"
+
+
 def test_no_format_at_all() -> None:
     adamw = optdsl.load("adamw")
     assert optdsl.load("adamw", store=None) is adamw
@@ -378,6 +408,8 @@ def test_names_and_formats_as_they_are_written() -> None:
     assert store_of(["a=q8", "b = bf16"]) == {"a": "q8", "b": "bf16"}
     with pytest.raises(ValueError, match="is for all states"):
         store_of(["q8", "a=q4"])
+    with pytest.raises(ValueError, match="`--store a =q4`: `a` has been given a format already"):
+        store_of(["a=q8", "b=q8", "a =q4"])
     assert module_of(Path("x/my.opt"), ["clip(a = 1)", "b.opt"], "q8") == "my_with_clip_b_q8"
 
 
