@@ -65,11 +65,12 @@ class _Given:
 def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
     """The text of the optimizer of the spec at `path` with transforms around it, and its check.
 
-    A transform is named like a file of the shipped library (`clip_by_global_norm`), or by the path of a file: it is
-    looked for beside the spec, and from the working directory. What may follow is what `use` has there: options in
-    brackets, `as` a prefix. Those that change the gradient come in front of the optimizer, those that change the
-    update, or act on what it leaves, behind it, each in the order given. Messages show these texts as they were
-    given. Raises ValueError for a transform that there is not, SpecError for files with mistakes.
+    A transform is named like a file of the shipped library (`clip_by_global_norm`), or by the path of a file, that of
+    the spec too: it is looked for beside the spec, and from the working directory. What may follow is what `use` has
+    there: options in brackets, `as` a prefix. Those that change the gradient come in front of the optimizer, those
+    that change the update, or act on what it leaves, behind it, each in the order given. Messages show these texts as
+    they were given. Raises ValueError for a transform that there is not, or whose name another spec of the file has,
+    SpecError for files with mistakes.
     """
     library = Library()
     base = library.path(path)
@@ -86,10 +87,16 @@ def composed(path: Path, transforms: Sequence[str]) -> tuple[str, Checked]:
             raise ValueError(
                 f"two files of transforms are called `{file.name}`: give one of them another name"
             )
+    others = [one for one in given if one.loaded is not base]
+    for one in others:
+        if one.spec.name in {spec.name for spec in base.file.specs}:
+            raise ValueError(
+                f"`{one.text}` is called `{one.spec.name}`, and so is another spec of {path}; rename that one"
+            )
     behind = [_behind(library, one) for one in given]
     own, names = optimizers[-1], [one.spec.name for one in given]
     lines = [
-        *dict.fromkeys(f'import "{one.file}"' for one in given),
+        *dict.fromkeys(f'import "{one.file}"' for one in others),
         *("", "", f"optimizer {_class_of(own.name, names)}:"),
         *(one.line for one, late in zip(given, behind, strict=True) if not late),
         f"    use {own.name}()",

@@ -340,11 +340,31 @@ def test_mistakes_between_transforms(tmp_path: Path) -> None:
         optdsl.load(tmp_path / "mine.opt", with_=["cautious", "cautious.opt"])
     found = caught.value.diagnostics[0]
     assert (found.code, found.path, found.source_line) == ("E0508", "<transform>", "cautious.opt")
+    assert "is in `lib/cautious.opt` and in `cautious.opt`" in found.message
     (tmp_path / "mine.opt").write_text("optimizer Mine:\n    step:\n        p = p - q * g\n")
     with pytest.raises(SpecError) as caught:
         optdsl.load(tmp_path / "mine.opt", with_="cautious")
     (found,) = caught.value.diagnostics
     assert (found.path, found.span.line) == (str(tmp_path / "mine.opt"), 3)
+
+
+def test_transforms_of_the_file_of_the_spec(tmp_path: Path) -> None:
+    """They can be asked for; another one is not taken for one of them, nor for the optimizer, that has its name."""
+    mine = "optimizer Mine:\n    step:\n        p = p - 0.1 * g\n"
+    (tmp_path / "mine.opt").write_text(TRANSFORM + "\n\n" + mine)
+    p = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    p.grad = torch.ones_like(p)
+    optdsl.load(tmp_path / "mine.opt", with_="mine.opt")([p]).step()
+    torch.testing.assert_close(p.detach(), torch.full_like(p, -0.05))
+    orthograd = optdsl.load("orthograd", with_="orthograd")
+    assert orthograd.__name__ == "OrthoGradSGDWithOrthoGrad"
+    (tmp_path / "halve.opt").write_text(TRANSFORM)
+    (tmp_path / "another.opt").write_text(TRANSFORM.replace("Halve", "Mine"))
+    for name, called in (("halve.opt", "Halve"), ("another.opt", "Mine")):
+        with pytest.raises(
+            ValueError, match=rf"`{name}` is called `{called}`, and so is another spec of .*mine\.opt"
+        ):
+            optdsl.load(tmp_path / "mine.opt", with_=["cautious", name])
 
 
 PULL = """transform Pull:

@@ -150,7 +150,9 @@ class Library:
             return True
         other = known[name][1]
         if other is not into and other is not origin:
-            message = f"`{shown(name)}` is in `{Path(other.path).name}` and in `{shown(item.path)}`"
+            path, same = Path(other.path), Path(other.path).name == item.path
+            where = f"{path.parent.name}/{path.name}" if same else path.name
+            message = f"`{shown(name)}` is in `{shown(where)}` and in `{shown(item.path)}`"
             into.report("E0508", item.span, message, "rename one of them, or remove one import")
         return False
 
