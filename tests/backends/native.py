@@ -48,8 +48,8 @@ def _class(program: Program, simplified: bool, backend: str) -> Any:
 
 
 def all_kernels(cls: Any) -> bool:
-    """Whether every branch of a class has kernels, so that they may be demanded."""
-    return not cls._native.lacking
+    """Whether every branch of a class has kernels for all layouts of parameters, so that they may be demanded."""
+    return not cls._native.lacking and all(spec.delay is None for spec in cls._states)
 
 
 def native_class(program: Program, simplified: bool = True) -> Any:

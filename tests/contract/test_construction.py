@@ -209,7 +209,7 @@ def allowed(interval: str) -> float:
 def outside(hyper: Any) -> Iterator[tuple[Any, type[Exception]]]:
     """(value, error) pairs that a hyperparameter refuses, in the form of its constructor argument."""
     if hyper.kind == "bool":
-        yield from [("yes", TypeError), (1, TypeError), (None, TypeError)]
+        yield from [("yes", TypeError), (2, TypeError), (1.0, TypeError), (None, TypeError)]
         return
     if hyper.kind == "choice":
         yield from [("nope", ValueError), (1, ValueError), (None, ValueError)]
@@ -286,7 +286,7 @@ def test_wrong_values_are_refused_when_they_come_later(cls: Any) -> None:
 def extremes(hyper: Any, interval: str) -> list[Any]:
     """The values at, or next to, the ends of what a number may be; all values of a switch or choice."""
     if hyper.kind in ("bool", "choice"):
-        return [True, False, np.bool_(True)] if hyper.kind == "bool" else list(hyper.choices)
+        return [True, False, np.bool_(True), 1, 0] if hyper.kind == "bool" else list(hyper.choices)
     low, high = ends(interval) if interval else (-1e9, 1e9)
     values: list[Any] = [low] if interval.startswith("[") else [math.nextafter(low, math.inf)]
     values += [high] if interval.endswith("]") else [math.nextafter(high, -math.inf)]

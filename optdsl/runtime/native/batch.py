@@ -12,7 +12,7 @@ from optdsl.runtime.native.build import Library, driver, library
 from optdsl.runtime.native.codes import table_of
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
-from optdsl.runtime.states import state_shape
+from optdsl.runtime.states import Facts, state_shape
 from optdsl.runtime.storage import AT_RANDOM, Code, Half
 
 #: Cells of a row in front of the arrays; see kernel.h.
@@ -23,6 +23,22 @@ ARRAYS = 18
 ) = range(ARRAYS)  # fmt: skip
 
 Cells = ctypes.Array[ctypes.c_int64]
+
+
+def numbers_of(
+    group: GroupStep, options: Mapping[str, Any], t: Any, facts: Facts, state: dict[str, Any]
+) -> tuple[int, tuple[Any, ...], tuple[Any, ...]] | None:
+    """The plan of a step, the numbers that its kernel takes and the new host states.
+
+    None if an option was changed, and now there is a host state that is not among these.
+    """
+    try:
+        found: tuple[int, tuple[Any, ...], tuple[Any, ...]] = group.rule._kernel(options, t, facts, state)
+    except KeyError as missing:
+        if missing.args[0] in state or missing.args[0] not in group.rule._specs:
+            raise
+        return None
+    return found
 
 
 class Batch:
@@ -233,7 +249,10 @@ class Batch:
         sign = -1.0 if group.maximize else 1.0
         for cohort in self.cohorts:
             state = dict(zip(cohort.names, cohort.hosts, strict=True)) if cohort.names else {}
-            leaf, slots, new = group.rule._kernel(options, cohort.t, cohort.facts, state)
+            asked = numbers_of(group, options, cohort.t, cohort.facts, state)
+            if asked is None:
+                return False
+            leaf, slots, new = asked
             if leaf != cohort.leaf and native.modes[leaf][mode] != self.number:
                 return False
             cohort.leaf = leaf

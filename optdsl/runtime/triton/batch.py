@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from optdsl.runtime.groups import GroupStep
-from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch
+from optdsl.runtime.native.batch import ARRAYS, SLOTS, Batch, numbers_of
 from optdsl.runtime.native.build import BuildError
 from optdsl.runtime.native.rows import CPU, Cohort, Row
 from optdsl.runtime.native.spec import Native
@@ -366,7 +366,10 @@ class TritonBatch(Batch):
             return super().prepare(group, options, native, mode)
         for cohort in self.cohorts:
             state = dict.fromkeys(cohort.names, 0.0)
-            leaf, _, _ = group.rule._kernel(options, 1, cohort.facts, state)
+            asked = numbers_of(group, options, 1, cohort.facts, state)
+            if asked is None:
+                return False
+            leaf = asked[0]
             if leaf != cohort.leaf and native.modes[leaf][mode] != self.number:
                 return False
             cohort.leaf = leaf
